@@ -1,0 +1,260 @@
+"""Every private name of Lightning, and everything that differs between its two import names.
+
+`lightning` and `pytorch_lightning` are the same code twice, so that a callback of one is a stranger
+to the other's isinstance checks. Ours inherit from both, where both are installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+
+__all__ = [
+    "LIGHTNING_ATTRIBUTES",
+    "Callback",
+    "ConfigurationError",
+    "as_configuration",
+    "attached_trainer",
+    "batch_size",
+    "is_compiled",
+    "lightning_modules",
+    "logger_step",
+    "muted",
+    "precision_context",
+    "prepare_batch",
+    "rank_zero_info",
+    "rank_zero_warn",
+    "user_step",
+]
+
+
+def _namespaces() -> list[str]:
+    names = []
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise
+        else:
+            names.append(name)
+    return names
+
+
+_NAMESPACES = _namespaces()
+_LIGHTNING = _NAMESPACES[0]
+_FABRIC = "lightning.fabric" if _LIGHTNING == "lightning.pytorch" else "lightning_fabric"
+
+
+def _import(path: str, name: str) -> Any:
+    return getattr(importlib.import_module(path), name)
+
+
+_MODULES: tuple[type, ...] = tuple(_import(path, "LightningModule") for path in _NAMESPACES)
+_Misconfiguration = _import(f"{_FABRIC}.utilities.exceptions", "MisconfigurationException")
+
+rank_zero_warn: Callable[..., None] = _import(f"{_FABRIC}.utilities.rank_zero", "rank_zero_warn")
+rank_zero_info: Callable[..., None] = _import(f"{_FABRIC}.utilities.rank_zero", "rank_zero_info")
+
+if not TYPE_CHECKING:
+    Callback = type(
+        "Callback",
+        tuple(_import(path, "Callback") for path in _NAMESPACES),
+        {"__doc__": "The Callback of every Lightning that is installed.", "__module__": __name__},
+    )
+
+
+class ConfigurationError(_Misconfiguration, ValueError):
+    """A setting that cannot work, found at construction or at the start of fit.
+
+    Lightning's `MisconfigurationException` and Python's `ValueError` at once.
+    """
+
+
+@contextmanager
+def as_configuration() -> Iterator[None]:
+    """Say what a value is rejected for as a configuration error."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+# what Lightning itself keeps on a module: never the user's state
+LIGHTNING_ATTRIBUTES = frozenset({"_trainer", "_fabric", "_current_fx_name", "_compiler_ctx"})
+
+
+def lightning_modules(module: nn.Module) -> list[Any]:
+    """Return every LightningModule at or below a module."""
+    return [child for child in module.modules() if isinstance(child, _MODULES)]
+
+
+def attached_trainer(module: nn.Module) -> Any | None:
+    """Return the trainer a module was last used with, if any."""
+    return getattr(module, "_trainer", None)
+
+
+@contextmanager
+def muted(module: nn.Module, trainer: Any | None) -> Iterator[None]:
+    """Take the user's logging out of the way: what a probe logs reaches nobody.
+
+    `log` and `log_dict` of every LightningModule inside do nothing, the trainer's loggers are a
+    dummy, and a bound `log` that was stored elsewhere writes into results that are thrown away.
+    """
+    modules = lightning_modules(module)
+    for child in modules:
+        child.__dict__.update(log=_ignore, log_dict=_ignore)
+    try:
+        with _throwaway_results(modules, trainer), _dummy_loggers(trainer):
+            yield
+    finally:
+        for child in modules:
+            for name in ("log", "log_dict"):
+                child.__dict__.pop(name, None)
+
+
+def _ignore(*args: object, **kwargs: object) -> None:
+    return None
+
+
+@contextmanager
+def _dummy_loggers(trainer: Any | None) -> Iterator[None]:
+    if trainer is None or not trainer.loggers:
+        yield
+        return
+    loggers = trainer.loggers
+    trainer.loggers = [_import(f"{_LIGHTNING}.loggers.logger", "DummyLogger")()]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+@contextmanager
+def _throwaway_results(modules: list[Any], trainer: Any | None) -> Iterator[None]:
+    if trainer is None:
+        yield
+        return
+    stage = trainer.state.stage
+    if trainer._active_loop is None:
+        trainer.training = True  # after fit a step should meet what it met during fit
+    loop, connector = _results_loop(trainer), trainer._logger_connector
+    names = [child._current_fx_name for child in modules]
+    results, fx, first = loop._results, connector._current_fx, connector._first_loop_iter
+    if results is not None:
+        loop._results = type(results)(training=results.training)
+    for child in modules:
+        child._current_fx_name = "training_step" if trainer.training else "validation_step"
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        loop._results, connector._current_fx, connector._first_loop_iter = results, fx, first
+        for child, name in zip(modules, names, strict=True):
+            child._current_fx_name = name
+
+
+def _results_loop(trainer: Any) -> Any:
+    loop = trainer._active_loop
+    if not hasattr(loop, "epoch_loop"):
+        return loop
+    return loop.epoch_loop if trainer.training else loop.epoch_loop.val_loop
+
+
+def user_step(module: nn.Module) -> Callable[[Any, int], Any]:
+    """Return `training_step` as a function of the batch and its index, whatever it takes.
+
+    Raises:
+        ConfigurationError: If the module cannot be asked for the loss of a batch.
+    """
+    step = getattr(module, "training_step", None)
+    if not isinstance(module, _MODULES) or step is None:
+        raise ConfigurationError(_NEEDS_LOSS_FN.format(f"{type(module).__name__} has none"))
+    if not module.automatic_optimization:
+        raise ConfigurationError(
+            _NEEDS_LOSS_FN.format(
+                f"{type(module).__name__} optimises manually, so that calling it would step the "
+                "optimizers"
+            )
+        )
+    if _takes(step, "dataloader_iter", explicit=True):
+        raise ConfigurationError(
+            _NEEDS_LOSS_FN.format(f"{type(module).__name__}'s takes a `dataloader_iter`")
+        )
+    # the eager step: a compiled one would be compiled once more for a batch of another shape
+    context = getattr(module, "_compiler_ctx", None) or {}
+    step = context.get("original_training_step", step)
+    if _takes(step, "batch_idx", min_args=2):
+        return step
+    return lambda batch, index: step(batch)
+
+
+_NEEDS_LOSS_FN = (
+    "`loss_fn` is needed where a `training_step(batch, batch_idx)` cannot be called for its loss: "
+    "{}. Pass loss_fn=function with\n"
+    "    def function(module, batch):\n"
+    "        x, y = batch\n"
+    "        return torch.nn.functional.cross_entropy(module(x), y)"
+)
+
+
+def _takes(step: Callable[..., Any], name: str, **options: Any) -> bool:
+    path = f"{_LIGHTNING}.utilities.signature_utils"
+    return _import(path, "is_param_in_hook_signature")(step, name, **options)
+
+
+def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
+    """Return the autocast context the trainer runs a training step in."""
+    return nullcontext() if trainer is None else trainer.precision_plugin.train_step_context()
+
+
+def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:
+    """Bring a batch as a dataloader yields it to where and what the training step expects."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if trainer is not None:
+        batch = trainer.precision_plugin.convert_input(batch)
+    if isinstance(module, _MODULES):
+        hooked: Any = module
+        batch = hooked.on_before_batch_transfer(batch, 0)
+        batch = hooked.transfer_batch_to_device(batch, device, 0)
+        return hooked.on_after_batch_transfer(batch, 0)
+    return _import(f"{_FABRIC}.utilities.apply_func", "move_data_to_device")(batch, device)
+
+
+def batch_size(batch: Any) -> int | None:
+    """Return how many samples a batch holds, as Lightning guesses it; None if it cannot tell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _import(f"{_LIGHTNING}.utilities.data", "extract_batch_size")(batch)
+        except _Misconfiguration:
+            return None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether the module or one inside is compiled."""
+    return bool(getattr(module, "_compiler_ctx", None)) or any(
+        hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
+        for child in module.modules()
+    )
+
+
+def logger_step(trainer: Trainer) -> int:
+    """Return the step that Lightning writes beside the user's own scalars.
+
+    Batches that stepped, from 0: within a batch it has not moved on yet, at the end of an epoch
+    it has.
+    """
+    stepped = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    return max(trainer.global_step - 1, 0) if stepped is None else stepped

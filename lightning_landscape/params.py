@@ -1,0 +1,148 @@
+"""Weights as a mapping: names, groups and the little algebra the rest is written in.
+
+A [`Params`][] maps a parameter's name, as `named_parameters()` spells it, to a tensor. Points,
+directions, averages, gradients and updates are all of this one type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Params", "difference", "group_names", "l2_norm", "trainable"]
+
+Params: TypeAlias = Mapping[str, Tensor]
+
+_NORM_CLASS_NAME = re.compile(r"Norm([123]d)?$")
+
+
+def difference(a: Params, b: Params) -> dict[str, Tensor]:
+    """Return `a - b`, the direction that leads from `b` (`alpha = 0`) to `a` (`alpha = 1`).
+
+    A name that only one side has does not move: an average holds frozen weights too, an
+    objective's point does not. Costs no evaluation.
+
+    Args:
+        a: Where the direction leads to.
+        b: Where it starts.
+
+    Returns:
+        One tensor per shared name, in the order, dtype and on the device of `b`.
+
+    Raises:
+        ValueError: If the two share no name, or a shared name has two shapes.
+
+    Example:
+        >>> difference({"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])})
+        {'w': tensor([2.])}
+    """
+    names = [name for name in b if name in a]
+    if not names:
+        raise ValueError(
+            "`a` and `b` must name the same parameters, as `named_parameters()` spells them. "
+            f"Got {_some(a)} and {_some(b)}."
+        )
+    for name in names:
+        if a[name].shape != b[name].shape:
+            raise ValueError(
+                f"`a` and `b` must have the same shapes. Got {tuple(a[name].shape)} and "
+                f"{tuple(b[name].shape)} for {name!r}: are they from the same architecture?"
+            )
+    with torch.no_grad():
+        return {name: a[name].detach().to(b[name]) - b[name].detach() for name in names}
+
+
+def l2_norm(params: Params) -> float:
+    """Return the L2 norm over all entries of all tensors, summed in float64.
+
+    Example:
+        >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        5.0
+    """
+    norms = [_norm(tensor.detach()) for tensor in params.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters an optimizer may move, by name; tied ones once, under their first name.
+
+    Raises:
+        ValueError: If every parameter is frozen.
+
+    Example:
+        >>> list(trainable(nn.Linear(2, 1)))
+        ['weight', 'bias']
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(
+            "`module` must have at least one parameter that requires gradients. "
+            f"{type(module).__name__} has none: unfreeze one with requires_grad_(True)."
+        )
+    return named
+
+
+def group_names(names: Iterable[str], group: str, module: nn.Module | None = None) -> list[str]:
+    """Return the names that belong to a group, in their order.
+
+    Args:
+        names: Parameter names to choose from.
+        group: `"all"`; `"norm"`, the parameters of normalisation layers; `"other"`, the rest; or
+            an `fnmatch` pattern on the names, such as `"encoder.*.weight"`.
+        module: Who owns the names; needed for `"norm"` and `"other"`.
+
+    Returns:
+        The chosen names. `"norm"` and `"other"` may be empty: not every network has such layers.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or `"norm"`/`"other"` come without a module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> group_names(["0.weight", "0.bias", "1.weight", "1.bias"], "norm", net)
+        ['1.weight', '1.bias']
+    """
+    names = list(names)
+    if group == "all":
+        return names
+    if group in ("norm", "other"):
+        if module is None:
+            raise ValueError(
+                f"`module` is needed to tell which parameters are in group {group!r}: pass the "
+                "module the parameters come from, or name them with a pattern such as '*.bn*'."
+            )
+        return [name for name in names if _is_norm(name, module) == (group == "norm")]
+    chosen = [name for name in names if fnmatchcase(name, group)]
+    if not chosen:
+        raise ValueError(
+            "`group` must be 'all', 'norm', 'other' or an fnmatch pattern that matches a trainable "
+            f"parameter. Got {group!r}, which matches none of {_some(names)}."
+        )
+    return chosen
+
+
+def _is_norm(name: str, module: nn.Module) -> bool:
+    # a parametrized layer keeps its tensor one level down, in `<layer>.parametrizations.<name>`
+    owner = name.rpartition(".")[0].partition(".parametrizations.")[0]
+    if owner == "parametrizations" or owner.startswith("parametrizations."):
+        owner = ""
+    layer = module.get_submodule(owner)
+    # the class name sees torch's own layers as well; the parents see a subclass of another name
+    return any(_NORM_CLASS_NAME.search(cls.__name__) for cls in type(layer).__mro__)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).cpu()
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(map(repr, names[:5]))
+    return f"[{shown}{', ...' if len(names) > 5 else ''}]"

@@ -1,0 +1,483 @@
+"""Any LightningModule and some batches, as an objective: the loss as a function of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, get_args
+
+import torch
+import torch.distributed as dist
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_landscape._lightning import (
+    ConfigurationError,
+    attached_trainer,
+    is_compiled,
+    precision_context,
+    prepare_batch,
+    rank_zero_warn,
+    user_step,
+)
+from lightning_landscape.isolation import Isolation, Mode, Steps
+from lightning_landscape.params import Params, trainable
+from lightning_landscape.slices import LossAlong, check_direction
+from lightning_landscape.snapshot import Snapshot, same_bits
+
+__all__ = ["KeptBatch", "LossFn", "ModuleObjective", "batch_norms", "clone_batch", "estimate_batch_norm", "loss_step", "opened", "probing"]
+
+LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor | dict[str, Tensor]]
+
+Step: TypeAlias = Callable[[Any, int], Any]
+
+
+@contextmanager
+def probing(
+    module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    at: Params | None = None,
+    trainer: Any | None = None,
+    loss_fn: LossFn | None = None,
+    mode: Mode = "train",
+    seed: int = 0,
+) -> Iterator[ModuleObjective]:
+    """Open a module as an objective; inside, its weights move; afterwards nothing has changed.
+
+    "Nothing" is meant bit for bit: weights, buffers, gradients, attributes, train/eval flags,
+    generators, the log, the global random streams. Everything goes back also when an evaluation
+    raises.
+
+    An evaluation is one pass over all the batches (two with `mode="recalibrated"`), each from the
+    same state and the same random numbers: the same weights always give the same bits. At most six
+    evaluations more are made, to learn what an evaluation writes to: two before the first losses,
+    one before the first gradient.
+
+    Args:
+        module: A LightningModule, or any module when `loss_fn` is given.
+        batches: Batches as a dataloader yields them; copied. They go through the module's batch
+            transfer hooks once.
+        at: Weights to stand at, such as an average; the live ones by default. Parameters it does
+            not name stay as they are.
+        trainer: Whose precision the steps run in and whose loggers stay out of it; the one the
+            module is attached to by default.
+        loss_fn: `loss_fn(module, batch)` gives the loss, or a dict with a `"loss"`; in the place of
+            `training_step`, and needed where that cannot be called: manual optimisation,
+            `dataloader_iter`.
+        mode: `"train"`, what the optimizer sees: batch statistics, dropout with one fixed mask;
+            `"eval"`: running statistics, no dropout; `"recalibrated"`: no dropout, batch-norm
+            statistics averaged over all the batches anew at every point.
+        seed: Where every evaluation's random numbers start.
+
+    Yields:
+        The objective.
+
+    Raises:
+        ConfigurationError: If the module cannot be asked for a loss, `batches` is empty, `at` names
+            unknown parameters, or the mode is unknown.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> _ = net.weight.data.fill_(1.0)
+        >>> square = lambda module, x: module(x).square().mean()
+        >>> with probing(net, [torch.ones(4, 1)], loss_fn=square) as objective:
+        ...     objective.losses({"weight": torch.ones(1, 1)}, 2.0)
+        tensor([9.], dtype=torch.float64)
+        >>> net.weight.item()
+        1.0
+    """
+    trainer = attached_trainer(module) if trainer is None else trainer
+    kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
+    with opened(
+        module, kept, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
+    ) as objective:
+        yield objective
+
+
+@dataclass(frozen=True, eq=False)
+class KeptBatch:
+    """A private copy of a batch.
+
+    Attributes:
+        data: The batch.
+        index: The index it came with.
+        raw: Whether it still has to go through the module's transfer hooks.
+        calibrates: Whether batch-norm statistics may be estimated on it.
+    """
+
+    data: Any
+    index: int
+    raw: bool = False
+    calibrates: bool = True
+
+
+@contextmanager
+def opened(
+    module: nn.Module,
+    batches: list[KeptBatch],
+    *,
+    at: Params | None = None,
+    trainer: Any | None,
+    loss_fn: LossFn | None,
+    mode: Mode,
+    seed: int,
+) -> Iterator[ModuleObjective]:
+    """Do as `probing` does, with batches that were kept before."""
+    if mode not in get_args(Mode):
+        raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
+    if not batches:
+        raise ConfigurationError("`batches` must hold at least one batch. Got none.")
+    known = dict(module.named_parameters())
+    unknown = [name for name in at or {} if name not in known]
+    if unknown:
+        raise ConfigurationError(
+            "`at` must name parameters of the module, as `named_parameters()` spells them. "
+            f"Got {unknown[:3]}; known are {list(known)[:5]}."
+        )
+    trainable(module)
+    step = loss_step(module, loss_fn)
+    with Isolation(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
+        if any(batch.raw for batch in batches):
+            batches = [_prepared(module, batch, trainer) for batch in batches]
+            isolation.learn([], 0.0)  # the user's transfer hooks may have written too
+        yield ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
+
+
+class ModuleObjective:
+    """The loss of a module on fixed batches as a function of its trainable weights.
+
+    Made by `probing`; of use inside its context only.
+
+    Attributes:
+        mode: How the module is run.
+        n_evaluations: How many evaluations were made so far, those to learn from included.
+        seconds: What the last evaluation that was learned from took; nan before.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        isolation: Isolation,
+        step: Step,
+        batches: list[KeptBatch],
+        *,
+        mode: Mode,
+        trainer: Any | None,
+    ) -> None:
+        self.mode = mode
+        self.n_evaluations = 0
+        self.seconds = math.nan
+        self._isolation = isolation
+        self._step = step
+        self._trainer = trainer
+        self._params = isolation.params
+        self._batches = _Batches(batches, next(iter(self._params.values())).device)
+        self._norms = list(batch_norms(module).values()) if mode == "recalibrated" else []
+        # a compiled step would be compiled anew without gradients
+        self._with_graph = is_compiled(module)
+        self._to_see = {"losses": 2, "gradient": 2}  # evaluations of each kind still to learn from
+
+    @property
+    def params(self) -> Params:
+        """The trainable weights the objective stands at."""
+        return self._params
+
+    def along(self, direction: Params) -> LossAlong:
+        """Return a function from alpha to the losses at `params + alpha * direction`."""
+        check_direction(direction, self._params)
+        steps = self._isolation.steps(direction)
+        return lambda alpha: self._losses(steps, alpha)
+
+    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
+        """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
+        return self.along(direction or {})(alpha)
+
+    def gradient(
+        self, direction: Params | None = None, alpha: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses at one point and the gradient of their mean, averaged over ranks.
+
+        One evaluation, forward and backward. Unused parameters have a gradient of zero.
+        """
+        check_direction(direction or {}, self._params)
+        steps = self._isolation.steps(direction or {})
+        self._learn_losses()
+        if self._to_see["gradient"] == 2:
+            self._seen("gradient", [], 0.0, self._gradient)
+        losses, gradients = self._seen("gradient", steps, alpha, self._gradient)
+        return losses, dict(zip(self._params, _averaged(gradients), strict=True))
+
+    def learn(self) -> None:
+        """Make the two evaluations that losses are learned from, unless they were made."""
+        self._learn_losses()
+
+    def gather(self, losses: Tensor) -> Tensor:
+        """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
+        if not _distributed():
+            return losses
+        ranks = [torch.empty_like(losses) for _ in range(dist.get_world_size())]
+        dist.all_gather(ranks, losses.contiguous())
+        return torch.cat(ranks, dim=1)
+
+    def _losses(self, steps: Steps, alpha: float) -> Tensor:
+        self._learn_losses()
+        return self._seen("losses", steps, alpha, self._forward)
+
+    def _learn_losses(self) -> None:
+        """See what an evaluation at the centre writes, and whether it needs a graph.
+
+        Losses without a graph are cheaper, but some kernels and some steps give other bits.
+        """
+        if self._to_see["losses"] < 2:
+            return
+        with_graph, self._with_graph = self._with_graph, True
+        losses = self._seen("losses", [], 0.0, self._forward)
+        if with_graph:
+            return
+        self._with_graph = False
+        try:
+            again = self._look([], 0.0, self._forward)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._with_graph = True  # the step takes gradients itself
+            self._isolation.learn([], 0.0)
+        else:
+            self._with_graph = not same_bits(losses, again)
+
+    def _seen(self, kind: str, steps: Steps, alpha: float, evaluate: Callable[[], Any]) -> Any:
+        """Evaluate at a point; learn from it as long as too few of its kind were seen."""
+        # the second to learn from is the first that is moved
+        if self._to_see[kind] == 2 or (self._to_see[kind] == 1 and steps and alpha):
+            result = self._look(steps, alpha, evaluate)
+            self._to_see[kind] -= 1
+            return result
+        self._isolation.move(steps, alpha)
+        self.n_evaluations += 1
+        return evaluate()
+
+    def _look(self, steps: Steps, alpha: float, evaluate: Callable[[], Any]) -> Any:
+        self._isolation.move(steps, alpha)
+        self.n_evaluations += 1
+        with self._batches.watched():
+            began = time.monotonic()
+            result = evaluate()
+            self.seconds = time.monotonic() - began
+        self._isolation.learn(steps, alpha)
+        return result
+
+    def _forward(self) -> Tensor:
+        self._recalibrate()
+        with precision_context(self._trainer), torch.set_grad_enabled(self._with_graph):
+            losses = [self._loss(i, batch).detach() for i, batch in self._batches]
+        return _wide(losses)
+
+    def _gradient(self) -> tuple[Tensor, list[Tensor]]:
+        self._recalibrate()
+        weights = list(self._isolation.trainable.values())
+        total = [torch.zeros_like(weight) for weight in weights]
+        losses = []
+        for i, batch in self._batches:
+            with precision_context(self._trainer), torch.enable_grad():
+                loss = self._loss(i, batch)
+            losses.append(loss.detach())
+            torch._foreach_add_(total, self._differentiate(loss / len(self._batches), weights))
+        return _wide(losses), total
+
+    def _differentiate(self, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
+        if not loss.requires_grad:
+            return [torch.zeros_like(weight) for weight in weights]
+        return list(
+            torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        )
+
+    def _loss(self, index: int, batch: Any) -> Tensor:
+        output = self._step(batch, index)
+        if isinstance(output, Mapping):
+            output = output.get("loss")
+        if not isinstance(output, Tensor) or output.numel() != 1:
+            raise TypeError(
+                "The step must return its loss as a tensor with one element, or a dict with that "
+                f"under 'loss'. Got {_shown(output)}."
+            )
+        return output.reshape(())
+
+    def _recalibrate(self) -> None:
+        if not self._norms:
+            return
+        with _estimating(self._norms), precision_context(self._trainer), torch.no_grad():
+            for i, batch in self._batches.calibrating():
+                self._loss(i, batch)
+
+
+def estimate_batch_norm(
+    module: nn.Module,
+    batches: list[KeptBatch],
+    *,
+    at: Params | None,
+    step: Step,
+    trainer: Any | None,
+) -> dict[str, Tensor]:
+    """Return the batch-norm statistics of a module on some batches; the module is left alone.
+
+    The running mean and variance of each batch norm become the mean over the batches of the batches'
+    mean and unbiased variance. No dropout; one forward pass a batch.
+
+    Args:
+        module: Whose batch norms.
+        batches: What to estimate on.
+        at: Weights to estimate at; the live ones if None.
+        step: What runs the module on a batch.
+        trainer: Whose precision to run in.
+
+    Returns:
+        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`.
+    """
+    norms = batch_norms(module)
+    with Isolation(module, trainer=trainer, mode="eval", at=at) as isolation:
+        prepared = [_prepared(module, batch, trainer) for batch in batches]
+        device = next(iter(isolation.params.values())).device
+        with _estimating(list(norms.values())), precision_context(trainer), torch.no_grad():
+            for index, batch in _Batches(prepared, device):
+                step(clone_batch(batch), index)
+        statistics = {
+            f"{name}.{buffer}".lstrip("."): getattr(norm, buffer).clone()
+            for name, norm in norms.items()
+            for buffer in ("running_mean", "running_var")
+        }
+        isolation.learn([], 0.0)
+    return statistics
+
+
+def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:
+    """Return what gives the loss of a batch: `loss_fn` if there is one, else `training_step`.
+
+    Raises:
+        ConfigurationError: If there is neither, see `user_step`.
+    """
+    if loss_fn is None:
+        return user_step(module)
+    return lambda batch, index: loss_fn(module, batch)
+
+
+def clone_batch(batch: Any) -> Any:
+    """Copy a batch so that nothing the copy meets can reach the original.
+
+    Tensors are copied as they are seen, not with the whole storage they may be a view of.
+    """
+    memo: dict[int, Any] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        twin = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        memo[id(tensor)] = twin
+        return twin
+
+    batch = apply_to_collection(batch, Tensor, copied)
+    known = {id(twin): twin for twin in memo.values()}
+    return copy.deepcopy(batch, known)
+
+
+class _Batches:
+    """The batches of an objective: handed out as they are, or as copies if the step writes to them."""
+
+    def __init__(self, batches: list[KeptBatch], device: torch.device) -> None:
+        self._batches = batches
+        self._device = device
+        self._copies = False
+        self._watched: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return self._each(self._batches)
+
+    def calibrating(self) -> Iterator[tuple[int, Any]]:
+        """Hand out those that batch-norm statistics may be estimated on."""
+        return self._each([kept for kept in self._batches if kept.calibrates])
+
+    def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
+        for kept in batches:
+            batch = _moved(kept.data, self._device)
+            if self._watched is not None:
+                batch = clone_batch(batch)
+                self._watched.append(Snapshot([("batch", batch)]))
+            elif self._copies:
+                batch = clone_batch(batch)
+            yield kept.index, batch
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Hand out copies, and see whether the step writes to them."""
+        self._watched = []
+        try:
+            yield
+            self._copies |= any(snapshot.changed() for snapshot in self._watched)
+        finally:
+            self._watched = None
+
+
+def _prepared(module: nn.Module, batch: KeptBatch, trainer: Any | None) -> KeptBatch:
+    data = prepare_batch(module, batch.data, trainer) if batch.raw else batch.data
+    return replace(batch, data=data, raw=False)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Bring a batch that was kept in host memory to the device."""
+    if device.type == "cpu":
+        return batch
+    return apply_to_collection(batch, Tensor, lambda t: t.to(device, non_blocking=True))
+
+
+def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch norms of a module that keep running statistics, by name."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm) and child.running_mean is not None
+    }
+
+
+@contextmanager
+def _estimating(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Let batch norms average the statistics of the batches that pass, each with equal weight."""
+    before = [(norm, norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, momentum, training in before:
+            norm.momentum = momentum
+            norm.training = training
+
+
+def _wide(losses: list[Tensor]) -> Tensor:
+    stacked = torch.stack(losses)
+    return (stacked.cpu() if stacked.device.type == "mps" else stacked).double()
+
+
+def _averaged(gradients: list[Tensor]) -> list[Tensor]:
+    if _distributed():
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+            gradient.div_(dist.get_world_size())
+    return gradients
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _shown(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    return "None: this batch was skipped" if output is None else type(output).__name__

@@ -1,0 +1,135 @@
+"""When: every n steps or epochs, and held to a share of the training time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_landscape._lightning import ConfigurationError
+
+__all__ = ["Budget", "Schedule", "predicted_cost"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Every n epochs or every n optimizer steps; one of the two.
+
+    Steps are counted as batches that advanced the trainer: an accumulation window is one step, and
+    so is a batch on which a GAN steps twice.
+
+    Example:
+        >>> schedule = Schedule.of(every_n_steps=100)
+        >>> schedule.due_after_step(99), schedule.due_after_step(100)
+        (False, True)
+    """
+
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        *,
+        default: Schedule | None = None,
+    ) -> Schedule:
+        """Check what the user gave; neither means the default.
+
+        Raises:
+            ConfigurationError: If both are given or one is not a positive whole number.
+        """
+        given = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}
+        if every_n_epochs is not None and every_n_steps is not None:
+            raise ConfigurationError(
+                "`every_n_epochs` and `every_n_steps` exclude each other. "
+                f"Got {every_n_epochs} and {every_n_steps}: leave one of them out."
+            )
+        for name, n in given.items():
+            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+                raise ConfigurationError(f"`{name}` must be a whole number from 1 up. Got {n!r}.")
+        if every_n_epochs is None and every_n_steps is None:
+            return default or cls(every_n_epochs=1)
+        return cls(every_n_epochs, every_n_steps)
+
+    def due_after_step(self, n_steps: int) -> bool:
+        """Return whether it is time once `n_steps` optimizer steps were made."""
+        return self.every_n_steps is not None and n_steps % self.every_n_steps == 0
+
+    def due_after_epoch(self, epoch: int) -> bool:
+        """Return whether it is time at the end of an epoch, 0 being the first."""
+        return self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
+
+    def __str__(self) -> str:
+        n, unit = (
+            (self.every_n_epochs, "epoch") if self.every_n_epochs else (self.every_n_steps, "step")
+        )
+        return f"every {unit}" if n == 1 else f"every {n} {unit}s"
+
+
+@dataclass
+class Budget:
+    """Seconds that probes may take, as a share of the time since the start of fit.
+
+    Attributes:
+        share: The share, or None for no limit.
+        started: When fit started, by the clock the caller uses.
+        spent: Seconds that probes have taken.
+    """
+
+    share: float | None
+    started: float
+    spent: float = 0.0
+
+    def affords(self, seconds: float, now: float) -> bool:
+        """Return whether a probe of so many seconds would leave the share respected at its end.
+
+        Example:
+            >>> Budget(share=0.1, started=0.0).affords(1.0, now=8.0)
+            False
+            >>> Budget(share=0.1, started=0.0).affords(1.0, now=9.0)
+            True
+        """
+        if self.share is None or math.isnan(seconds):
+            return True
+        return self.spent + seconds <= self.share * (now - self.started + seconds)
+
+    def overhead(self, now: float) -> float:
+        """Return the share of the time since the start of fit that went into probes."""
+        elapsed = now - self.started
+        return self.spent / elapsed if elapsed > 0 else 0.0
+
+
+def check_share(max_overhead: float | None) -> float | None:
+    """Return the share unless it is not one.
+
+    Raises:
+        ConfigurationError: If it is neither None nor between 0 and 1.
+    """
+    if max_overhead is not None and not 0 < max_overhead < 1:
+        raise ConfigurationError(
+            "`max_overhead` must be a share of the training time between 0 and 1, such as 0.05, or "
+            f"None for no limit. Got {max_overhead!r}."
+        )
+    return max_overhead
+
+
+def predicted_cost(n_evaluations: int, seconds: float, schedule: Schedule, period: float) -> str:
+    """Say what probes will cost, before the first.
+
+    Args:
+        n_evaluations: Evaluations in one probe.
+        seconds: Seconds one evaluation takes.
+        schedule: How often.
+        period: Seconds of training between two probes.
+
+    Example:
+        >>> predicted_cost(312, 0.006, Schedule.of(), 40.0)
+        'one probe = 312 evaluations, about 1.9 s, every epoch of about 40 s: 4.5 % of the time'
+    """
+    probe = n_evaluations * seconds
+    share = 100 * probe / (probe + period) if period > 0 else 100.0
+    return (
+        f"one probe = {n_evaluations} evaluations, about {probe:.2g} s, {schedule} of about "
+        f"{period:.2g} s: {share:.2g} % of the time"
+    )

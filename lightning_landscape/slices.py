@@ -1,0 +1,300 @@
+"""The loss along a line: the objective that can be asked for it, and the slice that holds it.
+
+Everything downstream works on an `Objective`. A formula makes one in microseconds
+(`FunctionObjective`), a real module makes one through `probing`; the scores cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.params import Params, l2_norm
+
+__all__ = [
+    "FunctionObjective",
+    "Objective",
+    "Slice",
+    "evaluate_slice",
+    "line_grid",
+    "symmetric_grid",
+]
+
+LossAlong: TypeAlias = Callable[[float], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Losses along a line through weight space.
+
+    Attributes:
+        alphas: Where along the direction, float64 `[n_points]`, ascending, contains 0. In units of
+            the direction: 1 is `params + direction`.
+        losses: The loss on each batch at each of them, float64 `[n_points, n_batches]`. Non-finite
+            ones are kept.
+        distance: L2 norm of the direction: what one unit of alpha is in weight space.
+        mode: How the network was run: `"train"`, `"eval"`, `"recalibrated"`, or `"function"`.
+        label: What the direction was, for people.
+
+    Example:
+        >>> line = Slice(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 0.0, float("inf")]))
+        >>> line.mean, line.n_nonfinite
+        (tensor([2., 0., inf], dtype=torch.float64), 1)
+    """
+
+    alphas: Tensor
+    losses: Tensor
+    distance: float = math.nan
+    mode: str = "function"
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        alphas = _checked_alphas(self.alphas)
+        losses = torch.as_tensor(self.losses).detach().to("cpu", torch.float64)
+        losses = losses.unsqueeze(1) if losses.ndim == 1 else losses
+        if losses.ndim != 2 or len(losses) != len(alphas) or not losses.shape[1]:
+            raise ValueError(
+                "`losses` must have the shape [n_points, n_batches] with a row per alpha. "
+                f"Got {tuple(losses.shape)} for {len(alphas)} alphas."
+            )
+        object.__setattr__(self, "alphas", alphas)
+        object.__setattr__(self, "losses", losses)
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss at each alpha, averaged over the batches, float64 `[n_points]`."""
+        return self.losses.mean(dim=1)
+
+    @property
+    def n_nonfinite(self) -> int:
+        """How many of the losses are infinite or not a number."""
+        return int((~self.losses.isfinite()).sum())
+
+    def to_dict(self) -> dict[str, object]:
+        """Return everything as plain numbers, lists and strings."""
+        return {
+            "alphas": self.alphas.tolist(),
+            "losses": self.losses.tolist(),
+            "mean": self.mean.tolist(),
+            "distance": self.distance,
+            "mode": self.mode,
+            "label": self.label,
+            "n_nonfinite": self.n_nonfinite,
+        }
+
+
+class Objective(Protocol):
+    """The loss of a module on fixed batches as a function of its weights.
+
+    The same weights always give the same bits, whatever was evaluated before. An objective may also
+    have `mode: str`, and `gather(losses) -> losses`, which joins the batches of all processes once
+    per slice.
+    """
+
+    @property
+    def params(self) -> Params:
+        """The point: what `alpha = 0` stands for."""
+        ...
+
+    def along(self, direction: Params) -> LossAlong:
+        """Prepare a direction once; the call gives the losses `[n_batches]` at an alpha."""
+        ...
+
+    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
+        """Return the float64 losses `[n_batches]` at `params + alpha * direction`."""
+        ...
+
+    def gradient(
+        self, direction: Params | None = None, alpha: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return those losses and the gradient of their mean, averaged over ranks."""
+        ...
+
+
+class FunctionObjective:
+    """An analytic objective: a formula over named tensors.
+
+    Args:
+        loss: Takes the weights, returns a scalar loss, or one per batch, `[n_batches]`.
+        params: The point to stand at; copied.
+
+    Example:
+        >>> bowl = FunctionObjective(lambda p: (p["x"] ** 2).sum(), {"x": torch.tensor([1.0, 0.0])})
+        >>> bowl.losses({"x": torch.tensor([1.0, 0.0])}, 2.0)
+        tensor([9.], dtype=torch.float64)
+    """
+
+    mode = "function"
+
+    def __init__(self, loss: Callable[[Params], Tensor], params: Params) -> None:
+        self._loss = loss
+        self._params = {name: tensor.detach().clone() for name, tensor in params.items()}
+
+    @property
+    def params(self) -> Params:
+        """The point the objective stands at."""
+        return self._params
+
+    def along(self, direction: Params) -> LossAlong:
+        """Return a function from alpha to the losses at `params + alpha * direction`."""
+        check_direction(direction, self._params)
+        return lambda alpha: self._evaluate(self._moved(direction, alpha))
+
+    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
+        """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
+        return self.along(direction or {})(alpha)
+
+    def gradient(
+        self, direction: Params | None = None, alpha: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses at one point and the gradient of their mean; one evaluation."""
+        check_direction(direction or {}, self._params)
+        leaves = {
+            name: tensor.requires_grad_()
+            for name, tensor in self._moved(direction or {}, alpha).items()
+        }
+        with torch.enable_grad():
+            losses = torch.as_tensor(self._loss(leaves)).reshape(-1)
+            # a loss that depends on no weight is flat: its gradient is zero, not an error
+            mean = losses.mean() if losses.requires_grad else torch.zeros((), requires_grad=True)
+            gradients = torch.autograd.grad(
+                mean, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        return losses.detach().double(), dict(zip(leaves, gradients, strict=True))
+
+    def _moved(self, direction: Params, alpha: float) -> dict[str, Tensor]:
+        return {
+            name: torch.add(tensor, direction[name].to(tensor), alpha=alpha)
+            if name in direction and alpha
+            else tensor.clone()
+            for name, tensor in self._params.items()
+        }
+
+    def _evaluate(self, params: Params) -> Tensor:
+        with torch.no_grad():
+            return torch.as_tensor(self._loss(params)).detach().reshape(-1).double()
+
+
+def evaluate_slice(
+    objective: Objective, direction: Params, alphas: Tensor, *, label: str = ""
+) -> Slice:
+    """Evaluate the loss at every alpha along a direction.
+
+    Costs exactly `n_points` evaluations of the objective. A loss that is not finite is data and is
+    kept; a loss that raises is an error and is passed on.
+
+    Args:
+        objective: What to evaluate.
+        direction: Where to walk; names that it lacks stay where they are.
+        alphas: How far, `[n_points]`, ascending, containing 0.
+        label: What the direction is, for people.
+
+    Returns:
+        The slice, with the batches of all processes.
+
+    Raises:
+        ValueError: If `alphas` is not a sorted grid that contains 0.
+
+    Example:
+        >>> bowl = FunctionObjective(lambda p: p["x"] ** 2 / 2, {"x": torch.tensor(0.0)})
+        >>> evaluate_slice(bowl, {"x": torch.tensor(1.0)}, symmetric_grid(2.0, 5)).mean.tolist()
+        [2.0, 0.5, 0.0, 0.5, 2.0]
+    """
+    alphas = _checked_alphas(alphas)
+    loss = objective.along(direction)
+    losses = torch.stack([loss(alpha) for alpha in alphas.tolist()])
+    gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
+    return Slice(
+        alphas=alphas,
+        losses=gather(losses),
+        distance=l2_norm(direction),
+        mode=getattr(objective, "mode", "function"),
+        label=label,
+    )
+
+
+def symmetric_grid(radius: float, n_points: int) -> Tensor:
+    """Return `n_points` equally spaced alphas from `-radius` to `radius`, 0 exactly among them.
+
+    Raises:
+        ValueError: If the radius is not positive and finite or the number of points not odd and
+            at least 3.
+
+    Example:
+        >>> symmetric_grid(0.5, 5)
+        tensor([-0.5000, -0.2500,  0.0000,  0.2500,  0.5000], dtype=torch.float64)
+    """
+    if not (radius > 0 and math.isfinite(radius)):
+        raise ValueError(f"`radius` must be positive and finite. Got {radius}.")
+    if n_points < 3 or n_points % 2 == 0:
+        raise ValueError(
+            f"`n_points` must be odd and at least 3, so that 0 is one of them. Got {n_points}: "
+            f"try {max(3, n_points + 1)}."
+        )
+    half = torch.linspace(0, radius, n_points // 2 + 1, dtype=torch.float64)
+    return torch.cat([-half[1:].flip(0), half])
+
+
+def line_grid(overhang: float = 2.0, n_points: int = 31) -> Tensor:
+    """Return alphas from `-overhang` to `1 + overhang`, 0 and 1 exactly among them.
+
+    Between two sets of weights and beyond both; symmetric about 1/2. The spacing is equal where 0
+    and 1 allow it and near equal elsewhere.
+
+    Raises:
+        ValueError: If the overhang is negative or not finite, or the points too few.
+
+    Example:
+        >>> line_grid(1.0, 7)
+        tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000,  1.5000,  2.0000],
+               dtype=torch.float64)
+    """
+    if not (overhang >= 0 and math.isfinite(overhang)):
+        raise ValueError(f"`overhang` must be finite and not negative. Got {overhang}.")
+    least = 4 if overhang else 2
+    if n_points < least:
+        raise ValueError(
+            f"`n_points` must be at least {least} to hold both ends, 0 and 1. Got {n_points}."
+        )
+    intervals = n_points - 1
+    outside = round(intervals * overhang / (1 + 2 * overhang))
+    outside = min(max(outside, 1), (intervals - 1) // 2) if overhang else 0
+    before = torch.linspace(-overhang, 0, outside + 1, dtype=torch.float64)
+    between = torch.linspace(0, 1, intervals - 2 * outside + 1, dtype=torch.float64)
+    return torch.cat([before[:-1], between, 1 - before[:-1].flip(0)])
+
+
+def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:
+    """Raise a `ValueError` unless every tensor of the direction has its twin in `params`."""
+    for name, tensor in direction.items():
+        if name not in params:
+            raise ValueError(
+                "`direction` must only name parameters of the objective. "
+                f"Got {name!r}; known are {list(params)[:5]}{' ...' if len(params) > 5 else ''}."
+            )
+        if tensor.shape != params[name].shape:
+            raise ValueError(
+                f"`direction` must have the shapes of the parameters. Got {tuple(tensor.shape)} "
+                f"for {name!r}, which has {tuple(params[name].shape)}."
+            )
+
+
+def _checked_alphas(alphas: Tensor) -> Tensor:
+    alphas = torch.as_tensor(alphas).detach().to("cpu", torch.float64)
+    if alphas.ndim != 1 or not alphas.isfinite().all() or not (alphas.diff() > 0).all():
+        raise ValueError(
+            "`alphas` must be one-dimensional, finite and strictly ascending. Got "
+            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
+        )
+    zero = alphas.abs().argmin() if len(alphas) else None
+    if zero is None or alphas[zero].abs() > 1e-9 * alphas.abs().max():
+        raise ValueError(
+            "`alphas` must contain 0, the point the others are compared with. Got "
+            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
+        )
+    return alphas.index_fill(0, zero, 0.0)  # np.linspace may leave 1e-17 there
