@@ -5,10 +5,10 @@ them as functions over tensors::
 
     LightningModule + batches -> objective -> direction -> slice -> score -> logger
 
-The map: `params`, `directions`, `slices` and `asymmetry` are the mathematics and know no Lightning.
-`snapshot` and `isolation` put everything back, bit for bit; `probing` makes an objective of a module
-and batches. `schedule` says when, `plots` and `reporting` say where; `monitor` is what the callbacks
-share, `asymmetry_monitor` and `swa` are the callbacks.
+The map: `params`, `directions`, `slices` and `asymmetry` are the mathematics and know no
+Lightning. `snapshot` and `isolation` put everything back, bit for bit; `probing` makes an objective
+of a module and batches. `schedule` says when, `plots` and `reporting` say where; `monitor` is what
+the callbacks share, `asymmetry_monitor` and `swa` are the callbacks.
 """
 
 from lightning_landscape.asymmetry import (

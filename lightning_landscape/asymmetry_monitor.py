@@ -1,0 +1,415 @@
+"""The callback that watches, while you train, whether you sit in an asymmetric valley."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_landscape._lightning import (
+    ConfigurationError,
+    as_configuration,
+    batch_size,
+    rank_zero_info,
+)
+from lightning_landscape.asymmetry import (
+    AsymmetryRate,
+    AsymmetryScore,
+    compare_ends,
+    score_asymmetry,
+)
+from lightning_landscape.directions import Normalize, sample_direction, split_family
+from lightning_landscape.isolation import Mode
+from lightning_landscape.monitor import Monitor, OnError, keep_batch
+from lightning_landscape.params import difference, group_names, trainable
+from lightning_landscape.plots import plot_history, plot_line, plot_slices
+from lightning_landscape.probing import KeptBatch, LossFn, ModuleObjective, batch_norms, opened
+from lightning_landscape.reporting import (
+    family_scalars,
+    line_scalars,
+    log_figure,
+    log_scalars,
+    save_slices,
+    tag,
+)
+from lightning_landscape.schedule import Schedule
+from lightning_landscape.slices import Slice, evaluate_slice, line_grid, symmetric_grid
+
+if TYPE_CHECKING:
+    from lightning_landscape.swa import SWA
+
+__all__ = ["AsymmetryMonitor"]
+
+_UNITS = {
+    "filter": "relative to the weights (filter norm)",
+    "layer": "relative to the weights (layer norm)",
+    "model": "relative to the weights (norm of the group)",
+    "none": "L2 norm",
+}
+
+_LINE_OVERHANG = 4.0  # with 2 the outward ratio is noisier, see the measurements in the README
+
+
+class AsymmetryMonitor(Monitor):
+    """Probe the loss along random directions while a LightningModule trains, and score asymmetry.
+
+    Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical: weights,
+    buffers, optimizer state, random numbers, data order, the user's own log.
+
+    Each probe draws `n_directions` directions a family, the same ones every time, evaluates the
+    loss on the first `n_batches` of the fit at `n_points` alphas from `-radius` to `radius`, and
+    logs
+
+    - `landscape/<family>/rate`, `rate_low`, `rate_high`: the share of asymmetric directions with
+      its 95 % Wilson interval;
+    - `landscape/<family>/area`, `area_corrected`, `ratio`: medians over the directions of the
+      scores of `score_asymmetry`;
+    - figures of the slices and of their history over training, and the raw slices as `.npz`;
+    - with `swa`, the line from the current weights to the average, under `landscape/swa/`;
+    - `landscape/seconds` and `landscape/overhead`: what it cost, and as a share of the fit so far.
+
+    One probe costs exactly `len(families) * n_directions * n_points` evaluations (312 by default),
+    31 more for the line once anything was averaged, and two more to learn what the step writes to.
+    An evaluation is a forward pass over each kept batch; two with `mode="recalibrated"`. The first
+    log line says what that takes here.
+
+    Args:
+        every_n_epochs: Probe after every so many epochs; by default after each.
+        every_n_steps: Or after every so many optimizer steps.
+        families: How directions are drawn: `"<distribution>[@<group>]"`, see `sample_direction`.
+        n_directions: Directions a family.
+        n_points: Alphas a direction; 4 k + 1.
+        radius: How far to walk, in units of `normalize`.
+        normalize: How long directions are, see `sample_direction`.
+        swa: An `SWA` callback of the same Trainer whose average to draw the line to.
+        n_batches: Training batches to keep and evaluate.
+        validation: Whether to keep and evaluate as many validation batches too.
+        mode: How the network is run, see `probing`.
+        loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
+            optimisation and `dataloader_iter`.
+        max_overhead: The share of the fit's wall time that probes may take, such as 0.05; a probe
+            that would go over it is left out. None for no limit.
+        seed: Seed of the directions and of the random numbers inside evaluations.
+        on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
+            on. `"raise"`: it raises.
+
+    Raises:
+        ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
+            the start of fit, if a setting is out of range or does not fit the module.
+
+    References:
+        He, Huang, Yuan (2019), Asymmetric Valleys, arXiv:1902.00744.
+
+    Example:
+        >>> monitor = AsymmetryMonitor(every_n_epochs=5, families=("gaussian", "uniform@norm"))
+        >>> monitor.n_evaluations
+        208
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        families: Sequence[str] = ("gaussian", "uniform@norm", "sign"),
+        n_directions: int = 8,
+        n_points: int = 13,
+        radius: float = 0.6,
+        normalize: Normalize = "filter",
+        swa: SWA | None = None,
+        n_batches: int = 2,
+        validation: bool = False,
+        mode: Mode = "train",
+        loss_fn: LossFn | None = None,
+        max_overhead: float | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__(
+            Schedule.of(every_n_epochs, every_n_steps),
+            mode=mode,
+            loss_fn=loss_fn,
+            max_overhead=max_overhead,
+            seed=seed,
+            on_error=on_error,
+        )
+        self.families = (families,) if isinstance(families, str) else tuple(families)
+        self.n_directions = n_directions
+        self.n_batches = n_batches
+        self.normalize: Normalize = normalize
+        self.swa = swa
+        self.validation = validation
+        self.alphas = _checked_grid(radius, n_points)
+        _check(self.families, n_directions, n_batches, normalize)
+        self._moving = self.families  # those with something to move in the module at hand
+        self._train: list[KeptBatch] = []
+        self._validation: list[KeptBatch] = []
+        self._history: dict[str, list[tuple[int, Tensor]]] = {}
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations in one probe, besides those to learn from."""
+        line = len(_line()) if self.swa is not None and self.swa.n_averaged else 0
+        return len(self._moving) * self.n_directions * len(self.alphas) + line
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget the batches of an earlier fit."""
+        if stage == "fit":
+            self._train, self._validation = [], []
+
+    def check(self, trainer: Any, module: Any) -> None:
+        """Find out which families move anything, and whether the average is being kept."""
+        super().check(trainer, module)
+        if self.swa is not None and self.swa not in trainer.callbacks:
+            raise ConfigurationError(
+                "`swa` must be a callback of the same Trainer, or it averages nothing. "
+                "Use Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)])."
+            )
+        self._moving = tuple(family for family in self.families if _moves(family, module))
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the first batches of the fit."""
+        if len(self._train) < self.n_batches and batch is not None:
+            self.guarded(lambda: self._keep(self._train, batch, batch_idx), "Keeping a batch")
+            if len(self._train) == 1:
+                self._refuse_lone_samples(trainer, pl_module, batch)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the first validation batches of the fit."""
+        wanted = self.validation and trainer.state.fn == "fit" and not trainer.sanity_checking
+        if wanted and len(self._validation) < self.n_batches:
+            self.guarded(lambda: self._keep(self._validation, batch, batch_idx), "Keeping a batch")
+
+    def probe(self, trainer: Any, module: Any, step: int) -> None:
+        """Evaluate all slices, then report them."""
+        began = time.monotonic()
+        result = self._measure(trainer, module)
+        if result is None:
+            return
+        scalars: dict[str, float] = {}
+        for family, measured in result.families.items():
+            scalars |= self._report_family(trainer, family, measured, step)
+        if result.line:
+            scalars |= self._report_line(trainer, result.line, step)
+        seconds, overhead = self.cost_scalars(time.monotonic() - began)
+        scalars |= {tag("seconds"): seconds, tag("overhead"): overhead}
+        log_scalars(trainer, scalars, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history, so that its figure goes on after a restart."""
+        history = {
+            family: {
+                "steps": [step for step, _ in rows],
+                "rises": torch.stack([rises for _, rises in rows]),
+            }
+            for family, rows in self._history.items()
+        }
+        return {**super().state_dict(), "alphas": self.alphas, "history": history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; a history on another grid is left behind."""
+        super().load_state_dict(state_dict)
+        if torch.equal(state_dict["alphas"], self.alphas):
+            self._history = {
+                family: list(zip(rows["steps"], rows["rises"], strict=True))
+                for family, rows in state_dict["history"].items()
+            }
+
+    def _measure(self, trainer: Any, module: Any) -> _Result | None:
+        batches = [*self._train, *self._validation]
+        if not self._train:
+            return None
+        with opened(
+            module,
+            batches,
+            trainer=trainer,
+            loss_fn=self.loss_fn,
+            mode=self.mode,
+            seed=self.seed,
+        ) as objective:
+            objective.learn()
+            if not self.announce(self.n_evaluations, objective.seconds, trainer):
+                return None
+            families = {
+                family: [
+                    self._slice(objective, module, family, k) for k in range(self.n_directions)
+                ]
+                for family in self._moving
+            }
+            line: list[Slice] = []
+            if self.swa is not None and self.swa.n_averaged:
+                direction = difference(self.swa.weights, objective.params)
+                line = self._split(evaluate_slice(objective, direction, _line(), label="swa"))
+        return _Result(families, line)
+
+    def _slice(self, objective: ModuleObjective, module: Any, family: str, k: int) -> list[Slice]:
+        direction = sample_direction(
+            objective.params,
+            family,
+            module=module,
+            generator=direction_generator(self.seed, family, k),
+            normalize=self.normalize,
+        )
+        return self._split(evaluate_slice(objective, direction, self.alphas, label=family))
+
+    def _split(self, joint: Slice) -> list[Slice]:
+        """Part the validation batches from the train batches they were evaluated with."""
+        if not self._validation:
+            return [joint]
+        kinds = torch.tensor([False] * len(self._train) + [True] * len(self._validation))
+        kinds = kinds.repeat(joint.losses.shape[1] // len(kinds))  # of every rank
+        return [
+            Slice(joint.alphas, joint.losses[:, kind], joint.distance, joint.mode, joint.label)
+            for kind in (~kinds, kinds)
+        ]
+
+    def _report_family(
+        self, trainer: Any, family: str, measured: list[list[Slice]], step: int
+    ) -> dict[str, float]:
+        train = [pair[0] for pair in measured]
+        validation = [pair[1] for pair in measured if len(pair) > 1]
+        scores = [score_asymmetry(line) for line in train]
+        rate = _rate(scores)
+        history = self._history.setdefault(family, [])
+        history.append((step, _median_rise(train)))
+        steps = [at for at, _ in history]
+        rises = torch.stack([row for _, row in history])
+        figure = plot_slices(
+            family,
+            train,
+            scores,
+            rate,
+            validation=validation,
+            unit=_UNITS[self.normalize],
+            step=step,
+        )
+        log_figure(trainer, tag("slices", family=family), figure, step)
+        figure = plot_history(family, steps, self.alphas, rises)
+        log_figure(trainer, tag("history", family=family), figure, step)
+        save_slices(trainer, family, train, step)
+        if validation:
+            save_slices(trainer, f"{family}-val", validation, step)
+        return family_scalars(family, scores, rate)
+
+    def _report_line(self, trainer: Any, line: list[Slice], step: int) -> dict[str, float]:
+        scores = [compare_ends(part) for part in line]
+        scalars = line_scalars(scores[0])
+        if len(line) > 1:
+            scalars |= line_scalars(scores[1], validation=True)
+            scalars[tag("shift")] = scores[1].minimum - scores[0].minimum
+        figure = plot_line(
+            line[0],
+            scores[0],
+            validation=line[1] if len(line) > 1 else None,
+            validation_score=scores[1] if len(line) > 1 else None,
+            step=step,
+        )
+        log_figure(trainer, tag("line_figure"), figure, step)
+        for part, kind in zip(line, ("swa-line", "swa-line-val"), strict=False):
+            save_slices(trainer, kind, [part], step)
+        return scalars
+
+    def _keep(self, kept: list[KeptBatch], batch: Any, index: int) -> None:
+        others = [*self._train, *self._validation]
+        kept.append(keep_batch(others, batch, index, calibrates=kept is self._train))
+
+    def _refuse_lone_samples(self, trainer: Any, module: Any, batch: Any) -> None:
+        """Say at the start that a batch norm cannot take its statistics from one sample."""
+        if self.mode == "eval" or batch_size(batch) != 1 or not batch_norms(module):
+            return
+        try:
+            with opened(
+                module,
+                self._train,
+                trainer=trainer,
+                loss_fn=self.loss_fn,
+                mode=self.mode,
+                seed=self.seed,
+            ) as objective:
+                objective.losses()
+        except ValueError as error:
+            raise ConfigurationError(
+                f"`mode` must be 'eval' where a batch norm sees batches of one sample: "
+                f"{self.mode!r} needs the statistics of a batch. Got: {error}. Use mode='eval', or "
+                "a larger batch_size."
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Slices a family and direction, `[train]` or `[train, validation]`; and the line likewise."""
+
+    families: dict[str, list[list[Slice]]]
+    line: list[Slice] = field(default_factory=list)
+
+
+def direction_generator(seed: int, family: str, k: int) -> torch.Generator:
+    """Return the generator of the k-th direction of a family: alike on all ranks and devices."""
+    words = np.random.SeedSequence([seed, zlib.crc32(family.encode()), k]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def _line() -> Tensor:
+    return line_grid(_LINE_OVERHANG)
+
+
+def _rate(scores: list[AsymmetryScore]) -> dict[str, Tensor]:
+    # ranks share their directions: summing over them would count each direction many times
+    rate = AsymmetryRate(sync_on_compute=False)
+    for score in scores:
+        rate.update(score)
+    return rate.compute()
+
+
+def _median_rise(slices: list[Slice]) -> Tensor:
+    means = torch.stack([line.mean for line in slices])
+    centre = means[:, means.shape[1] // 2, None]
+    return (means - centre).nanmedian(dim=0).values
+
+
+def _moves(family: str, module: Any) -> bool:
+    with as_configuration():
+        moving = group_names(trainable(module), split_family(family)[1], module)
+    if not moving:
+        rank_zero_info(
+            f"AsymmetryMonitor: {family!r} is left out, {type(module).__name__} has no trainable "
+            "parameters in that group."
+        )
+    return bool(moving)
+
+
+def _checked_grid(radius: float, n_points: int) -> Tensor:
+    if n_points % 4 != 1 or n_points < 5:
+        raise ConfigurationError(
+            "`n_points` must be 4 k + 1 (5, 9, 13, ...), so that 0 and half the radius are on the "
+            f"grid. Got {n_points}: try {max(5, n_points // 4 * 4 + 1)}."
+        )
+    with as_configuration():
+        return symmetric_grid(radius, n_points)
+
+
+def _check(
+    families: tuple[str, ...], n_directions: int, n_batches: int, normalize: Normalize
+) -> None:
+    with as_configuration():
+        for family in families:
+            split_family(family)
+    if len(set(families)) != len(families):
+        raise ConfigurationError(f"`families` must not repeat one. Got {list(families)}.")
+    for name, n in (("n_directions", n_directions), ("n_batches", n_batches)):
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ConfigurationError(f"`{name}` must be a whole number from 1 up. Got {n!r}.")
+    if normalize not in get_args(Normalize):
+        raise ConfigurationError(
+            f"`normalize` must be one of {list(get_args(Normalize))}. Got {normalize!r}."
+        )

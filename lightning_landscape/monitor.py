@@ -1,0 +1,188 @@
+"""What both monitors share: when to probe, which batches to keep, what happens on failure."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_landscape._lightning import (
+    Callback,
+    ConfigurationError,
+    logger_step,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from lightning_landscape.isolation import Mode
+from lightning_landscape.probing import KeptBatch, LossFn, clone_batch, loss_step
+from lightning_landscape.schedule import Budget, Schedule, check_share, predicted_cost
+
+__all__ = ["Monitor", "OnError", "keep_batch"]
+
+OnError = Literal["warn", "raise"]
+
+_KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; what is above waits in host memory
+
+
+class Monitor(Callback):
+    """A callback that probes the loss now and then while training goes on, and changes nothing.
+
+    A subclass says what a probe is (`probe`) and may check more at the start of fit (`check`).
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        mode: Mode,
+        loss_fn: LossFn | None,
+        max_overhead: float | None,
+        seed: int,
+        on_error: OnError,
+    ) -> None:
+        super().__init__()
+        if mode not in get_args(Mode):
+            raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
+        if on_error not in get_args(OnError):
+            raise ConfigurationError(
+                f"`on_error` must be one of {list(get_args(OnError))}. Got {on_error!r}."
+            )
+        self.schedule = schedule
+        self.mode: Mode = mode
+        self.loss_fn = loss_fn
+        self.max_overhead = check_share(max_overhead)
+        self.seed = seed
+        self.on_error: OnError = on_error
+        self.n_steps = 0  # batches that advanced the trainer
+        self._last_global_step = 0
+        self._warned = False
+        self._forecast = float("nan")  # seconds the next probe will take
+        self._announced = False
+        self._budget = Budget(None, 0.0)
+        self._period_began = 0.0
+
+    @abstractmethod
+    def probe(self, trainer: Any, module: Any, step: int) -> None:
+        """Measure and report, at the training step `step`."""
+
+    def check(self, trainer: Any, module: Any) -> None:
+        """Raise if the settings do not fit the module."""
+        loss_step(module, self.loss_fn)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find out what cannot work before training begins."""
+        self.check(trainer, pl_module)
+        self._warned = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start the clocks."""
+        self._last_global_step = trainer.global_step
+        self._budget = Budget(self.max_overhead, time.monotonic())
+        self._period_began = self._budget.started
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step, and probe when one is due."""
+        if self.advanced(trainer) and self.schedule.due_after_step(self.n_steps):
+            self.run_probe(trainer, pl_module, logger_step(trainer))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Probe when one is due after this epoch, or once in a fast development run."""
+        if self.schedule.due_after_epoch(trainer.current_epoch) or trainer.fast_dev_run:
+            # the epoch loop has moved on to the step that comes next
+            self.run_probe(trainer, pl_module, max(logger_step(trainer) - 1, 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on as if uninterrupted."""
+        return {"n_steps": self.n_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.n_steps = state_dict["n_steps"]
+
+    def advanced(self, trainer: Any) -> bool:
+        """Return whether the batch that just ended made an optimizer step, and count it."""
+        if trainer.global_step == self._last_global_step:
+            return False
+        self._last_global_step = trainer.global_step
+        self.n_steps += 1
+        return True
+
+    def run_probe(self, trainer: Any, module: Any, step: int) -> None:
+        """Probe within the budget; a failure costs one warning, and the training never."""
+        began = time.monotonic()
+        if not self._everybody(trainer, self._budget.affords(self._forecast, began)):
+            return
+        self.guarded(lambda: self.probe(trainer, module, step), "The probe")
+        now = time.monotonic()
+        self._budget.spent += now - began
+        self._forecast = now - began
+        self._period_began = now
+
+    def guarded(self, action: Callable[[], None], what: str) -> None:
+        """Do something that must not stop the training."""
+        try:
+            action()
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"{what} of {type(self).__name__} failed: {type(error).__name__}: {error}. "
+                    "Weights, buffers, random numbers and logs are as they were, and training goes "
+                    "on; further failures are not reported. See it raised with on_error='raise'."
+                )
+
+    def announce(self, n_evaluations: int, seconds: float, trainer: Any) -> bool:
+        """Say once what a probe costs; return whether the budget allows this one.
+
+        Args:
+            n_evaluations: Evaluations in one probe.
+            seconds: What one evaluation takes.
+            trainer: Whose ranks all decide the same.
+        """
+        now = time.monotonic()
+        self._forecast = n_evaluations * seconds
+        if not self._announced:
+            self._announced = True
+            cost = predicted_cost(n_evaluations, seconds, self.schedule, now - self._period_began)
+            rank_zero_info(f"{type(self).__name__}: {cost}.")
+        return self._everybody(trainer, self._budget.affords(self._forecast, now))
+
+    def cost_scalars(self, seconds: float) -> tuple[float, float]:
+        """Return the seconds of a probe and the share of the fit that went into probes with it."""
+        budget = self._budget
+        spent = Budget(budget.share, budget.started, budget.spent + seconds)
+        return seconds, spent.overhead(time.monotonic())
+
+    def _everybody(self, trainer: Any, decision: bool) -> bool:
+        if self.max_overhead is None or trainer.world_size == 1:
+            return decision
+        return trainer.strategy.reduce_boolean_decision(decision, all=True)
+
+
+def keep_batch(
+    kept: list[KeptBatch], batch: Any, index: int, *, calibrates: bool = True
+) -> KeptBatch:
+    """Return a private copy of a batch, on its device while the kept ones are small in all."""
+    with torch.inference_mode(False):
+        data = clone_batch(batch)
+    total = sum(_bytes_of(other.data) for other in kept) + _bytes_of(data)
+    if total > _KEPT_ON_DEVICE:
+        data = apply_to_collection(data, Tensor, lambda tensor: tensor.cpu())
+    return KeptBatch(data, index, calibrates=calibrates)
+
+
+def _bytes_of(batch: Any) -> int:
+    sizes: list[int] = []
+    apply_to_collection(
+        batch, Tensor, lambda tensor: sizes.append(tensor.numel() * tensor.element_size())
+    )
+    return sum(sizes)

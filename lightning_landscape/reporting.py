@@ -1,0 +1,203 @@
+"""Where: the one table of tags, and results to every logger and to `.npz` files beside them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lightning_landscape._lightning import rank_zero_warn
+from lightning_landscape.asymmetry import AsymmetryScore, LineScore
+from lightning_landscape.slices import Slice
+
+__all__ = [
+    "TAGS",
+    "family_scalars",
+    "line_scalars",
+    "log_figure",
+    "log_scalars",
+    "save_slices",
+    "tag",
+]
+
+TAGS = {
+    # asymmetry of one family; medians are over directions
+    "rate": "landscape/{family}/rate",
+    "rate_low": "landscape/{family}/rate_low",
+    "rate_high": "landscape/{family}/rate_high",
+    "area": "landscape/{family}/area",
+    "area_corrected": "landscape/{family}/area_corrected",
+    "ratio": "landscape/{family}/ratio",
+    "slices": "landscape/{family}",
+    "history": "landscape/history/{family}",
+    # the line from the current weights to the average; `set` is "" or "val/"
+    "line": "landscape/swa/{set}{name}",
+    "shift": "landscape/swa/shift",
+    "line_figure": "landscape/swa/line",
+    # the average's own validation metrics
+    "swa_metric": "swa/{name}",
+    "n_averaged": "swa/n_averaged",
+    # what a probe costs
+    "seconds": "landscape/seconds",
+    "overhead": "landscape/overhead",
+}
+
+
+def tag(key: str, **parts: str) -> str:
+    """Return a tag of the table; in a family, `@` is written `-`.
+
+    Example:
+        >>> tag("area", family="uniform@norm")
+        'landscape/uniform-norm/area'
+    """
+    return TAGS[key].format(**{name: part.replace("@", "-") for name, part in parts.items()})
+
+
+def family_scalars(
+    family: str, scores: Sequence[AsymmetryScore], rate: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return the scalars of one family, by tag."""
+    medians = {
+        name: _median([getattr(score, name) for score in scores])
+        for name in ("area", "area_corrected", "ratio")
+    }
+    shares = {"rate": rate["rate"], "rate_low": rate["low"], "rate_high": rate["high"]}
+    return {tag(name, family=family): float(value) for name, value in {**shares, **medians}.items()}
+
+
+def line_scalars(score: LineScore, *, validation: bool = False) -> dict[str, float]:
+    """Return the scalars of the line to the average, by tag."""
+    part = "val/" if validation else ""
+    names = ("distance", "gap", "minimum", "barrier", "outward_ratio")
+    return {tag("line", set=part, name=name): getattr(score, name) for name in names}
+
+
+def log_scalars(trainer: Any, scalars: Mapping[str, float], step: int) -> None:
+    """Write scalars to every logger, and where callbacks such as ModelCheckpoint look for them.
+
+    A logger that raises costs one warning, never the training.
+    """
+    trainer.callback_metrics.update({name: torch.tensor(v) for name, v in scalars.items()})
+    for logger in trainer.loggers:
+        with _forgiving(logger):
+            logger.log_metrics(dict(scalars), step=step)
+
+
+def log_figure(trainer: Any, name: str, figure: Figure, step: int) -> None:
+    """Show a figure in every logger that can, and as a PNG file if none of them can."""
+    if not trainer.is_global_zero:
+        return
+    shown = False
+    for logger in trainer.loggers:
+        with _forgiving(logger):
+            shown |= _show(logger, name, figure, step)
+    folder = None if shown else _folder(trainer)
+    if folder is not None:
+        _write(folder / f"{name.replace('/', '-')}-step={step}.png", _png(figure))
+
+
+def save_slices(trainer: Any, kind: str, slices: Sequence[Slice], step: int) -> None:
+    """Write raw slices to `<log_dir>/landscape/<kind>-step=<step>.npz`, for plots of your own.
+
+    Holds `alphas [n_points]`, `losses [n_slices, n_points, n_batches]`, `distance [n_slices]`,
+    `mode` and `label`. Nothing is written without a logger.
+    """
+    folder = _folder(trainer)
+    if folder is None:
+        return
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        alphas=slices[0].alphas.numpy(),
+        losses=np.stack([line.losses.numpy() for line in slices]),
+        distance=np.array([line.distance for line in slices]),
+        mode=np.array(slices[0].mode),
+        label=np.array([line.label for line in slices]),
+        step=np.array(step),
+    )
+    _write(folder / f"{kind.replace('@', '-')}-step={step}.npz", buffer.getvalue())
+
+
+def _folder(trainer: Any) -> Path | None:
+    """Return where files go; None if nowhere. Called on every rank: `log_dir` is broadcast."""
+    if trainer.fast_dev_run or not trainer.loggers:
+        return None
+    log_dir = trainer.log_dir
+    if log_dir is None or not trainer.is_global_zero:
+        return None
+    return Path(log_dir) / "landscape"
+
+
+def _show(logger: Any, name: str, figure: Figure, step: int) -> bool:
+    experiment: Any = getattr(logger, "experiment", None)  # a plain logger need not have one
+    if hasattr(experiment, "add_image"):  # TensorBoard; its add_figure would import pyplot
+        experiment.add_image(name, _pixels(figure), step, dataformats="HWC")
+    elif hasattr(experiment, "add_figure"):
+        experiment.add_figure(name, figure, step)
+    elif hasattr(logger, "log_image"):  # Weights & Biases
+        from PIL import Image
+
+        logger.log_image(key=name, images=[Image.fromarray(_pixels(figure))], step=step)
+    elif hasattr(logger, "run_id") and hasattr(experiment, "log_figure"):  # MLflow
+        experiment.log_figure(logger.run_id, figure, f"{name}/step={step}.png")
+    elif hasattr(experiment, "log_figure"):  # Comet
+        experiment.log_figure(name, figure, step=step)
+    else:
+        return False
+    return True
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write all or nothing: under another name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        rank_zero_warn(f"Could not write {path}: {error}. Training goes on without this file.")
+
+
+_failed: WeakSet[Any] = WeakSet()  # loggers that were warned about
+
+
+@contextmanager
+def _forgiving(logger: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if logger not in _failed:
+            _failed.add(logger)
+            rank_zero_warn(
+                f"{type(logger).__name__} failed to log a landscape result: {error!r}. "
+                "Training goes on; this logger is not warned about again."
+            )
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan

@@ -1,0 +1,436 @@
+"""Keep an average of the weights while training goes on, and change nothing.
+
+No scheduler is replaced, no epoch added, no weights swapped, no initial weights ever handed out.
+
+References:
+    Izmailov, Podoprikhin, Garipov, Vetrov, Wilson (2018), Averaging weights leads to wider optima
+    and better generalization, arXiv:1803.05407.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_landscape._lightning import (
+    Callback,
+    ConfigurationError,
+    attached_trainer,
+    rank_zero_warn,
+    user_step,
+)
+from lightning_landscape.monitor import keep_batch
+from lightning_landscape.params import Params
+from lightning_landscape.probing import (
+    KeptBatch,
+    batch_norms,
+    clone_batch,
+    estimate_batch_norm,
+)
+from lightning_landscape.schedule import Schedule
+from lightning_landscape.snapshot import put_back
+
+__all__ = ["SWA", "Average", "load_swa_weights", "recalibrate_batch_norm"]
+
+Average: TypeAlias = Literal["equal", "ema"] | Callable[[Tensor, Tensor, int], Tensor]
+
+
+class SWA(Callback):
+    """Average the weights while a LightningModule trains; read, validate and keep the average.
+
+    Changes nothing by default: no learning rate, no extra epoch, no swapped weights. The average is
+    kept in float32 or wider as a mapping from parameter names to tensors.
+
+    An update costs one pass over the weights. With `validate` each validation batch also goes
+    through the average, and batch-norm statistics are re-estimated for it on `bn_batches` training
+    batches first, since the running statistics of the live weights are wrong for the average.
+
+    Args:
+        start: When to begin: a whole number is an epoch (0 is the first), a fraction below 1 a
+            share of the trainer's `max_epochs`, or else of `max_steps`.
+        every_n_epochs: Average after epochs n, 2n, ... that are not before the start; by default
+            after each. What is validated after an epoch includes that epoch's weights.
+        every_n_steps: Or after optimizer steps n, 2n, ...
+        average: `"equal"`, the mean; `"ema"`, an exponential moving average; or a function of the
+            average so far, the new weights and their count so far, a tensor each, that returns the
+            new average.
+        decay: Of the exponential moving average: the weight of the past.
+        validate: Whether to validate the average too, under `swa/<name>`.
+        bn_batches: Training batches to re-estimate batch-norm statistics on: the first of the
+            epoch.
+        device: Where the average lives, such as `"cpu"`; beside the weights by default.
+        apply_at_end: Whether to leave the averaged weights in the module at the end of fit. The one
+            option that changes what you trained.
+        name: Tells several SWA callbacks apart in checkpoints, and is the prefix of their metrics.
+
+    Raises:
+        ConfigurationError: A `MisconfigurationException` and `ValueError`, if a setting is out of
+            range or a fraction has nothing to be a share of.
+
+    References:
+        Izmailov et al. (2018), arXiv:1803.05407.
+
+    Example:
+        >>> swa = SWA(start=0.5)
+        >>> module = nn.Linear(1, 1, bias=False)
+        >>> for value in (1.0, 4.0):
+        ...     _ = module.weight.data.fill_(value)
+        ...     swa.update(module)
+        >>> swa.n_averaged, swa.weights["weight"].item(), module.weight.item()
+        (2, 2.5, 4.0)
+        >>> with swa.averaged(module):
+        ...     module.weight.item()
+        2.5
+    """
+
+    def __init__(
+        self,
+        start: int | float = 0.75,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        average: Average = "equal",
+        decay: float = 0.999,
+        validate: bool = True,
+        bn_batches: int = 8,
+        device: str | None = None,
+        apply_at_end: bool = False,
+        name: str = "swa",
+    ) -> None:
+        super().__init__()
+        self.start = _checked_start(start)
+        self.schedule = Schedule.of(every_n_epochs, every_n_steps)
+        if not callable(average) and average not in ("equal", "ema"):
+            raise ConfigurationError(
+                f"`average` must be 'equal', 'ema' or a function. Got {average!r}."
+            )
+        if not 0 <= decay < 1:
+            raise ConfigurationError(f"`decay` must be at least 0 and below 1. Got {decay!r}.")
+        if isinstance(bn_batches, bool) or not isinstance(bn_batches, int) or bn_batches < 1:
+            raise ConfigurationError(
+                f"`bn_batches` must be a whole number from 1 up. Got {bn_batches!r}."
+            )
+        self.average: Average = average
+        self.decay = decay
+        self.validate = validate
+        self.bn_batches = bn_batches
+        self.device = device
+        self.apply_at_end = apply_at_end
+        self.name = name
+        self._start_epoch, self._start_step = 0, 0
+        self._module: Callable[[], nn.Module | None] = lambda: None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._average: dict[str, Tensor] = {}
+        self._n_averaged = 0
+        self._n_steps = 0
+        self._last_epoch = -1  # the last one whose end was averaged
+        self._statistics: dict[str, Tensor] = {}
+        self._statistics_of = 0  # the n_averaged they were estimated for
+        self._kept: dict[int, KeptBatch] = {}
+        self._last_global_step = 0
+
+    @property
+    def state_key(self) -> str:
+        """What the state goes by in a checkpoint; one for each name."""
+        return f"SWA(name={self.name!r})"
+
+    @property
+    def n_averaged(self) -> int:
+        """How many sets of weights are in the average."""
+        return self._n_averaged
+
+    @property
+    def weights(self) -> Params:
+        """A copy of the average, by parameter name, in float32 or wider.
+
+        Raises:
+            RuntimeError: Before anything was averaged.
+        """
+        return {name: tensor.clone() for name, tensor in self._known().items()}
+
+    def update(self, module: nn.Module) -> None:
+        """Take the module's present weights into the average."""
+        live = {
+            name: p.detach()
+            for name, p in module.named_parameters()
+            if p.is_floating_point() or p.is_complex()
+        }
+        for name, tensor in live.items():
+            if name not in self._average:
+                self._average[name] = _wide(tensor, self.device, copy=True)
+        averages = [self._average[name] for name in live]
+        news = [_wide(live[name], self._average[name].device) for name in live]
+        if self._n_averaged:
+            self._take_in(averages, news)
+        self._n_averaged += 1
+
+    @contextmanager
+    def averaged(self, module: nn.Module) -> Iterator[nn.Module]:
+        """Hold the average in a module, batch-norm statistics and all, and put back what was there.
+
+        Args:
+            module: The module that was trained, or another with the same parameters.
+
+        Yields:
+            The module.
+
+        Raises:
+            RuntimeError: Before anything was averaged.
+            ValueError: If the module has other parameters.
+        """
+        replaced = self._replacements(module)
+        targets, before = list(replaced), [tensor.detach().clone() for tensor in replaced]
+        try:
+            put_back(targets, list(replaced.values()))
+            yield module
+        finally:
+            put_back(targets, before)
+
+    def apply_to(self, module: nn.Module) -> None:
+        """Leave the average in a module, batch-norm statistics and all.
+
+        Raises:
+            RuntimeError: Before anything was averaged.
+            ValueError: If the module has other parameters.
+        """
+        replaced = self._replacements(module)
+        put_back(list(replaced), list(replaced.values()))
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew with another module; a checkpoint is loaded after this."""
+        if stage == "fit" and self._module() is not pl_module:
+            self._forget()
+            self._module = weakref.ref(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find out when to begin."""
+        self._start_epoch, self._start_step = _resolved_start(self.start, trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count steps from here."""
+        self._last_global_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the first batches of the epoch, where batch norms will need them."""
+        wanted = batch_idx < self.bn_batches and batch is not None
+        if wanted and self._reached(trainer) and batch_norms(pl_module):
+            self._kept[batch_idx] = keep_batch([*self._kept.values()], batch, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average after a step or, so that validation sees it, after the last batch of an epoch."""
+        if trainer.global_step != self._last_global_step:
+            self._last_global_step = trainer.global_step
+            self._n_steps += 1
+            if self.schedule.due_after_step(self._n_steps) and self._reached(trainer):
+                self.update(pl_module)
+        if trainer.is_last_batch:
+            self._end_epoch(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Average after an epoch that ended without a last batch, as with `max_steps`."""
+        self._end_epoch(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Apply the average if asked to; say so if there is none."""
+        if not self._n_averaged:
+            rank_zero_warn(
+                f"{self.state_key} averaged nothing: the fit ended before start={self.start}. The "
+                "trained weights are as they are. Start earlier, or train longer."
+            )
+        elif self.apply_at_end:
+            self.apply_to(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs to go on as if uninterrupted."""
+        return {
+            "n_averaged": self._n_averaged,
+            "n_steps": self._n_steps,
+            "last_epoch": self._last_epoch,
+            "weights": {name: tensor.clone() for name, tensor in self._average.items()},
+            "statistics": dict(self._statistics),
+            "statistics_of": self._statistics_of,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; tensors find their device at the next update."""
+        self._n_averaged = state_dict["n_averaged"]
+        self._n_steps = state_dict["n_steps"]
+        self._last_epoch = state_dict["last_epoch"]
+        self._average = {name: tensor.clone() for name, tensor in state_dict["weights"].items()}
+        self._statistics = dict(state_dict["statistics"])
+        self._statistics_of = state_dict["statistics_of"]
+
+    def _end_epoch(self, trainer: Any, module: Any) -> None:
+        epoch = trainer.current_epoch
+        if epoch == self._last_epoch or not self.schedule.due_after_epoch(epoch):
+            return
+        if self._reached(trainer):
+            self._last_epoch = epoch
+            self.update(module)
+
+    def _reached(self, trainer: Any) -> bool:
+        # the step under way counts, so that a share of the steps is that share of updates
+        return trainer.current_epoch >= self._start_epoch and self._n_steps >= self._start_step
+
+    def _take_in(self, averages: list[Tensor], news: list[Tensor]) -> None:
+        if callable(self.average):
+            for average, new in zip(averages, news, strict=True):
+                average.copy_(self.average(average, new, self._n_averaged))
+        else:
+            share = 1 - self.decay if self.average == "ema" else 1 / (self._n_averaged + 1)
+            torch._foreach_lerp_(averages, news, share)
+
+    def _known(self) -> dict[str, Tensor]:
+        if not self._n_averaged:
+            raise RuntimeError(
+                f"{self.state_key} has averaged nothing yet (start={self.start}), and initial "
+                "weights are no average. Ask again after training has passed the start."
+            )
+        return self._average
+
+    def _replacements(self, module: nn.Module) -> dict[Tensor, Tensor]:
+        """Return the module's tensors and what the average has for them."""
+        average = self._known()
+        tensors: dict[str, Tensor] = dict(module.named_parameters())
+        if missing := [name for name in average if name not in tensors]:
+            raise ValueError(
+                f"`module` must have the parameters that were averaged. It lacks {missing[:3]}: is "
+                f"{type(module).__name__} the module that was trained?"
+            )
+        with torch.no_grad():
+            replaced = {tensors[name]: value.to(tensors[name]) for name, value in average.items()}
+            buffers = dict(module.named_buffers())
+            for name, value in self._batch_norm(module).items():
+                replaced[buffers[name]] = value.to(buffers[name])
+        return replaced
+
+    def _batch_norm(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the average's batch-norm statistics, estimated anew if it has moved on."""
+        if self._statistics_of != self._n_averaged and batch_norms(module):
+            if not self._kept:
+                rank_zero_warn(
+                    f"{self.state_key} has no training batches to estimate batch-norm statistics "
+                    "on: those of the live weights stay, and are wrong for the average. Use "
+                    "recalibrate_batch_norm(module, batches)."
+                )
+                return {}
+            self._statistics = estimate_batch_norm(
+                module,
+                [self._kept[i] for i in sorted(self._kept)],
+                at=self._average,
+                step=_runner(module),
+                trainer=attached_trainer(module),
+            )
+            self._statistics_of = self._n_averaged
+        return self._statistics
+
+
+def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> None:
+    """Re-estimate a module's batch-norm statistics on some batches, at its present weights.
+
+    The running mean and variance of each batch norm become the mean over the batches of the
+    batches' mean and unbiased variance. Nothing else about the module changes: no dropout, no
+    random numbers drawn, no flags left over. Costs one forward pass a batch.
+
+    Args:
+        module: A LightningModule, whose `training_step` is run, or any module, which is called with
+            the batch or the first element of it.
+        batches: Batches as a dataloader yields them.
+
+    Raises:
+        ValueError: If there are no batches.
+
+    References:
+        Izmailov et al. (2018), arXiv:1803.05407, section 3.2.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> recalibrate_batch_norm(norm, [torch.tensor([[1.0], [3.0]])])
+        >>> norm.running_mean, norm.running_var
+        (tensor([2.]), tensor([2.]))
+    """
+    kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
+    if not kept:
+        raise ValueError("`batches` must hold at least one batch. Got none.")
+    trainer = attached_trainer(module)
+    statistics = estimate_batch_norm(module, kept, at=None, step=_runner(module), trainer=trainer)
+    buffers = dict(module.named_buffers())
+    put_back([buffers[name] for name in statistics], list(statistics.values()))
+
+
+def load_swa_weights(checkpoint_path: str, module: nn.Module, *, name: str = "swa") -> None:
+    """Load the average that an `SWA` callback saved in a checkpoint into a module.
+
+    Batch-norm statistics come with it where they were estimated by then.
+
+    Args:
+        checkpoint_path: A checkpoint that Lightning wrote.
+        module: A module with the parameters that were averaged.
+        name: The name of the SWA callback.
+
+    Raises:
+        ValueError: If the checkpoint has no average of that name, or the module other parameters.
+    """
+    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    swa = SWA(name=name)
+    states = checkpoint.get("callbacks", {})
+    if not states.get(swa.state_key, {}).get("n_averaged"):
+        raise ValueError(
+            f"`checkpoint_path` must lead to a checkpoint with an average called {name!r}. "
+            f"{checkpoint_path} has the callbacks {list(states)} and none that averaged under it."
+        )
+    swa.load_state_dict(states[swa.state_key])
+    swa.apply_to(module)
+
+
+def _runner(module: nn.Module) -> Callable[[Any, int], Any]:
+    """Return what runs a module on a batch: its training step, or else its forward pass."""
+    try:
+        return user_step(module)
+    except ConfigurationError:
+        return lambda batch, index: module(_inputs(batch))
+
+
+def _inputs(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) else batch
+
+
+def _wide(tensor: Tensor, device: Any = None, *, copy: bool = False) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.to(device=device or tensor.device, dtype=dtype, copy=copy)
+
+
+def _checked_start(start: float) -> int | float:
+    whole = isinstance(start, int) and not isinstance(start, bool)
+    if (whole and start >= 0) or (isinstance(start, float) and 0 <= start < 1):
+        return start
+    raise ConfigurationError(
+        "`start` must be an epoch, a whole number from 0 up, or a share of the training, a "
+        f"fraction from 0 to below 1. Got {start!r}."
+    )
+
+
+def _resolved_start(start: int | float, trainer: Any) -> tuple[int, int]:
+    """Return the first epoch and the first step, 0 being the first, that may be averaged."""
+    if isinstance(start, int):
+        return start, 0
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return math.floor(start * trainer.max_epochs + 1e-9), 0
+    if trainer.max_steps is not None and trainer.max_steps > 0:
+        return 0, math.floor(start * trainer.max_steps + 1e-9) + 1
+    raise ConfigurationError(
+        "`start` can only be a share of `max_epochs` or `max_steps`, and this Trainer has neither. "
+        f"Got {start}: set one of them, or give `start` as an epoch."
+    )
