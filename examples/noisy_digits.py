@@ -75,7 +75,6 @@ def main():
     seed = seed_everything(0)
     train, test = noisy_digits(seed)
     loader = DataLoader(train, batch_size=64, shuffle=True, drop_last=True)
-
     model = Digits()
     swa = SWA(start=0.25)
     monitor = AsymmetryMonitor(every_n_epochs=5, swa=swa, n_batches=8, validation=True)

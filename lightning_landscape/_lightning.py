@@ -25,15 +25,20 @@ __all__ = [
     "as_configuration",
     "attached_trainer",
     "batch_size",
+    "collected",
+    "epoch_metrics",
     "is_compiled",
     "lightning_modules",
     "logger_step",
     "muted",
+    "new_results",
     "precision_context",
     "prepare_batch",
     "rank_zero_info",
     "rank_zero_warn",
     "user_step",
+    "validation_arguments",
+    "validation_loader",
 ]
 
 
@@ -142,7 +147,58 @@ def _dummy_loggers(trainer: Any | None) -> Iterator[None]:
 
 
 @contextmanager
-def _throwaway_results(modules: list[Any], trainer: Any | None) -> Iterator[None]:
+def collected(
+    module: nn.Module, trainer: Any, results: Any, function: str, *, first: bool | None
+) -> Iterator[None]:
+    """Let what the module logs go into `results`, as if logged in `function`, and nowhere else.
+
+    Args:
+        module: The module that logs.
+        trainer: Its trainer, in a validation.
+        results: What `new_results` returned.
+        function: The hook or step that is being run.
+        first: Whether this is the first batch; None at the end of the epoch.
+    """
+    modules = lightning_modules(module)
+    with _throwaway_results(modules, trainer, results, function), _dummy_loggers(trainer):
+        trainer._logger_connector._first_loop_iter = first
+        trainer._logger_connector._current_fx = function if first is False else None
+        yield
+
+
+def new_results(trainer: Any) -> Any:
+    """Return an empty collection of logged values of the kind a validation has."""
+    return type(_results_loop(trainer)._results)(training=False)
+
+
+def epoch_metrics(results: Any, loaders: list[int | None]) -> dict[str, float]:
+    """Return what was logged over an epoch by name, of each dataloader."""
+    metrics: dict[str, float] = {}
+    for index in loaders:
+        results.dataloader_idx = index
+        metrics |= results.metrics(on_step=False)["callback"]
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def validation_loader(trainer: Any, index: int) -> int | None:
+    """Return which of several dataloaders a validation batch is from; None if there is one."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    return index if loop._is_sequential and loop.num_dataloaders > 1 else None
+
+
+def validation_arguments(module: Any, batch: Any, index: int, loader: int | None) -> list[Any]:
+    """Return what `validation_step` takes of a batch, its index and its dataloader's."""
+    takes_index = _takes(module.validation_step, "batch_idx", min_args=2)
+    return [batch, *([index] if takes_index else []), *([] if loader is None else [loader])]
+
+
+@contextmanager
+def _throwaway_results(
+    modules: list[Any],
+    trainer: Any | None,
+    instead: Any | None = None,
+    function: str = "training_step",
+) -> Iterator[None]:
     if trainer is None:
         yield
         return
@@ -153,9 +209,9 @@ def _throwaway_results(modules: list[Any], trainer: Any | None) -> Iterator[None
     names = [child._current_fx_name for child in modules]
     results, fx, first = loop._results, connector._current_fx, connector._first_loop_iter
     if results is not None:
-        loop._results = type(results)(training=results.training)
+        loop._results = type(results)(training=results.training) if instead is None else instead
     for child in modules:
-        child._current_fx_name = "training_step" if trainer.training else "validation_step"
+        child._current_fx_name = function
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from lightning_landscape._lightning import muted, rank_zero_warn
 from lightning_landscape.params import Params
 from lightning_landscape.snapshot import Changes, Snapshot, put_back, same_bits
 
-__all__ = ["Isolation", "Mode", "isolated_rng"]
+__all__ = ["Isolation", "Mode", "isolated_rng", "unchanged_rng"]
 
 Mode = Literal["train", "eval", "recalibrated"]
 
@@ -209,11 +209,18 @@ def isolated_rng(seed: int) -> Iterator[None]:
         ...     bool((a == torch.rand(3)).all())
         True
     """
-    before = _rng_states()
-    try:
+    with unchanged_rng():
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
+        yield
+
+
+@contextmanager
+def unchanged_rng() -> Iterator[None]:
+    """Put every global random stream back at the end as it was at the start."""
+    before = _rng_states()
+    try:
         yield
     finally:
         _set_rng_states(before, set(before))

@@ -19,7 +19,7 @@ from lightning_landscape._lightning import (
     rank_zero_warn,
 )
 from lightning_landscape.isolation import Mode
-from lightning_landscape.probing import KeptBatch, LossFn, clone_batch, loss_step
+from lightning_landscape.probing import KeptBatch, LossFn, bytes_of, clone_batch, loss_step
 from lightning_landscape.schedule import Budget, Schedule, check_share, predicted_cost
 
 __all__ = ["Monitor", "OnError", "keep_batch"]
@@ -174,15 +174,7 @@ def keep_batch(
     """Return a private copy of a batch, on its device while the kept ones are small in all."""
     with torch.inference_mode(False):
         data = clone_batch(batch)
-    total = sum(_bytes_of(other.data) for other in kept) + _bytes_of(data)
+    total = sum(bytes_of(other.data) for other in kept) + bytes_of(data)
     if total > _KEPT_ON_DEVICE:
         data = apply_to_collection(data, Tensor, lambda tensor: tensor.cpu())
     return KeptBatch(data, index, calibrates=calibrates)
-
-
-def _bytes_of(batch: Any) -> int:
-    sizes: list[int] = []
-    apply_to_collection(
-        batch, Tensor, lambda tensor: sizes.append(tensor.numel() * tensor.element_size())
-    )
-    return sum(sizes)

@@ -30,7 +30,8 @@ from lightning_landscape.params import Params, trainable
 from lightning_landscape.slices import LossAlong, check_direction
 from lightning_landscape.snapshot import Snapshot, same_bits
 
-__all__ = ["KeptBatch", "LossFn", "ModuleObjective", "batch_norms", "clone_batch", "estimate_batch_norm", "loss_step", "opened", "probing"]
+__all__ = ["KeptBatch", "LossFn", "ModuleObjective", "batch_norms",
+    "bytes_of", "clone_batch", "estimate_batch_norm", "loss_step", "opened", "probing"]
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor | dict[str, Tensor]]
 
@@ -381,6 +382,15 @@ def clone_batch(batch: Any) -> Any:
     batch = apply_to_collection(batch, Tensor, copied)
     known = {id(twin): twin for twin in memo.values()}
     return copy.deepcopy(batch, known)
+
+
+def bytes_of(batch: Any) -> int:
+    """Return the bytes that the tensors of a batch take."""
+    sizes: list[int] = []
+    apply_to_collection(
+        batch, Tensor, lambda tensor: sizes.append(tensor.numel() * tensor.element_size())
+    )
+    return sum(sizes)
 
 
 class _Batches:

@@ -45,9 +45,9 @@ TAGS = {
     "line": "landscape/swa/{set}{name}",
     "shift": "landscape/swa/shift",
     "line_figure": "landscape/swa/line",
-    # the average's own validation metrics
-    "swa_metric": "swa/{name}",
-    "n_averaged": "swa/n_averaged",
+    # the average's own validation metrics; `swa` is the name of the callback
+    "swa_metric": "{swa}/{name}",
+    "n_averaged": "{swa}/n_averaged",
     # what a probe costs
     "seconds": "landscape/seconds",
     "overhead": "landscape/overhead",

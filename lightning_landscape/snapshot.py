@@ -30,7 +30,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_landscape._lightning import LIGHTNING_ATTRIBUTES
 
-__all__ = ["Changes", "Snapshot", "same_bits"]
+__all__ = ["Changes", "Places", "Snapshot", "put_back", "same_bits"]
 
 _ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}
@@ -152,6 +152,22 @@ class Snapshot:
             calls.append(lambda: self.restore(rest))
         return calls
 
+    def places(self, changes: Changes) -> Places:
+        """Return where the changes are, to be read and written again and again."""
+        found: dict[tuple[int, str], Any] = {}
+        for i, key in changes.keys:
+            owner = self._namespaces[i][0]
+            found[id(owner), key] = owner
+        groups = (
+            [self._tensors[i] for i in changes.tensors],
+            [self._arrays[i][0] for i in changes.arrays],
+            [self._generators[i][0] for i in changes.generators],
+            [self._containers[i][0] for i in changes.containers],
+        )
+        for group in groups:
+            found.update({(id(place), ""): place for place in group})
+        return Places(found)
+
     def describe(self, changes: Changes) -> list[str]:
         """Return the names of what changed, as a person would write them."""
         names = [f"{self._names['keys'][i]}.{key}".lstrip(".") for i, key in changes.keys]
@@ -243,6 +259,55 @@ class Snapshot:
             self._containers.append((container, type(_content(container))()))
             self._names["containers"].append(f"an empty {type(container).__name__}")
         self._empty = [container for container in self._empty if not len(container)]
+
+
+class Places:
+    """Attributes, tensors, containers and generators, whose contents can be taken and set.
+
+    Args:
+        found: What holds the contents, by its identity and, for an attribute, the name of it.
+    """
+
+    def __init__(self, found: dict[tuple[int, str], Any] | None = None) -> None:
+        self._found = found or {}
+
+    def __or__(self, other: Places) -> Places:
+        return Places({**self._found, **other._found})
+
+    def read(self) -> list[Any]:
+        """Return a copy of the contents."""
+        return [_read(place, key) for (_, key), place in self._found.items()]
+
+    def write(self, contents: list[Any]) -> None:
+        """Set the contents to what was read before; places found since then are left as they are."""
+        for ((_, key), place), content in zip(self._found.items(), contents, strict=False):
+            _write(place, key, content)
+
+
+_MISSING = object()
+
+
+def _read(place: Any, key: str) -> Any:
+    if key:
+        return _attributes(place).get(key, _MISSING)
+    if isinstance(place, Tensor):
+        return place.detach().clone()
+    if isinstance(place, np.ndarray):
+        return place.copy()
+    return _state_of(place) if isinstance(place, _GENERATORS) else _content(place)
+
+
+def _write(place: Any, key: str, content: Any) -> None:
+    if key:
+        _set_attribute(place, key, {} if content is _MISSING else {key: content})
+    elif isinstance(place, Tensor):
+        put_back([place], [content])
+    elif isinstance(place, np.ndarray):
+        place[...] = content
+    elif isinstance(place, _GENERATORS):
+        _set_state(place, content)
+    else:
+        _refill(place, content)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -22,8 +22,10 @@ from lightning_landscape._lightning import (
     Callback,
     ConfigurationError,
     attached_trainer,
+    logger_step,
     rank_zero_warn,
     user_step,
+    validation_loader,
 )
 from lightning_landscape.monitor import keep_batch
 from lightning_landscape.params import Params
@@ -33,8 +35,10 @@ from lightning_landscape.probing import (
     clone_batch,
     estimate_batch_norm,
 )
+from lightning_landscape.reporting import log_scalars, tag
 from lightning_landscape.schedule import Schedule
 from lightning_landscape.snapshot import put_back
+from lightning_landscape.swa_validation import SecondPass
 
 __all__ = ["SWA", "Average", "load_swa_weights", "recalibrate_batch_norm"]
 
@@ -136,6 +140,8 @@ class SWA(Callback):
         self._statistics_of = 0  # the n_averaged they were estimated for
         self._kept: dict[int, KeptBatch] = {}
         self._last_global_step = 0
+        self._second_pass: SecondPass | None = None
+        self._warned = False
 
     @property
     def state_key(self) -> str:
@@ -204,6 +210,17 @@ class SWA(Callback):
         replaced = self._replacements(module)
         put_back(list(replaced), list(replaced.values()))
 
+    def averaged_model_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return a state dict for `torch.optim.swa_utils.AveragedModel(module)` to load.
+
+        Raises:
+            RuntimeError: Before anything was averaged.
+            ValueError: If the module has other parameters.
+        """
+        with self.averaged(module):
+            state = {f"module.{name}": t.clone() for name, t in module.state_dict().items()}
+        return {"n_averaged": torch.tensor(self._n_averaged), **state}
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew with another module; a checkpoint is loaded after this."""
         if stage == "fit" and self._module() is not pl_module:
@@ -215,8 +232,14 @@ class SWA(Callback):
         self._start_epoch, self._start_step = _resolved_start(self.start, trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Count steps from here."""
+        """Count steps from here; let checkpoints that follow the average wait for it."""
         self._last_global_step = trainer.global_step
+        monitored = {
+            getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks
+        }
+        for name in monitored - {None}:
+            if name.startswith(f"{self.name}/"):  # a missing metric would stop the fit
+                trainer.callback_metrics.setdefault(name, torch.tensor(math.nan))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -242,6 +265,39 @@ class SWA(Callback):
         """Average after an epoch that ended without a last batch, as with `max_steps`."""
         self._end_epoch(trainer, pl_module)
 
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to validate the average, if there is one."""
+        self._second_pass = None
+        if self.validate and self._n_averaged and trainer.state.fn == "fit":
+            if not trainer.sanity_checking:
+                self._guarded(lambda: self._begin(trainer, pl_module))
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Copy the batch before the live step can write to it."""
+        if (second_pass := self._second_pass) is not None:
+            loader = validation_loader(trainer, dataloader_idx)
+            self._guarded(lambda: second_pass.take(batch, batch_idx, loader))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Run the batches that wait through the average, a handful at a time."""
+        if self._second_pass is not None:
+            self._guarded(self._second_pass.catch_up)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the average's metrics beside the user's own."""
+        if self._second_pass is not None:
+            self._guarded(lambda: self._report(trainer))
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Apply the average if asked to; say so if there is none."""
         if not self._n_averaged:
@@ -251,6 +307,13 @@ class SWA(Callback):
             )
         elif self.apply_at_end:
             self.apply_to(pl_module)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save batch-norm statistics with the average they belong to."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state and self._n_averaged and self._kept:
+            self._guarded(lambda: state.update(statistics=self._batch_norm(pl_module)))
+            state["statistics_of"] = self._statistics_of
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to go on as if uninterrupted."""
@@ -271,6 +334,32 @@ class SWA(Callback):
         self._average = {name: tensor.clone() for name, tensor in state_dict["weights"].items()}
         self._statistics = dict(state_dict["statistics"])
         self._statistics_of = state_dict["statistics_of"]
+
+    def _begin(self, trainer: Any, module: Any) -> None:
+        statistics = self._batch_norm(module)
+        self._second_pass = SecondPass(module, trainer, weights=self._average, buffers=statistics)
+
+    def _report(self, trainer: Any) -> None:
+        assert self._second_pass is not None
+        metrics = self._second_pass.finish()
+        self._second_pass = None
+        scalars = {tag("swa_metric", swa=self.name, name=name): v for name, v in metrics.items()}
+        scalars[tag("n_averaged", swa=self.name)] = float(self._n_averaged)
+        log_scalars(trainer, scalars, logger_step(trainer))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Do something that must not stop the training; give up on this validation if it fails."""
+        try:
+            action()
+        except Exception as error:
+            self._second_pass = None
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"{self.state_key} could not run the average: {type(error).__name__}: {error}. "
+                    "Your own training and validation go on as without it; further failures are not "
+                    "reported. To do without, use validate=False."
+                )
 
     def _end_epoch(self, trainer: Any, module: Any) -> None:
         epoch = trainer.current_epoch

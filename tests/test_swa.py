@@ -1,0 +1,333 @@
+"""The average: what is in it, when, how it comes back from a checkpoint and is taken home."""
+
+import pytest
+import torch
+from hostile import (
+    GAN,
+    HostileModule,
+    Samples,
+    attributes,
+    differences,
+    rng_fingerprint,
+)
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+
+from lightning_landscape import SWA, load_swa_weights, recalibrate_batch_norm
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+class Line(LightningModule):
+    """One weight and a batch norm; six steps an epoch."""
+
+    def __init__(self, late=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+        self.late = None if late else nn.Linear(4, 1)
+
+    def setup(self, stage):
+        self.late = self.late or nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.late(self.net(batch["x"])).squeeze(1) - batch["y"]).square().mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+class Snapshots(Callback):
+    """The naive twin: a deep copy of the weights after every step and epoch."""
+
+    def __init__(self):
+        self.steps, self.epochs = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.steps.append(copied(pl_module))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append(copied(pl_module))
+
+
+def copied(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+class Still(Samples):
+    """Always the same, so that a resumed run sees what the uninterrupted one saw."""
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "y": self.y[i]}
+
+
+def train(*callbacks, module=None, ckpt_path=None, shuffle=True, dataset=None, **options):
+    seed_everything(0, verbose=False)
+    module = module or Line()
+    trainer = Trainer(**{"max_epochs": 4, **QUIET, **options}, callbacks=list(callbacks))
+    loader = DataLoader(dataset or Samples(), batch_size=6, shuffle=shuffle)
+    trainer.fit(module, loader, ckpt_path=ckpt_path)
+    return module, trainer
+
+
+def mean(snapshots):
+    return {
+        name: torch.stack([snapshot[name] for snapshot in snapshots]).mean(0)
+        for name in snapshots[0]
+    }
+
+
+def assert_same(weights, expected):
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"start": 0}, [0, 1, 2, 3]),
+        ({"start": 2}, [2, 3]),
+        ({"start": 0.75}, [3]),  # 0.75 * 4 = 3
+        ({"start": 0.3}, [1, 2, 3]),  # 0.3 * 4 = 1.2, in the epoch 1
+        ({"start": 0, "every_n_epochs": 2}, [1, 3]),  # after two epochs, after four
+    ],
+    ids=str,
+)
+def test_the_average_is_the_mean_of_the_weights_at_the_ends_of_these_epochs(options, epochs):
+    swa, twin = SWA(**options), Snapshots()
+    train(swa, twin)
+    assert swa.n_averaged == len(epochs)
+    assert_same(swa.weights, mean([twin.epochs[i] for i in epochs]))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"start": 0, "every_n_steps": 5}, [5, 10]),
+        ({"start": 0.5, "every_n_steps": 1}, [7, 8, 9, 10, 11, 12]),  # the second half of 12
+        ({"start": 1, "every_n_steps": 4}, [8, 12]),  # not before epoch 1, which begins at step 7
+    ],
+    ids=str,
+)
+def test_the_average_is_the_mean_of_the_weights_after_these_steps(options, steps):
+    swa, twin = SWA(**options), Snapshots()
+    train(swa, twin, max_epochs=-1, max_steps=12)
+    assert swa.n_averaged == len(steps)
+    assert_same(swa.weights, mean([twin.steps[n - 1] for n in steps]))
+
+
+def test_steps_are_counted_once_per_accumulation_window():
+    swa, twin = SWA(0, every_n_steps=1), Snapshots()
+    train(swa, twin, accumulate_grad_batches=3, max_epochs=1)
+    assert swa.n_averaged == 2
+    assert_same(swa.weights, mean([twin.steps[2], twin.steps[5]]))
+
+
+def test_steps_are_counted_once_per_batch_of_a_gan():
+    # Lightning's own callback counts two a batch here, and every second is odd: it never averages
+    swa, twin = SWA(0, every_n_steps=2), Snapshots()
+    train(swa, twin, module=GAN(), max_epochs=1)
+    assert swa.n_averaged == 3
+    assert_same(swa.weights, mean([twin.steps[1], twin.steps[3], twin.steps[5]]))
+
+
+def test_an_exponential_average_follows_its_recursion():
+    swa, twin = SWA(0, average="ema", decay=0.9), Snapshots()
+    train(swa, twin)
+    expected = twin.epochs[0]
+    for snapshot in twin.epochs[1:]:
+        expected = {name: 0.9 * expected[name] + 0.1 * snapshot[name] for name in expected}
+    assert_same(swa.weights, expected)
+
+
+def test_the_average_may_be_any_function():
+    swa, twin = SWA(0, average=lambda average, new, n: torch.maximum(average, new)), Snapshots()
+    train(swa, twin)
+    stacked = {n: torch.stack([s[n] for s in twin.epochs]).amax(0) for n in twin.epochs[0]}
+    assert_same(swa.weights, stacked)
+
+
+def test_half_precision_is_averaged_in_single():
+    # 2048 bfloat16 steps of 1/256 would be lost in bfloat16
+    module = nn.Linear(1, 1, bias=False).bfloat16()
+    swa = SWA(0)
+    for value in (1.0, 1.0078125, 1.0078125, 1.0078125):
+        module.weight.data.fill_(value)
+        swa.update(module)
+    assert swa.weights["weight"].dtype == torch.float32
+    assert swa.weights["weight"].item() == (1.0 + 3 * 1.0078125) / 4
+
+
+def test_frozen_weights_are_part_of_the_average():
+    module = nn.Linear(2, 2).requires_grad_(False)
+    swa = SWA(0)
+    swa.update(module)
+    assert_same(swa.weights, copied(module))
+
+
+def test_layers_made_in_setup_are_averaged():
+    swa, twin = SWA(0), Snapshots()
+    train(swa, twin, module=Line(late=True))
+    assert_same(swa.weights, mean(twin.epochs))
+
+
+def test_weights_handed_out_are_a_copy():
+    module = nn.Linear(2, 2)
+    swa = SWA(0)
+    swa.update(module)
+    swa.weights["weight"].zero_()
+    assert_same(swa.weights, copied(module))
+
+
+def test_before_anything_was_averaged_there_is_no_average():
+    swa = SWA(start=2)
+    for ask in (lambda: swa.weights, lambda: swa.apply_to(Line())):
+        with pytest.raises(RuntimeError, match="averaged nothing yet"):
+            ask()
+    with pytest.raises(RuntimeError, match="averaged nothing yet"), swa.averaged(Line()):
+        pass
+
+
+def test_if_averaging_never_starts_one_warning_says_so_and_the_trained_weights_stay():
+    plain, _ = train()
+    with pytest.warns(UserWarning, match="averaged nothing: the fit ended before start=9"):
+        module, _ = train(SWA(start=9, apply_at_end=True))
+    assert_same(copied(module), copied(plain))
+
+
+def test_apply_at_end_leaves_the_average_in_the_module():
+    swa = SWA(0, apply_at_end=True)
+    module, _ = train(swa)
+    assert_same(copied(module), swa.weights)
+
+
+def test_averaged_holds_the_average_and_puts_everything_back_bit_for_bit():
+    swa = SWA(0)
+    module, _ = train(swa)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with swa.averaged(module) as same:
+        assert same is module
+        assert_same(copied(module), swa.weights)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in module.state_dict().items())
+    with pytest.raises(ZeroDivisionError), swa.averaged(module):
+        1 / 0  # noqa: B018
+    assert all(torch.equal(tensor, before[n]) for n, tensor in module.state_dict().items())
+
+
+def test_the_average_brings_batch_norm_statistics_of_its_own():
+    swa = SWA(0, bn_batches=3)
+    module, _ = train(swa, max_epochs=3)
+    kept = [batch.data["x"] for batch in swa._kept.values()]
+    with swa.averaged(module), torch.no_grad():
+        inputs = [module.net[0](x) for x in kept]
+        # each batch norm's statistics: the mean over the batches of their means and variances
+        expected_mean = torch.stack([x.mean(0) for x in inputs]).mean(0)
+        expected_var = torch.stack([x.var(0) for x in inputs]).mean(0)
+        torch.testing.assert_close(module.net[1].running_mean, expected_mean)
+        torch.testing.assert_close(module.net[1].running_var, expected_var)
+
+
+def test_another_module_is_refused():
+    swa = SWA(0)
+    swa.update(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="must have the parameters that were averaged"):
+        swa.apply_to(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("options", [{}, {"every_n_steps": 4}, {"average": "ema"}], ids=str)
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_resumed_run_has_the_average_of_the_uninterrupted_one(tmp_path, options, epoch):
+    def checkpoints():
+        return ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+
+    still = {"shuffle": False, "dataset": Still(), "enable_checkpointing": True}
+    whole, resumed = SWA(1, **options), SWA(1, **options)
+    train(whole, checkpoints(), **still)
+    train(resumed, checkpoints(), **still, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+    assert resumed.n_averaged == whole.n_averaged
+    for name, tensor in whole.weights.items():
+        assert torch.equal(resumed.weights[name], tensor)
+
+
+def test_two_averages_keep_their_own_state(tmp_path):
+    early, late = SWA(0, name="early"), SWA(2, name="late")
+    module, trainer = train(early, late)
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    for swa, n in ((early, 4), (late, 2)):
+        assert swa.n_averaged == n
+        fresh = Line()
+        load_swa_weights(tmp_path / "both.ckpt", fresh, name=swa.name)
+        assert_same(copied(fresh), swa.weights)
+        with swa.averaged(module):
+            found = differences(module.state_dict(), fresh.state_dict())
+        assert found == ["/net.1.num_batches_tracked"]  # a count of the live module's, not averaged
+
+
+def test_a_checkpoint_without_that_average_is_refused(tmp_path):
+    module, trainer = train(SWA(0))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="with an average called 'other'"):
+        load_swa_weights(tmp_path / "one.ckpt", module, name="other")
+
+
+def test_torch_loads_the_average():
+    swa = SWA(0)
+    module, _ = train(swa)
+    averaged = AveragedModel(module)
+    averaged.load_state_dict(swa.averaged_model_state(module))
+    assert int(averaged.n_averaged) == 4
+    assert_same(copied(averaged.module), swa.weights)
+
+
+@pytest.mark.filterwarnings("ignore:.*`self.trainer` reference is not registered")
+def test_recalibrating_changes_nothing_but_the_statistics():
+    module = HostileModule()
+    batches = list(DataLoader(Samples(), batch_size=6))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    rest, rng = attributes(module), rng_fingerprint()
+    recalibrate_batch_norm(module, batches)
+    changed = {n for n, t in module.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed == {"net.1.running_mean", "net.1.running_var"}
+    assert differences(rest, attributes(module)) == []
+    assert rng_fingerprint() == rng
+
+
+def test_recalibrating_on_nothing_is_refused():
+    with pytest.raises(ValueError, match="`batches` must hold at least one"):
+        recalibrate_batch_norm(nn.BatchNorm1d(2), [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": -1}, "`start` must be an epoch"),
+        ({"start": 1.0}, "`start` must be an epoch"),
+        ({"start": True}, "`start` must be an epoch"),
+        ({"every_n_epochs": 1, "every_n_steps": 1}, "exclude each other"),
+        ({"every_n_steps": 0}, "`every_n_steps` must be a whole number"),
+        ({"average": "median"}, "`average` must be"),
+        ({"decay": 1.0}, "`decay` must be"),
+        ({"bn_batches": 0}, "`bn_batches` must be"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_at_once(options, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        SWA(**options)
+
+
+def test_a_share_of_nothing_is_refused_at_the_start():
+    with pytest.raises(MisconfigurationException, match="share of `max_epochs` or `max_steps`"):
+        train(SWA(0.5), max_epochs=-1, max_time="00:00:00:01")
