@@ -22,6 +22,7 @@ from lightning_landscape.asymmetry import (
 )
 from lightning_landscape.asymmetry_monitor import AsymmetryMonitor
 from lightning_landscape.directions import sample_direction
+from lightning_landscape.fromage import Fromage, fromage, trust_lr
 from lightning_landscape.params import Params, difference
 from lightning_landscape.probing import probing
 from lightning_landscape.slices import (
@@ -39,6 +40,7 @@ __all__ = [
     "AsymmetryMonitor",
     "AsymmetryRate",
     "AsymmetryScore",
+    "Fromage",
     "FunctionObjective",
     "LineScore",
     "Objective",
@@ -48,6 +50,7 @@ __all__ = [
     "compare_ends",
     "difference",
     "evaluate_slice",
+    "fromage",
     "is_asymmetric",
     "line_grid",
     "load_swa_weights",
@@ -56,4 +59,5 @@ __all__ = [
     "sample_direction",
     "score_asymmetry",
     "symmetric_grid",
+    "trust_lr",
 ]

@@ -1,0 +1,436 @@
+r"""Fromage: every tensor moves by the same fraction of its own length.
+
+The gradient gives each tensor a direction and nothing else; the tensor's norm gives the length of
+the step, so one number, `lr`, means the same to every layer. Dividing by `sqrt(1 + lr^2)` keeps the
+weights from growing by Pythagoras. Written from Algorithm 1 and Lemma 2 of Bernstein, Vahdat, Yue
+and Liu (2020), "On the distance between two neural networks and the stability of learning",
+arXiv:2002.03432.
+"""
+
+# pyright: reportPrivateImportUsage=false
+# torch's own optimizers are built on its _foreach functions; it has no public name for them
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from numbers import Real
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.optimizer import ParamsT
+
+__all__ = ["Fromage", "fromage", "trust_lr"]
+
+_PLAIN = (nn.Parameter, Tensor)  # exact types that may share a foreach call
+_LARGE = 2**15  # elements: from here a tensor on a CPU goes alone; and a piece when widening one
+_DEFAULTS = {"p_bound": None, "prefactor": True, "trust": True, "foreach": None, "maximize": False}
+
+
+def trust_lr(depth: float, cosine: float = 1.0) -> float:
+    """Return the largest relative step that deep relative trust promises is descent.
+
+    `(1 + cosine) ** (1 / depth) - 1`, Lemma 2 of the paper. It rests on a model of how gradients
+    change, not on a bound, and real networks often exceed the model: take a fraction of it.
+
+    Args:
+        depth: how many weight matrices the network composes, at least 1.
+        cosine: the least cosine, over layers, between the step and the negative gradient. Below
+            -1 counts as -1.
+
+    Returns:
+        The step as a fraction of each layer's norm. Not positive: no step is promised.
+
+    Raises:
+        ValueError: `depth` is below 1.
+
+    >>> round(trust_lr(16), 4)
+    0.0443
+    """
+    if not depth >= 1:
+        raise ValueError(f"`depth` counts weight matrices and must be at least 1. Got {depth!r}.")
+    return max(1.0 + cosine, 0.0) ** (1.0 / depth) - 1.0
+
+
+def fromage(
+    module: nn.Module,
+    lr: float | Literal["depth"] = 1e-2,
+    *,
+    vectors: Literal["same", "sgd"] = "same",
+    decay: Literal["plateau", "cosine"] | None = None,
+    monitor: str = "val_loss",
+    total_steps: int | None = None,
+    **options: Any,
+) -> Fromage | dict[str, Any]:
+    """Build `Fromage` for a module; what it returns is what `configure_optimizers` returns.
+
+    At a constant rate Fromage never converges: each step has the same relative length for ever, so
+    the weights hover around a minimum at a distance of about `lr`. Give a `decay`, or a schedule of
+    your own.
+
+    Args:
+        module: a LightningModule or any other module. All its parameters are taken; those without
+            a gradient are skipped at every step.
+        lr: the relative step, or `"depth"`: a quarter of `trust_lr(L)`, `L` = the distinct
+            trainable tensors with two dimensions or more. On the digits it trains plain MLPs of
+            depth 2 to 16 whose weights start Kaiming normal; at 32 not reliably. With torch's
+            default start it trains up to depth 8, where Adam still trains 16.
+        vectors: `"same"` treats biases and gains like matrices, as the paper does. `"sgd"` gives
+            tensors with fewer than two dimensions the plain step `lr * g`, so that a small bias can
+            grow quickly and a single gain can change sign.
+        decay: `None` returns the optimizer itself. `"plateau"` divides `lr` by 10 when `monitor`
+            has not fallen for 10 epochs; `"cosine"` takes it to 0 along half a cosine over
+            the training, one step of the schedule per optimizer step. Both return Lightning's dict
+            of `optimizer` and `lr_scheduler`.
+        monitor: with `"plateau"`, the metric your module logs under this name; lower is better.
+        total_steps: with `"cosine"`, the optimizer steps of the training. Without it they are asked
+            of the trainer the module is attached to.
+        **options: passed on to `Fromage`: `p_bound`, `prefactor`, `foreach`, `maximize`.
+
+    Returns:
+        The optimizer, or with `decay` Lightning's dict.
+
+    Raises:
+        ValueError: an unknown `vectors` or `decay`; `lr="depth"` without a trainable matrix;
+            `decay="cosine"` with no known length of training.
+
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> round(fromage(net, lr="depth").param_groups[0]["lr"], 4)  # 0.25 * (2 ** (1 / 2) - 1)
+    0.1036
+    """
+    if vectors not in ("same", "sgd"):
+        raise ValueError(f"`vectors` must be 'same' or 'sgd'. Got {vectors!r}.")
+    if decay not in (None, "plateau", "cosine"):
+        raise ValueError(f"`decay` must be None, 'plateau' or 'cosine'. Got {decay!r}.")
+    params = list(module.parameters())
+    rate = 0.25 * trust_lr(_count_layers(params)) if lr == "depth" else lr
+    plain = [p for p in params if p.ndim < 2] if vectors == "sgd" else []
+    relative = [p for p in params if p.ndim >= 2] if vectors == "sgd" else params
+    groups = [{"params": relative}, {"params": plain, "trust": False}]
+    optimizer = Fromage([group for group in groups if group["params"]], rate, **options)
+    if decay is None:
+        return optimizer
+    if decay == "plateau":
+        schedule = {"scheduler": ReduceLROnPlateau(optimizer), "monitor": monitor}
+    else:
+        cosine = CosineAnnealingLR(optimizer, _training_steps(module, total_steps))
+        schedule = {"scheduler": cosine, "interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _count_layers(params: list[nn.Parameter]) -> int:
+    layers = sum(p.requires_grad and p.ndim >= 2 for p in params)
+    if not layers:
+        raise ValueError(
+            "`lr='depth'` needs a trainable tensor with two dimensions or more; the module has"
+            " none. Give `lr` a number."
+        )
+    return layers
+
+
+def _training_steps(module: Any, given: int | None) -> int:
+    try:
+        trainer = module.trainer
+    except (AttributeError, RuntimeError):  # no LightningModule, or one without a trainer
+        trainer = None
+    steps = getattr(trainer, "estimated_stepping_batches", None) if given is None else given
+    if steps is None or not 1 <= steps < math.inf:
+        raise ValueError(
+            "`decay='cosine'` needs the length of the training, a finite number of steps from 1."
+            f" Got {steps}. Give `total_steps`, or attach the module to a Trainer with a finite"
+            " `max_epochs` or `max_steps`."
+        )
+    return int(steps)
+
+
+class Fromage(Optimizer):
+    r"""Step every tensor `W` with gradient `g` by the fraction `lr` of its own norm.
+
+    `W <- (W - lr * (||W|| / ||g||) * g) / sqrt(1 + lr^2)`, with Frobenius norms per tensor; where
+    either norm is 0, `W <- (W - lr * g) / sqrt(1 + lr^2)`. A weight orthogonal to its gradient, as
+    before a batch norm, keeps its norm exactly and turns by `arctan(lr)`. Scaling the loss, and
+    clipping gradients by their global norm, change nothing.
+
+    What to expect: at a constant `lr` it hovers and never converges, so let `lr` decay. A tensor of
+    one element can never change sign when `lr < 1`. On plain MLPs it needs a smaller `lr` the
+    deeper the net is, and at depth 16 Adam was the more robust to `lr`. Works under `Trainer` with
+    mixed precision, clipping and accumulation, with schedulers, and as a LightningCLI `class_path`.
+
+    Cost: one reading of weights and gradients and one update in place, no copy of either. On one
+    CPU thread that is .86 of the time of SGD with momentum on large tensors, 1.3 on small ones.
+    Weights in half precision are computed in float32, piece by piece, and rounded once. On an
+    accelerator nothing is read back, except that with `p_bound` the norms at each tensor's first
+    step are. Norms of float32 tensors are float32: entries below 1e-23 count as zero, and from
+    1e19 the norm is not finite, which makes its tensor NaN as any infinite gradient does.
+
+    Every argument but `params` is a key of `param_groups`, and so is `trust` (default `True`):
+    `trust=False` gives the group the plain step `W <- W - lr * g`.
+
+    Args:
+        params: parameters, named parameters, or groups of them.
+        lr: the relative step, a fraction of the norm of each tensor; at least 0. The authors used
+            0.01, and 0.001 to fine-tune.
+        p_bound: keep `||W|| <= p_bound * ||W at its first step||`, as a regulariser; `None` does
+            not. A tensor that is zero at its first step is left alone.
+        prefactor: divide by `sqrt(1 + lr^2)`. Without it (LARS with trust coefficient 1) the norm
+            of a weight before a batch norm grows by `sqrt(1 + lr^2)` at every step.
+        foreach: `False` updates one tensor at a time. Otherwise tensors are batched where they
+            allow it; distributed tensors never are.
+        maximize: step along the gradient instead of against it.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `lr` or `p_bound` is out of range.
+        RuntimeError: at a step, a gradient is sparse; no weight has moved then.
+
+    References:
+        Bernstein et al. (2020), arXiv:2002.03432, Algorithm 1.
+
+    >>> weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> weight.grad = torch.tensor([0.0, 8.0])
+    >>> Fromage([weight], lr=0.5, prefactor=False).step()  # the step: 0.5 * 5 along -y
+    >>> weight.tolist()
+    [3.0, 1.5]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        *,
+        p_bound: float | None = None,
+        prefactor: bool = True,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:
+        defaults = _DEFAULTS | {
+            "lr": lr,
+            "p_bound": p_bound,
+            "prefactor": prefactor,
+            "foreach": foreach,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle or a checkpoint, also one written before a key existed."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in _DEFAULTS.items():
+                group.setdefault(key, value)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; keys it lacks come from the arguments of the optimizer."""
+        _validate({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
+        """Update every parameter that has a gradient; return the loss of the closure, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # all gradients are looked at before any weight moves: an error leaves the model whole
+        work = [(group, batch) for group in self.param_groups for batch in _batches(group)]
+        for group, batch in work:
+            if group["p_bound"] is None:
+                _update(batch, group)
+            else:
+                first = self._first_norms(batch)
+                _update(batch, group)
+                _bound(batch, [group["p_bound"] * norm for norm in first])
+        return loss
+
+    def _first_norms(self, batch: _Batch) -> list[float]:
+        """Return the norms at each tensor's first step: floats, which no checkpoint can round."""
+        states = [self.state[owner] for owner in batch.owners]
+        if any("first_norm" not in state for state in states):
+            # the one read from an accelerator, at the first step only
+            norms = torch.stack(_norms(batch.params, batch.together)).tolist()
+            for state, norm in zip(states, norms, strict=True):
+                state.setdefault("first_norm", norm)
+        return [state["first_norm"] for state in states]
+
+
+def _validate(group: dict[str, Any]) -> None:
+    lr, bound = group["lr"], group["p_bound"]
+    numbers = {"lr": lr} if bound is None else {"lr": lr, "p_bound": bound}
+    for name, value in numbers.items():
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(
+                f"`{name}` must be a number. Got {value!r}. `lr='depth'` is understood by"
+                " fromage(module, lr='depth'), which knows the module."
+            )
+    if not 0 <= lr < math.inf:
+        raise ValueError(
+            "`lr`, a fraction of each tensor's norm, must be finite and at least 0."
+            f" Got {lr!r}. Try 0.01."
+        )
+    if bound is not None and not 0 < bound < math.inf:
+        raise ValueError(
+            "`p_bound`, a multiple of each tensor's first norm, must be finite and above 0."
+            f" Got {bound!r}. Use None for no bound."
+        )
+    for name in ("prefactor", "trust", "maximize", "foreach"):
+        value = group[name]
+        if not isinstance(value, bool) and (name, value) != ("foreach", None):
+            raise TypeError(f"`{name}` must be True or False. Got {value!r}.")
+
+
+class _Batch(NamedTuple):
+    """Tensors of one device and dtype for foreach calls, or a single tensor on its own."""
+
+    together: bool
+    owners: list[Tensor]  # the parameters, keys of the optimizer's state
+    params: list[Tensor]  # the same, with complex numbers seen as pairs
+    grads: list[Tensor]
+
+
+def _batches(group: dict[str, Any]) -> list[_Batch]:
+    allowed = group["foreach"] is not False
+    found: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for param in group["params"]:
+        grad = param.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                "Fromage does not support sparse gradients: the step divides the whole tensor by"
+                " sqrt(1 + lr^2). Build the embedding with sparse=False."
+            )
+        together = allowed and type(param) in _PLAIN and type(grad) in _PLAIN
+        if together and not param.is_cpu:
+            key = (param.device, param.dtype, grad.dtype)
+        elif together and param.numel() < _LARGE:
+            key = (param.dtype, grad.dtype)
+        else:
+            key = id(param)
+        owners, grads = found[key]
+        owners.append(param)
+        grads.append(grad)
+    return [
+        _Batch(type(key) is tuple, owners, _real(owners), _real(grads))
+        for key, (owners, grads) in found.items()
+    ]
+
+
+def _real(tensors: list[Tensor]) -> list[Tensor]:
+    if not tensors[0].is_complex():
+        return tensors
+    return [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
+
+
+# -- the mathematics: W <- keep * W - step * g -----------------------------------------------------
+
+
+def _update(batch: _Batch, group: dict[str, Any]) -> None:
+    lr = -group["lr"] if group["maximize"] else group["lr"]
+    if not group["trust"]:
+        _apply(batch, 1.0, [lr] * len(batch.params))
+        return
+    keep = 1.0 / math.sqrt(1.0 + lr * lr) if group["prefactor"] else 1.0
+    _apply(batch, keep, _steps(batch, lr * keep))
+
+
+def _steps(batch: _Batch, size: float) -> list[Any]:
+    """Return `size * ||W|| / ||g||` per tensor, `size` where a norm is 0, NaN where not finite.
+
+    Floats where reading the norms is free, else 0-dim tensors. The step stops at the largest
+    number of its dtype.
+    """
+    weights, grads = _norms(batch.params, batch.together), _norms(batch.grads, batch.together)
+    limit = torch.finfo(weights[0].dtype).max / max(1.0, abs(size))
+    if not _free_to_read(weights[0]):
+        w, g = torch.stack(weights), torch.stack(grads)
+        ratio = (w / g).clamp(max=limit).masked_fill((w == 0) | (g == 0), 1.0)
+        return list(((ratio + 0.0 * (w + g)) * size).unbind())
+    # for a few hundred numbers ten small tensor operations cost more than this loop over floats
+    steps = []
+    for weight, grad in zip(weights, grads, strict=True):
+        w, g = weight.item(), grad.item()
+        if 0.0 < w < math.inf and 0.0 < g < math.inf:
+            steps.append(size * min(w / g, limit))
+        else:
+            steps.append(size if math.isfinite(w + g) else math.nan)
+    return steps
+
+
+def _free_to_read(tensor: Tensor) -> bool:
+    return tensor.is_cpu
+
+
+def _bound(batch: _Batch, bounds: list[float]) -> None:
+    """Pull tensors longer than their bound back to it; a bound of 0 means none."""
+    inverses = torch._foreach_reciprocal(_norms(batch.params, batch.together))
+    # as scalar arguments, since copying a list to an accelerator would wait for it
+    room = torch._foreach_mul(inverses, [bound or math.inf for bound in bounds])
+    excess = (1.0 - torch.stack(room)).clamp(min=0.0)
+    steps = excess.tolist() if _free_to_read(excess) else list(excess.unbind())
+    _apply(batch._replace(grads=batch.params), 1.0, steps)
+
+
+def _norms(tensors: list[Tensor], together: bool) -> list[Tensor]:
+    """Return the Euclidean norm of each tensor, 0-dim, accumulated in float32 or wider."""
+    dtype = torch.float32 if tensors[0].dtype.itemsize < 4 else None
+    if together:
+        return list(torch._foreach_norm(tensors, 2, dtype))
+    (tensor,) = tensors
+    if dtype and type(tensor) in _PLAIN and tensor.is_cpu:  # torch would widen it all at once
+        tensor = torch.stack([piece.float().norm() for (piece,) in _pieces(tensor)])
+    norm = torch.linalg.vector_norm(tensor, dtype=dtype)
+    return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm]
+
+
+def _apply(batch: _Batch, keep: float, steps: list[Any]) -> None:
+    params, grads = batch.params, batch.grads
+    if params[0].dtype.itemsize < 4 or params[0].dtype != grads[0].dtype:
+        for param, grad, step in zip(params, grads, steps, strict=True):
+            _apply_widened(*_local(param, grad), keep, step)
+    elif not batch.together:
+        _apply_one(*_local(params[0], grads[0]), keep, steps[0])
+    elif isinstance(steps[0], Tensor):
+        torch._foreach_mul_(params, keep)
+        torch._foreach_addcmul_(params, grads, steps, value=-1)
+    else:
+        ones = [params[0].new_ones(())] * len(params)
+        torch._foreach_add_(params, params, alpha=keep - 1.0)
+        torch._foreach_addcmul_(params, grads, ones, [-step for step in steps])
+
+
+def _apply_one(param: Tensor, grad: Tensor, keep: float, step: float | Tensor) -> None:
+    if isinstance(step, Tensor):
+        param.mul_(keep).addcmul_(grad, step, value=-1)
+    elif param.is_contiguous() and grad.is_contiguous():
+        # the outer product with [1]: the one operation that scales both sides in one pass
+        param.view(-1, 1).addr_(grad.view(-1), param.new_ones(1), beta=keep, alpha=-step)
+    else:
+        param.mul_(keep).add_(grad, alpha=-step)
+
+
+def _apply_widened(param: Tensor, grad: Tensor, keep: float, step: float | Tensor) -> None:
+    """Compute in float32 or wider and round once; in pieces, so that no copy is a whole tensor."""
+    dtype = torch.promote_types(torch.promote_types(param.dtype, grad.dtype), torch.float32)
+    for a, b in _pieces(param, grad):
+        a.copy_(a.to(dtype).mul_(keep).sub_(b.to(dtype) * step))
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    first = tensors[0]
+    size = _LARGE if first.is_cpu else max(_LARGE, first.numel() // 16)
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+    dim = max(range(first.ndim), key=lambda k: first.shape[k])
+    rows = max(1, size * first.shape[dim] // first.numel())
+    return zip(*(tensor.split(rows, dim) for tensor in tensors), strict=True)
+
+
+def _local(param: Any, grad: Any) -> tuple[Tensor, Tensor]:
+    """Return this rank's shards of a distributed tensor and its gradient; else both as they are."""
+    if not hasattr(param, "to_local"):
+        return param, grad
+    return param.to_local(), grad.redistribute(placements=param.placements).to_local()
