@@ -255,7 +255,7 @@ def fit(callbacks, *, module=HostileModule, dtype=torch.float32, workers=0, **op
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    has_validation = "validation_step" in type(model).__dict__
+    has_validation = type(model).validation_step is not LightningModule.validation_step
     trainer.fit(model, train, validation if has_validation else None)
     own = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(OURS)}
     return {
