@@ -26,10 +26,17 @@ from lightning_landscape.asymmetry import (
 )
 from lightning_landscape.directions import Normalize, sample_direction, split_family
 from lightning_landscape.isolation import Mode
-from lightning_landscape.monitor import Monitor, OnError, keep_batch
+from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
-from lightning_landscape.probing import KeptBatch, LossFn, ModuleObjective, batch_norms, opened
+from lightning_landscape.probing import (
+    KeptBatch,
+    LossFn,
+    ModuleObjective,
+    batch_norms,
+    keep_batch,
+    opened,
+)
 from lightning_landscape.reporting import (
     family_scalars,
     line_scalars,

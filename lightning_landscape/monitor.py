@@ -7,10 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
-
 from lightning_landscape._lightning import (
     Callback,
     ConfigurationError,
@@ -19,14 +15,12 @@ from lightning_landscape._lightning import (
     rank_zero_warn,
 )
 from lightning_landscape.isolation import Mode
-from lightning_landscape.probing import KeptBatch, LossFn, bytes_of, clone_batch, loss_step
+from lightning_landscape.probing import LossFn, loss_step
 from lightning_landscape.schedule import Budget, Schedule, check_share, predicted_cost
 
-__all__ = ["Monitor", "OnError", "keep_batch"]
+__all__ = ["Monitor", "OnError"]
 
 OnError = Literal["warn", "raise"]
-
-_KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; what is above waits in host memory
 
 
 class Monitor(Callback):
@@ -166,15 +160,3 @@ class Monitor(Callback):
         if self.max_overhead is None or trainer.world_size == 1:
             return decision
         return trainer.strategy.reduce_boolean_decision(decision, all=True)
-
-
-def keep_batch(
-    kept: list[KeptBatch], batch: Any, index: int, *, calibrates: bool = True
-) -> KeptBatch:
-    """Return a private copy of a batch, on its device while the kept ones are small in all."""
-    with torch.inference_mode(False):
-        data = clone_batch(batch)
-    total = sum(bytes_of(other.data) for other in kept) + bytes_of(data)
-    if total > _KEPT_ON_DEVICE:
-        data = apply_to_collection(data, Tensor, lambda tensor: tensor.cpu())
-    return KeptBatch(data, index, calibrates=calibrates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from lightning_landscape.asymmetry import AsymmetryScore, LineScore
 from lightning_landscape.slices import Slice
 
-__all__ = ["plot_history", "plot_line", "plot_slices"]
+__all__ = ["Figure", "pixels", "plot_history", "plot_line", "plot_slices", "png"]
 
 _TRAIN, _VALIDATION, _QUIET = "#1f5fa8", "#d1661b", "0.55"
 _MODES = {
@@ -159,6 +161,20 @@ def plot_line(
     axes.legend(frameon=False, fontsize=8)
     _caption(figure, [*lines, f"bands: ± 1 standard error over batches; {train.mode} mode"])
     return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """Return the figure as an image, uint8 `[height, width, 3]`."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
 
 
 def _draw_family(axes: Axes, slices: Sequence[Slice], colour: str, name: str | None) -> None:

@@ -14,11 +14,10 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from lightning_landscape._lightning import rank_zero_warn
 from lightning_landscape.asymmetry import AsymmetryScore, LineScore
+from lightning_landscape.plots import Figure, pixels, png
 from lightning_landscape.slices import Slice
 
 __all__ = [
@@ -104,7 +103,7 @@ def log_figure(trainer: Any, name: str, figure: Figure, step: int) -> None:
             shown |= _show(logger, name, figure, step)
     folder = None if shown else _folder(trainer)
     if folder is not None:
-        _write(folder / f"{name.replace('/', '-')}-step={step}.png", _png(figure))
+        _write(folder / f"{name.replace('/', '-')}-step={step}.png", png(figure))
 
 
 def save_slices(trainer: Any, kind: str, slices: Sequence[Slice], step: int) -> None:
@@ -142,13 +141,13 @@ def _folder(trainer: Any) -> Path | None:
 def _show(logger: Any, name: str, figure: Figure, step: int) -> bool:
     experiment: Any = getattr(logger, "experiment", None)  # a plain logger need not have one
     if hasattr(experiment, "add_image"):  # TensorBoard; its add_figure would import pyplot
-        experiment.add_image(name, _pixels(figure), step, dataformats="HWC")
+        experiment.add_image(name, pixels(figure), step, dataformats="HWC")
     elif hasattr(experiment, "add_figure"):
         experiment.add_figure(name, figure, step)
     elif hasattr(logger, "log_image"):  # Weights & Biases
         from PIL import Image
 
-        logger.log_image(key=name, images=[Image.fromarray(_pixels(figure))], step=step)
+        logger.log_image(key=name, images=[Image.fromarray(pixels(figure))], step=step)
     elif hasattr(logger, "run_id") and hasattr(experiment, "log_figure"):  # MLflow
         experiment.log_figure(logger.run_id, figure, f"{name}/step={step}.png")
     elif hasattr(experiment, "log_figure"):  # Comet
@@ -156,18 +155,6 @@ def _show(logger: Any, name: str, figure: Figure, step: int) -> bool:
     else:
         return False
     return True
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:

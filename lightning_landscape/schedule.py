@@ -130,6 +130,10 @@ def predicted_cost(n_evaluations: int, seconds: float, schedule: Schedule, perio
     probe = n_evaluations * seconds
     share = 100 * probe / (probe + period) if period > 0 else 100.0
     return (
-        f"one probe = {n_evaluations} evaluations, about {probe:.2g} s, {schedule} of about "
-        f"{period:.2g} s: {share:.2g} % of the time"
+        f"one probe = {n_evaluations} evaluations, about {_short(probe)} s, {schedule} of about "
+        f"{_short(period)} s: {_short(share)} % of the time"
     )
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

@@ -27,13 +27,13 @@ from lightning_landscape._lightning import (
     user_step,
     validation_loader,
 )
-from lightning_landscape.monitor import keep_batch
 from lightning_landscape.params import Params
 from lightning_landscape.probing import (
     KeptBatch,
     batch_norms,
     clone_batch,
     estimate_batch_norm,
+    keep_batch,
 )
 from lightning_landscape.reporting import log_scalars, tag
 from lightning_landscape.schedule import Schedule
@@ -268,9 +268,9 @@ class SWA(Callback):
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to validate the average, if there is one."""
         self._second_pass = None
-        if self.validate and self._n_averaged and trainer.state.fn == "fit":
-            if not trainer.sanity_checking:
-                self._guarded(lambda: self._begin(trainer, pl_module))
+        in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self.validate and self._n_averaged and in_fit:
+            self._guarded(lambda: self._begin(trainer, pl_module))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -357,8 +357,8 @@ class SWA(Callback):
                 self._warned = True
                 rank_zero_warn(
                     f"{self.state_key} could not run the average: {type(error).__name__}: {error}. "
-                    "Your own training and validation go on as without it; further failures are not "
-                    "reported. To do without, use validate=False."
+                    "Your own training and validation go on as without it; further failures are "
+                    "not reported. To do without, use validate=False."
                 )
 
     def _end_epoch(self, trainer: Any, module: Any) -> None:
