@@ -218,7 +218,7 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 
 def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.6, 4.2), dpi=125, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
