@@ -1,4 +1,4 @@
-"""Is one side of a slice steeper than the other? Scores of a direction and of a line.
+"""Is one side of a slice steeper than the other? The score of a direction.
 
 Rises are `R+(l) = L(+l) - L(0)` and `R-(l) = L(-l) - L(0)` for `l` in `(0, radius]`. Scores are
 positive when the + side is steep.
@@ -12,22 +12,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lightning_landscape.slices import Slice
+from lightning_landscape.slices import Slice, grid_index, on_grid
 
 __all__ = [
-    "AsymmetryRate",
     "AsymmetryScore",
-    "LineScore",
     "Verdict",
     "asymmetry_ratio",
-    "compare_ends",
     "is_asymmetric",
     "score_asymmetry",
 ]
@@ -102,14 +97,14 @@ def score_asymmetry(slice: Slice) -> AsymmetryScore:
     """
     sides = _Sides.of(slice.alphas, slice.mean)
     radius = float(sides.distance[-1])
-    if not _on_grid(sides.distance, radius / 2):
+    if not on_grid(sides.distance, radius / 2):
         raise ValueError(
             "`slice` must have half its radius on its grid: `n_points` must be 4 * k + 1 (5, 9, "
             f"13, ...). Got {len(slice.alphas)} points. Use symmetric_grid(radius, 13)."
         )
     plus, minus = (_ratio_with_flat_side(sides, side, radius / 2, radius) for side in (1, -1))
     ratio = max(plus, minus)
-    area, stderr, minimum = sides.area(), _jackknife(slice), _minimum(slice)
+    area, stderr, minimum = sides.area(), _jackknife(slice), slice.minimum
     return AsymmetryScore(
         area=area,
         area_corrected=sides.area(sides.slope),
@@ -194,136 +189,6 @@ def is_asymmetric(slice: Slice, *, r: float, p: float, c: float, zeta: float) ->
 
 
 @dataclass(frozen=True)
-class LineScore:
-    """The line from one set of weights (`t = 0`) to another (`t = 1`).
-
-    Attributes:
-        distance: L2 norm between the two.
-        gap: `L(1) - L(0)`.
-        gap_stderr: Standard error of `gap` over the batches, paired; nan for one batch.
-        minimum: The grid `t` of the least finite loss.
-        barrier: Max over grid points in [0, 1] of `L(t) - ((1 - t) L(0) + t L(1))`, at least 0.
-        outward_ratio: `[L(-k) - L(0)] / [L(1 + k) - L(1)]` at the ends of the grid, `k` its
-            overhang; above 1 the second set of weights is on the flat side. nan without overhang;
-            read it only where both rises are positive.
-    """
-
-    distance: float
-    gap: float
-    gap_stderr: float
-    minimum: float
-    barrier: float
-    outward_ratio: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return everything as plain numbers."""
-        return asdict(self)
-
-
-def compare_ends(slice: Slice) -> LineScore:
-    """Score the line between two sets of weights, current at 0 and average at 1.
-
-    Costs no evaluation.
-
-    Args:
-        slice: Losses on a grid that contains 0 and 1, as far beyond 1 as before 0: `line_grid(4.0)`
-            along `difference(average, current)`.
-
-    Returns:
-        The score.
-
-    Raises:
-        ValueError: If the grid lacks 1 or reaches further on one side than on the other.
-
-    Example:
-        >>> t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-        >>> score = compare_ends(Slice(t, torch.tensor([5.0, 1.0, 0.5, 1.5]), distance=3.0))
-        >>> score.gap, score.outward_ratio, score.minimum
-        (-0.5, 4.0, 1.0)
-    """
-    t, loss = slice.alphas, slice.mean
-    overhang = -float(t[0])
-    tolerance = 1e-9 * float(t.abs().max())
-    if not _on_grid(t, 1.0) or abs(float(t[-1]) - 1 - overhang) > tolerance:
-        raise ValueError(
-            "`slice` must have a grid that contains 1 and reaches as far beyond 1 as before 0. "
-            f"Got {t.tolist()}. Use line_grid(overhang)."
-        )
-    start, end = _index(t, 0.0), _index(t, 1.0)
-    inside, chord = t[start : end + 1], loss[end] - loss[start]
-    gaps = slice.losses[end] - slice.losses[start]
-    return LineScore(
-        distance=slice.distance,
-        gap=float(chord),
-        gap_stderr=float(gaps.std() / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan,
-        minimum=_minimum(slice),
-        barrier=float((loss[start : end + 1] - loss[start] - inside * chord).max()),
-        outward_ratio=float((loss[0] - loss[start]) / (loss[-1] - loss[end])),
-    )
-
-
-class AsymmetryRate(Metric):
-    """The share of directions that are asymmetric, with its Wilson score interval.
-
-    A direction counts when its `ratio` exceeds `c` and the slice could be judged, that is, its
-    verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. Uniform
-    directions share most of their length (cosine 3/4), so that their interval is too narrow.
-
-    Args:
-        c: How many times steeper the steep side must be.
-        confidence: Coverage of the interval.
-
-    Raises:
-        ValueError: If `c` is below 1 or `confidence` not between 0 and 1.
-
-    References:
-        Wilson (1927), Probable inference, the law of succession, and statistical inference.
-
-    Example:
-        >>> steps = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
-        >>> rate = AsymmetryRate()
-        >>> rate.update(score_asymmetry(Slice(steps, torch.tensor([0.5, 0.25, 0.0, 1.0, 2.0]))))
-        >>> rate.update(score_asymmetry(Slice(steps, steps**2)))
-        >>> {name: round(float(value), 3) for name, value in rate.compute().items()}
-        {'rate': 0.5, 'low': 0.095, 'high': 0.905, 'n': 2.0}
-    """
-
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-
-    asymmetric: Tensor
-    total: Tensor
-
-    def __init__(self, c: float = 2.0, confidence: float = 0.95, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        if not c >= 1:
-            raise ValueError(f"`c` must be at least 1. Got {c}.")
-        if not 0 < confidence < 1:
-            raise ValueError(
-                f"`confidence` must be between 0 and 1, such as 0.95. Got {confidence}."
-            )
-        self.c = c
-        self.confidence = confidence
-        self.add_state("asymmetric", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, score: AsymmetryScore) -> None:
-        """Count one direction."""
-        judged = score.verdict not in ("off-minimum", "unresolved")
-        self.asymmetric += int(judged and score.ratio > self.c)
-        self.total += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `rate`, `low`, `high` and `n`, float64 scalars; nan, 0, 1 and 0 before any."""
-        k, n = int(self.asymmetric), int(self.total)
-        rate = k / n if n else math.nan
-        low, high = _wilson(k, n, self.confidence)
-        values = {"rate": rate, "low": low, "high": high, "n": float(n)}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-
-
-@dataclass(frozen=True)
 class _Sides:
     """Both sides of a symmetric slice, as distances and rises away from 0, index 0 being 0."""
 
@@ -370,9 +235,9 @@ class _Sides:
         Over the grid intervals inside `[zeta, r]`. A side that blew up on the way, be it before
         `zeta`, is nowhere flat.
         """
-        begin, end = _index(self.distance, zeta), _index(self.distance, r)
-        on_grid = _on_grid(self.distance, zeta) and _on_grid(self.distance, r)
-        if not (0 <= zeta < r and on_grid and begin < end):
+        begin, end = grid_index(self.distance, zeta), grid_index(self.distance, r)
+        both = on_grid(self.distance, zeta) and on_grid(self.distance, r)
+        if not (0 <= zeta < r and both and begin < end):
             raise ValueError(
                 "`zeta` and `r` must be alphas of the grid with 0 <= zeta < r. Got "
                 f"zeta={zeta} and r={r} on {self.distance.tolist()}."
@@ -418,15 +283,6 @@ def _first_reach(distance: Tensor, rises: Tensor, level: float) -> float:
     return float(distance[k - 1] + share * (distance[k] - distance[k - 1]))
 
 
-def _minimum(line: Slice) -> float:
-    loss = line.mean
-    if not loss.isfinite().any():
-        return math.nan
-    least = loss[loss.isfinite()].min()
-    candidates = line.alphas[loss == least]
-    return float(candidates[candidates.abs().argmin()])
-
-
 def _jackknife(line: Slice) -> float:
     n = line.losses.shape[1]
     if n < 2:
@@ -451,24 +307,6 @@ def _verdict(sides: _Sides, area: float, stderr: float, minimum: float, ratio: f
     if abs(area) < 2 * stderr:
         return "unresolved"
     return "asymmetric" if ratio > 2 else "symmetric"
-
-
-def _wilson(k: int, n: int, confidence: float) -> tuple[float, float]:
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (k + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    # exact at the ends, where rounding would leave 1e-17
-    return 0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half
-
-
-def _on_grid(grid: Tensor, value: float) -> bool:
-    return bool((grid - value).abs().min() <= 1e-9 * float(grid.abs().max()))
-
-
-def _index(grid: Tensor, value: float) -> int:
-    return int((grid - value).abs().argmin())
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -19,13 +19,12 @@ from lightning_landscape._lightning import (
     rank_zero_info,
 )
 from lightning_landscape.asymmetry import (
-    AsymmetryRate,
     AsymmetryScore,
-    compare_ends,
     score_asymmetry,
 )
 from lightning_landscape.directions import Normalize, sample_direction, split_family
 from lightning_landscape.isolation import Mode
+from lightning_landscape.line import compare_ends
 from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
@@ -37,6 +36,7 @@ from lightning_landscape.probing import (
     keep_batch,
     opened,
 )
+from lightning_landscape.rates import AsymmetryRate
 from lightning_landscape.reporting import (
     family_scalars,
     line_scalars,
@@ -76,7 +76,8 @@ class AsymmetryMonitor(Monitor):
     - `landscape/<family>/rate`, `rate_low`, `rate_high`: the share of asymmetric directions with
       its 95 % Wilson interval;
     - `landscape/<family>/area`, `area_corrected`, `ratio`: medians over the directions of the
-      scores of `score_asymmetry`;
+      scores of `score_asymmetry`; `area_low`, `area_high`: the 95 % interval of that median, from 6
+      directions on;
     - figures of the slices and of their history over training, and the raw slices as `.npz`;
     - with `swa`, the line from the current weights to the average, under `landscape/swa/`;
     - `landscape/seconds` and `landscape/overhead`: what it cost, and as a share of the fit so far.
@@ -310,6 +311,8 @@ class AsymmetryMonitor(Monitor):
 
     def _report_line(self, trainer: Any, line: list[Slice], step: int) -> dict[str, float]:
         scores = [compare_ends(part) for part in line]
+        assert self.swa is not None
+        self.swa.line = scores
         scalars = line_scalars(scores[0])
         if len(line) > 1:
             scalars |= line_scalars(scores[1], validation=True)

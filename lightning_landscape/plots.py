@@ -14,7 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from lightning_landscape.asymmetry import AsymmetryScore, LineScore
+from lightning_landscape.asymmetry import AsymmetryScore
+from lightning_landscape.line import LineScore
+from lightning_landscape.rates import median_interval
 from lightning_landscape.slices import Slice
 
 __all__ = ["Figure", "pixels", "plot_history", "plot_line", "plot_slices", "png"]
@@ -60,15 +62,13 @@ def plot_slices(
     axes.set_ylabel(_loss_label(slices[0]))
     axes.set_title(_title(f"{family}: {len(slices)} random directions", step), loc="left")
     axes.legend(frameon=False, fontsize=8)
-    areas = [score.area for score in scores if not math.isnan(score.area)]
-    lines = [f"asymmetric: {_share(rate)}"]
-    if areas:
-        lines.insert(
-            0,
-            f"area (+1: the + side is steep): median {np.median(areas):+.2f}, "
-            f"directions from {min(areas):+.2f} to {max(areas):+.2f}",
-        )
-    lines.append(_MODES.get(slices[0].mode, slices[0].mode))
+    area, low, high = median_interval([score.area for score in scores])
+    interval = "" if math.isnan(low) else f", 95 % interval [{low:+.2f}, {high:+.2f}]"
+    lines = [
+        f"area (+1: the + side is steep): median {area:+.2f}{interval}",
+        f"asymmetric: {_share(rate)}",
+        _MODES.get(slices[0].mode, slices[0].mode),
+    ]
     n_nonfinite = sum(line.n_nonfinite for line in slices)
     if n_nonfinite:
         lines.append(f"{n_nonfinite} losses were not finite: drawn as gaps")

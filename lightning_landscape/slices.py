@@ -20,8 +20,11 @@ __all__ = [
     "FunctionObjective",
     "Objective",
     "Slice",
+    "check_direction",
     "evaluate_slice",
+    "grid_index",
     "line_grid",
+    "on_grid",
     "symmetric_grid",
 ]
 
@@ -74,6 +77,15 @@ class Slice:
     def n_nonfinite(self) -> int:
         """How many of the losses are infinite or not a number."""
         return int((~self.losses.isfinite()).sum())
+
+    @property
+    def minimum(self) -> float:
+        """The alpha of the least finite loss, the nearest to 0 of equals; nan if there is none."""
+        loss = self.mean
+        if not loss.isfinite().any():
+            return math.nan
+        candidates = self.alphas[loss == loss[loss.isfinite()].min()]
+        return float(candidates[candidates.abs().argmin()])
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
@@ -267,6 +279,16 @@ def line_grid(overhang: float = 2.0, n_points: int = 31) -> Tensor:
     before = torch.linspace(-overhang, 0, outside + 1, dtype=torch.float64)
     between = torch.linspace(0, 1, intervals - 2 * outside + 1, dtype=torch.float64)
     return torch.cat([before[:-1], between, 1 - before[:-1].flip(0)])
+
+
+def on_grid(grid: Tensor, value: float) -> bool:
+    """Return whether a value is on a grid, within 1e-9 of its radius."""
+    return bool((grid - value).abs().min() <= 1e-9 * float(grid.abs().max()))
+
+
+def grid_index(grid: Tensor, value: float) -> int:
+    """Return where on a grid a value is, or the nearest to it."""
+    return int((grid - value).abs().argmin())
 
 
 def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:

@@ -27,6 +27,7 @@ from lightning_landscape._lightning import (
     user_step,
     validation_loader,
 )
+from lightning_landscape.line import LineScore, describe_line
 from lightning_landscape.params import Params
 from lightning_landscape.probing import (
     KeptBatch,
@@ -142,6 +143,7 @@ class SWA(Callback):
         self._last_global_step = 0
         self._second_pass: SecondPass | None = None
         self._warned = False
+        self.line: list[LineScore] = []  # the last one measured, on train and validation batches
 
     @property
     def state_key(self) -> str:
@@ -220,6 +222,21 @@ class SWA(Callback):
         with self.averaged(module):
             state = {f"module.{name}": t.clone() for name, t in module.state_dict().items()}
         return {"n_averaged": torch.tensor(self._n_averaged), **state}
+
+    def summary(self) -> str:
+        """Say in words what the last line to the average showed, and no more than it supports.
+
+        The line is measured by `AsymmetryMonitor(swa=swa, validation=True)`.
+        """
+        if not self._n_averaged:
+            return f"{self.state_key} has averaged nothing yet."
+        count = f"{self.state_key} has averaged {self._n_averaged} sets of weights."
+        if not self.line:
+            return (
+                f"{count}\nNo verdict: the line to the average was not measured. "
+                "Use AsymmetryMonitor(swa=swa, validation=True)."
+            )
+        return f"{count}\n{describe_line(*self.line)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew with another module; a checkpoint is loaded after this."""

@@ -14,13 +14,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
 from lightning_landscape.asymmetry import (
-    AsymmetryRate,
     asymmetry_ratio,
-    compare_ends,
     is_asymmetric,
     score_asymmetry,
 )
+from lightning_landscape.line import compare_ends
 from lightning_landscape.params import difference
+from lightning_landscape.rates import AsymmetryRate
 from lightning_landscape.slices import (
     FunctionObjective,
     Slice,

@@ -14,8 +14,10 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__ini
 ORDER = [
     {"_lightning", "params", "fromage"},
     {"directions", "slices", "snapshot"},
-    {"asymmetry", "breakdown", "isolation", "schedule"},
-    {"plots", "breakdown_plots", "probing"},
+    {"asymmetry", "line", "breakdown", "isolation", "schedule"},
+    {"rates", "batches", "updates"},
+    {"plots", "probing"},
+    {"breakdown_plots"},
     {"reporting"},
     {"monitor", "swa_validation"},
     {"swa", "asymmetry_monitor", "breakdown_monitor"},

@@ -8,8 +8,10 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lightning_landscape.asymmetry import AsymmetryRate, compare_ends, score_asymmetry
+from lightning_landscape.asymmetry import score_asymmetry
+from lightning_landscape.line import compare_ends
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
+from lightning_landscape.rates import AsymmetryRate
 from lightning_landscape.slices import Slice, line_grid, symmetric_grid
 
 GRID = symmetric_grid(0.6, 13)
@@ -43,7 +45,7 @@ def test_slices_say_what_they_are():
     assert "loss, mean of 3 batches" in text
     assert "95 % interval" in text
     assert "train mode" in text
-    assert "directions from +0." in text
+    assert f"median {score_asymmetry(valley(5.0)).area:+.2f}" in text  # that of the middle one
 
 
 def test_the_median_direction_is_drawn_through_the_losses():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lightning_landscape.asymmetry import compare_ends, score_asymmetry
+from lightning_landscape.asymmetry import score_asymmetry
+from lightning_landscape.line import compare_ends
 from lightning_landscape.reporting import (
     family_scalars,
     line_scalars,
