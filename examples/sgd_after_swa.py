@@ -6,6 +6,7 @@ Nothing is chosen by test loss: every seed's last weights are what they are.
 """
 
 import argparse
+import logging
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -23,10 +24,10 @@ from lightning_landscape import (
 
 
 class Continued(Digits):
-    """The same network at a constant rate."""
+    """The same network at a constant rate, a tenth of the first."""
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-4)
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
 class High(Digits):
@@ -74,6 +75,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable(logging.INFO)
     print("SGD after SWA (t = 0) to SWA (t = 1); gap is L(SWA) - L(SGD), ± 1 standard error\n")
     print("seed  outward ratio      train gap           test gap       shift   test accuracy")
     print("                                                                    SGD  ->   SWA")
