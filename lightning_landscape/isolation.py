@@ -13,7 +13,7 @@ once at the end, and names in a warning what it had not learned.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +29,9 @@ __all__ = ["Isolation", "Mode", "isolated_rng", "unchanged_rng"]
 
 Mode = Literal["train", "eval", "recalibrated"]
 
-Steps: TypeAlias = list[tuple[int, Tensor]]
+Steps: TypeAlias = list[tuple[int, Tensor, Tensor | None]]  # which tensor, by what, ending where
+
+_open: list[Isolation] = []
 
 
 class Isolation:
@@ -38,10 +40,13 @@ class Isolation:
     Args:
         module: What to hold still.
         trainer: Whose loggers and checkpoints to keep out of it, if any.
-        mode: `"train"` runs the module as training does (all of it in train mode, if it was not
-            training); `"eval"` and `"recalibrated"` run it in eval mode.
+        mode: `"train"` runs the module as training does (in train mode, if it was not training);
+            `"eval"` and `"recalibrated"` run it in eval mode.
         at: Weights to start from; parameters it does not name start where they are.
         seed: Where every evaluation's random numbers start.
+
+    Attributes:
+        keeps_graph: Whether the module holds results that somebody may yet go backward from.
     """
 
     def __init__(
@@ -60,32 +65,39 @@ class Isolation:
         self._seed = seed
         self._failed = False
         self._stack = ExitStack()
+        self._learned = Changes()
+        self._learned_rng: set[str] = set()
+        self._leaves_gradients = False
+        self._own: set[int] = set()  # weights that evaluations write themselves
+        self._displaced: set[int] = set()
+        self._restore_state: list[Callable[[], None]] = []
+        self._set_aside = False  # for another probe of the same weights
 
     def __enter__(self) -> Isolation:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
+            self._names, self._tensors = _named(self._module)
+            self._ids = frozenset(map(id, self._tensors))
+            self._make_way()
             self._live_rng = _rng_states()
             stack.enter_context(isolated_rng(self._seed))
             self._start_rng = _rng_states()
-            self._names, self._tensors = _named(self._module)
             self._live = [tensor.detach().clone() for tensor in self._tensors]
-            self._start = [self._starting_point(i) for i in range(len(self._names))]
             stack.callback(put_back, self._tensors, self._live)
-            stack.enter_context(_gradients_away(self._tensors))
             stack.enter_context(_flags_kept(self._module))
-            stack.enter_context(_checkpoints_unmoved(self, self._trainer))
             stack.enter_context(muted(self._module, self._trainer))
-            if self._mode != "train":
-                self._module.eval()
-            elif not self._module.training:
-                self._module.train()
-            self._snapshot = Snapshot([("", self._module)], besides=self._tensors)
+            stack.enter_context(self._in_mode())
+            self._start = [self._starting_point(i) for i in range(len(self._names))]
+            self._snapshot = self._look()
+            self.keeps_graph = self._snapshot.keeps_graph()
+            self._gradients = _Gradients([*self._tensors, *self._snapshot.leaves()])
+            stack.callback(self._gradients.put_back)
+            stack.enter_context(_checkpoints_unmoved(self, self._trainer))
             stack.callback(self._finish)
-            self._learned = Changes()
-            self._learned_rng: set[str] = set()
-            self._own: dict[int, Tensor] = {}  # weights that evaluations write themselves
+            self._gradients.take_away()
             self._displaced = set(range(len(self._names))) if self._at else set()
-            self._restore_state: list[Callable[[], None]] = []
+            _open.append(self)
+            stack.callback(_open.remove, self)
             self.move([], 0.0)
             self._stack = stack.pop_all()
         return self
@@ -93,6 +105,10 @@ class Isolation:
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
         self._failed = error is not None
         self._stack.close()
+
+    def include(self, name: str, value: object) -> None:
+        """Hold something else still too, as it is now."""
+        self._snapshot.include([(name, value)])
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -112,20 +128,28 @@ class Isolation:
     def steps(self, direction: Params) -> Steps:
         """Prepare a direction: what it moves, where the weights are and as they are."""
         index = {name: i for i, name in enumerate(self._names)}
-        placed = ((index[name], step.to(self._start[index[name]])) for name, step in direction.items())
-        return [(i, step) for i, step in placed if step.count_nonzero()]
+        named = ((index[name], step) for name, step in direction.items())
+        placed = ((i, step.to(self._start[i])) for i, step in named)
+        ends: Params = getattr(direction, "end", {})
+        return [(i, step, ends.get(self._names[i])) for i, step in placed if step.count_nonzero()]
 
     def move(self, steps: Steps, alpha: float) -> None:
         """Start an evaluation: weights at `start + alpha * direction`, all else at the start."""
+        if self not in _open:
+            raise RuntimeError(
+                "An objective must be used inside the `with probing(...)` that made it: outside, "
+                "nothing would put the weights back."
+            )
+        self._make_way()
         for restore in self._restore_state:
             restore()
-        moving = {i for i, _ in steps} if alpha else set()
-        back = [i for i in self._displaced | self._own.keys() if i not in moving]
+        moving = {i for i, _, _ in steps} if alpha else set()
+        back = (self._displaced | self._own) - moving
         put_back([self._tensors[i] for i in back], [self._start[i] for i in back])
-        if alpha:
-            for i, step in steps:
-                torch.add(self._start[i], step, alpha=alpha, out=self._tensors[i].data)
         self._displaced = moving
+        if alpha:
+            for i, step, end in steps:
+                _walk(self._start[i], step, alpha, end, out=self._tensors[i].data)
 
     def learn(self, steps: Steps, alpha: float) -> None:
         """Look at what the evaluation since the last `move` wrote; put it all back.
@@ -137,33 +161,38 @@ class Isolation:
         self._learned = self._learned.merged(changes)
         self._learned_rng |= _differing(self._start_rng, _rng_states())
         _set_rng_states(self._start_rng, self._learned_rng)
-        self._own.update({i: self._start[i] for i in self._written_weights(steps, alpha)})
+        self._own.update(self._written_weights(steps, alpha))
         self._restore_state = self._snapshot.restorer(self._learned)
+        self._leaves_gradients |= self._gradients.written()
+        if self._leaves_gradients:
+            self._restore_state.append(self._gradients.take_away)
         if self._learned_rng:
             states = {name: self._start_rng[name] for name in self._learned_rng}
             self._restore_state.append(lambda: _set_rng_states(states, set(states)))
 
     def leaks(self) -> list[str]:
         """Return the names of what evaluations wrote without being seen to; put it all back."""
+        self._make_way()
         for restore in self._restore_state:
             restore()
+        quiet = set(range(len(self._names))) - self._displaced - self._own
+        moved = [i for i in sorted(quiet) if not same_bits(self._tensors[i], self._start[i])]
+        unseen = _differing(self._start_rng, _rng_states()) - self._learned_rng
+        put_back(self._tensors, self._live)  # views of weights are part of the state
         changes = self._snapshot.changed()
         self._snapshot.restore(changes)
-        names = self._snapshot.describe(changes.without(self._learned))
-        unseen = _differing(self._start_rng, _rng_states()) - self._learned_rng
-        quiet = set(range(len(self._names))) - self._displaced - self._own.keys()
-        moved = [i for i in sorted(quiet) if not same_bits(self._tensors[i], self._start[i])]
-        return names + [f"the {name} generator" for name in sorted(unseen)] + [
-            self._names[i] for i in moved
+        return [
+            *self._snapshot.describe(changes.without(self._learned)),
+            *(f"the {name} generator" for name in sorted(unseen)),
+            *(self._names[i] for i in moved),
         ]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """Let somebody look at the module in mid-probe: it is as it was before."""
         weights = [tensor.detach().clone() for tensor in self._tensors]
-        now, rng = Snapshot([("", self._module)], besides=self._tensors), _rng_states()
-        self._snapshot.restore(self._snapshot.changed())
-        put_back(self._tensors, self._live)
+        now, rng = self._look(), _rng_states()
+        self._put_all_back()
         _set_rng_states(self._live_rng, set(self._live_rng))
         try:
             yield
@@ -172,29 +201,77 @@ class Isolation:
             now.restore(now.changed())
             _set_rng_states(rng, set(rng))
 
+    def _look(self) -> Snapshot:
+        return Snapshot([("", self._module)], besides=self._tensors)
+
+    def _put_all_back(self, *, suspect: bool = False) -> None:
+        put_back(self._tensors, self._live)
+        self._snapshot.restore(self._snapshot.changed(suspect=suspect))
+
+    def _make_way(self) -> None:
+        """Let other probes of the same weights put everything back, and go on from there."""
+        for other in _open:
+            if other is not self and not self._ids.isdisjoint(other._ids):
+                other._step_aside()
+        if self._set_aside:
+            self._set_aside = False
+            self._snapshot.restore(self._snapshot.changed())
+            self._displaced = set(range(len(self._names)))
+
+    def _step_aside(self) -> None:
+        if not self._set_aside:
+            self._put_all_back()
+            self._set_aside = True
+
+    @contextmanager
+    def _in_mode(self) -> Iterator[None]:
+        if self._mode != "train":
+            # not by `eval()`: a module's own may do more, such as merge its weights into others
+            for child in self._module.modules():
+                child.training = False
+            yield
+        elif self._module.training:
+            yield
+        else:
+            before = self._look()
+            try:
+                self._module.train()
+                yield
+            finally:
+                before.restore(before.changed())
+
     def _starting_point(self, i: int) -> Tensor:
         at = self._at.get(self._names[i])
-        return self._live[i] if at is None else at.detach().to(self._live[i])
+        if at is not None:
+            return at.detach().to(self._live[i])
+        tensor, live = self._tensors[i], self._live[i]
+        return live if same_bits(tensor, live) else tensor.detach().clone()
 
     def _written_weights(self, steps: Steps, alpha: float) -> list[int]:
-        moving = dict(steps) if alpha else {}
+        moving = {i: (step, alpha, end) for i, step, end in steps} if alpha else {}
         written = []
         for i, (tensor, start) in enumerate(zip(self._tensors, self._start, strict=True)):
-            put = torch.add(start, moving[i], alpha=alpha) if i in moving else start
+            put = _walk(start, *moving[i], out=torch.empty_like(start)) if i in moving else start
             if not same_bits(tensor, put):
                 written.append(i)
         return written
 
     def _finish(self) -> None:
         try:
-            leaks = self.leaks()
+            # what was cut short is no surprise, and may have left no memory to compare in
+            leaks = [] if self._failed else self.leaks()
+        except BaseException:
+            self._failed = True
+            raise
         finally:
-            put_back(self._tensors, self._live)
-        if leaks and not self._failed:  # what was cut short is no surprise
+            if self._failed:
+                self._put_all_back(suspect=True)
+        if leaks:
             rank_zero_warn(
                 f"A probe of {type(self._module).__name__} wrote to {', '.join(leaks)} at some "
-                "weights but not at the first it tried. All was put back; training is not affected, "
-                "but the losses of this probe may depend on the order they were evaluated in."
+                "weights but not at the first it tried. All was put back; training is not "
+                "affected, but the losses of this probe may depend on the order they were "
+                "evaluated in."
             )
 
 
@@ -210,7 +287,12 @@ def isolated_rng(seed: int) -> Iterator[None]:
         True
     """
     with unchanged_rng():
-        torch.manual_seed(seed)
+        # not `torch.manual_seed`: it would also seed an accelerator that nobody has woken yet
+        torch.default_generator.manual_seed(seed)
+        if _cuda_is_up():
+            torch.cuda.manual_seed_all(seed)
+        elif torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
@@ -226,17 +308,28 @@ def unchanged_rng() -> Iterator[None]:
         _set_rng_states(before, set(before))
 
 
+def _walk(start: Tensor, step: Tensor, alpha: float, end: Tensor | None, *, out: Tensor) -> Tensor:
+    # in floating point start + (end - start) need not be the end
+    if end is not None and alpha == 1:
+        return out.copy_(end)
+    return torch.add(start, step, alpha=alpha, out=out)
+
+
 def _rng_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda_is_up():
         states["cuda"] = torch.cuda.get_rng_state_all()
     elif torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
     return states
+
+
+def _cuda_is_up() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def _set_rng_states(states: dict[str, Any], names: set[str]) -> None:
@@ -270,18 +363,36 @@ def _named(module: nn.Module) -> tuple[list[str], list[nn.Parameter]]:
     return list(named), list(named.values())
 
 
-@contextmanager
-def _gradients_away(tensors: list[nn.Parameter]) -> Iterator[None]:
-    # a step that goes backward itself would add to what the user has accumulated
-    gradients = [tensor.grad for tensor in tensors]
-    free = [tensor.requires_grad for tensor in tensors]
-    for tensor in tensors:
-        tensor.grad = None
-    try:
-        yield
-    finally:
-        for tensor, gradient, requires_grad in zip(tensors, gradients, free, strict=True):
-            tensor.requires_grad_(requires_grad)
+class _Gradients:
+    """The gradients and the `requires_grad` of some tensors, kept while a step may write to them.
+
+    A step that goes backward itself would add to what the user has accumulated.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._gradients = [tensor.grad for tensor in tensors]
+        self._tracked = [tensor.requires_grad for tensor in tensors]
+
+    def written(self) -> bool:
+        """Return whether there are gradients again, or others require them; take them away."""
+        pairs = zip(self._tensors, self._tracked, strict=True)
+        written = any(t.grad is not None or t.requires_grad is not tracked for t, tracked in pairs)
+        self.take_away()
+        return written
+
+    def take_away(self) -> None:
+        """Leave no gradient, and let those require one that did."""
+        self._set([None] * len(self._tensors))
+
+    def put_back(self) -> None:
+        """Leave the gradients that were there, the very same tensors."""
+        self._set(self._gradients)
+
+    def _set(self, gradients: Sequence[Tensor | None]) -> None:
+        rows = zip(self._tensors, gradients, self._tracked, strict=True)
+        for tensor, gradient, tracked in rows:
+            tensor.requires_grad_(tracked)
             tensor.grad = gradient
 
 

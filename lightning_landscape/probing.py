@@ -15,27 +15,42 @@ import torch.distributed as dist
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.parameter import is_lazy
 
 from lightning_landscape._lightning import (
     ConfigurationError,
+    as_configuration,
     attached_trainer,
     is_compiled,
     precision_context,
     prepare_batch,
-    rank_zero_warn,
     user_step,
 )
 from lightning_landscape.isolation import Isolation, Mode, Steps
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.slices import LossAlong, check_direction
-from lightning_landscape.snapshot import Snapshot, same_bits
+from lightning_landscape.snapshot import same_bits
 
-__all__ = ["KeptBatch", "LossFn", "ModuleObjective", "batch_norms",
-    "bytes_of", "clone_batch", "estimate_batch_norm", "loss_step", "opened", "probing"]
+__all__ = [
+    "KeptBatch",
+    "LossFn",
+    "ModuleObjective",
+    "batch_norms",
+    "bytes_of",
+    "clone_batch",
+    "estimate_batch_norm",
+    "keep_batch",
+    "loss_step",
+    "opened",
+    "probing",
+]
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor | dict[str, Tensor]]
 
 Step: TypeAlias = Callable[[Any, int], Any]
+
+_KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; what is above waits in host memory
 
 
 @contextmanager
@@ -56,9 +71,9 @@ def probing(
     raises.
 
     An evaluation is one pass over all the batches (two with `mode="recalibrated"`), each from the
-    same state and the same random numbers: the same weights always give the same bits. At most six
+    same state and the same random numbers: the same weights always give the same bits. At most four
     evaluations more are made, to learn what an evaluation writes to: two before the first losses,
-    one before the first gradient.
+    one or two before the first gradient.
 
     Args:
         module: A LightningModule, or any module when `loss_fn` is given.
@@ -94,7 +109,8 @@ def probing(
         1.0
     """
     trainer = attached_trainer(module) if trainer is None else trainer
-    kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
+    with torch.inference_mode(False):
+        kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
     with opened(
         module, kept, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
     ) as objective:
@@ -134,20 +150,38 @@ def opened(
         raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
     if not batches:
         raise ConfigurationError("`batches` must hold at least one batch. Got none.")
-    known = dict(module.named_parameters())
-    unknown = [name for name in at or {} if name not in known]
-    if unknown:
-        raise ConfigurationError(
-            "`at` must name parameters of the module, as `named_parameters()` spells them. "
-            f"Got {unknown[:3]}; known are {list(known)[:5]}."
-        )
-    trainable(module)
+    _check_weights(module, at or {})
     step = loss_step(module, loss_fn)
     with Isolation(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
         if any(batch.raw for batch in batches):
             batches = [_prepared(module, batch, trainer) for batch in batches]
             isolation.learn([], 0.0)  # the user's transfer hooks may have written too
+        isolation.include("batch", [batch.data for batch in batches])
         yield ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
+
+
+def _check_weights(module: nn.Module, at: Params) -> None:
+    with as_configuration():
+        trainable(module)
+    known = dict(module.named_parameters())
+    absent = [name for name, tensor in known.items() if is_lazy(tensor) or tensor.is_meta]
+    if absent:
+        raise ConfigurationError(
+            "`module` must hold its weights: run it once if it has lazy layers, and move it off "
+            f"the meta device with to_empty(). Got no values for {absent[:3]}."
+        )
+    unknown = [name for name in at if name not in known]
+    if unknown:
+        raise ConfigurationError(
+            "`at` must name parameters of the module, as `named_parameters()` spells them. "
+            f"Got {unknown[:3]}; known are {list(known)[:5]}."
+        )
+    for name, tensor in at.items():
+        if tensor.shape != known[name].shape:
+            raise ConfigurationError(
+                f"`at` must have the shapes of the parameters. Got {tuple(tensor.shape)} for "
+                f"{name!r}, which has {tuple(known[name].shape)}."
+            )
 
 
 class ModuleObjective:
@@ -182,6 +216,7 @@ class ModuleObjective:
         self._norms = list(batch_norms(module).values()) if mode == "recalibrated" else []
         # a compiled step would be compiled anew without gradients
         self._with_graph = is_compiled(module)
+        self._by_backward = False
         self._to_see = {"losses": 2, "gradient": 2}  # evaluations of each kind still to learn from
 
     @property
@@ -209,8 +244,7 @@ class ModuleObjective:
         check_direction(direction or {}, self._params)
         steps = self._isolation.steps(direction or {})
         self._learn_losses()
-        if self._to_see["gradient"] == 2:
-            self._seen("gradient", [], 0.0, self._gradient)
+        self._learn_gradient()
         losses, gradients = self._seen("gradient", steps, alpha, self._gradient)
         return losses, dict(zip(self._params, _averaged(gradients), strict=True))
 
@@ -238,19 +272,34 @@ class ModuleObjective:
         if self._to_see["losses"] < 2:
             return
         with_graph, self._with_graph = self._with_graph, True
-        losses = self._seen("losses", [], 0.0, self._forward)
         if with_graph:
+            self._seen("losses", [], 0.0, self._forward)
             return
+        losses = self._seen("losses", [], 0.0, self._forward_with_outputs)
         self._with_graph = False
         try:
-            again = self._look([], 0.0, self._forward)
-        except torch.OutOfMemoryError:
+            again = self._look([], 0.0, self._forward_with_outputs)
+        except (MemoryError, torch.OutOfMemoryError):
             raise
-        except RuntimeError:
-            self._with_graph = True  # the step takes gradients itself
-            self._isolation.learn([], 0.0)
+        except Exception:  # the step takes gradients itself
+            self._with_graph = True
         else:
             self._with_graph = not same_bits(losses, again)
+
+    def _learn_gradient(self) -> None:
+        """See what a gradient at the centre writes, and how it can be had."""
+        if self._to_see["gradient"] < 2:
+            return
+        try:
+            self._seen("gradient", [], 0.0, self._gradient)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # reentrant checkpoints refuse `autograd.grad`
+            self._by_backward = True
+            try:
+                self._seen("gradient", [], 0.0, self._gradient)
+            except RuntimeError:
+                raise error from None
 
     def _seen(self, kind: str, steps: Steps, alpha: float, evaluate: Callable[[], Any]) -> Any:
         """Evaluate at a point; learn from it as long as too few of its kind were seen."""
@@ -266,11 +315,12 @@ class ModuleObjective:
     def _look(self, steps: Steps, alpha: float, evaluate: Callable[[], Any]) -> Any:
         self._isolation.move(steps, alpha)
         self.n_evaluations += 1
-        with self._batches.watched():
-            began = time.monotonic()
+        began = time.monotonic()
+        try:
             result = evaluate()
             self.seconds = time.monotonic() - began
-        self._isolation.learn(steps, alpha)
+        finally:
+            self._isolation.learn(steps, alpha)
         return result
 
     def _forward(self) -> Tensor:
@@ -278,6 +328,24 @@ class ModuleObjective:
         with precision_context(self._trainer), torch.set_grad_enabled(self._with_graph):
             losses = [self._loss(i, batch).detach() for i, batch in self._batches]
         return _wide(losses)
+
+    def _forward_with_outputs(self) -> Tensor:
+        """Return the losses, and with them a number for each output of each module.
+
+        Two kernels that give other bits often agree in the loss, by chance.
+        """
+        sums: list[Tensor] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            for tensor in output if isinstance(output, (tuple, list)) else [output]:
+                if type(tensor) is Tensor and tensor.is_floating_point():
+                    sums.append(tensor.detach().sum(dtype=torch.float64).cpu())
+
+        hook = register_module_forward_hook(note)
+        try:
+            return torch.cat([self._forward().cpu(), *map(torch.atleast_1d, sums)])
+        finally:
+            hook.remove()
 
     def _gradient(self) -> tuple[Tensor, list[Tensor]]:
         self._recalibrate()
@@ -294,27 +362,40 @@ class ModuleObjective:
     def _differentiate(self, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
         if not loss.requires_grad:
             return [torch.zeros_like(weight) for weight in weights]
-        return list(
-            torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        )
+        keep = self._isolation.keeps_graph
+        if not self._by_backward:
+            return list(
+                torch.autograd.grad(
+                    loss, weights, retain_graph=keep, allow_unused=True, materialize_grads=True
+                )
+            )
+        before = [weight.grad for weight in weights]  # of a step that goes backward itself
+        for weight in weights:
+            weight.grad = None
+        loss.backward(retain_graph=keep)
+        gradients = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights
+        ]
+        for weight, gradient in zip(weights, before, strict=True):
+            weight.grad = gradient
+        return gradients
 
     def _loss(self, index: int, batch: Any) -> Tensor:
         output = self._step(batch, index)
-        if isinstance(output, Mapping):
-            output = output.get("loss")
-        if not isinstance(output, Tensor) or output.numel() != 1:
+        loss = output.get("loss", output) if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
                 "The step must return its loss as a tensor with one element, or a dict with that "
-                f"under 'loss'. Got {_shown(output)}."
+                f"under 'loss'. Got {_shown(loss)}."
             )
-        return output.reshape(())
+        return loss.reshape(())
 
     def _recalibrate(self) -> None:
         if not self._norms:
             return
         with _estimating(self._norms), precision_context(self._trainer), torch.no_grad():
             for i, batch in self._batches.calibrating():
-                self._loss(i, batch)
+                self._loss(i, clone_batch(batch))
 
 
 def estimate_batch_norm(
@@ -327,8 +408,8 @@ def estimate_batch_norm(
 ) -> dict[str, Tensor]:
     """Return the batch-norm statistics of a module on some batches; the module is left alone.
 
-    The running mean and variance of each batch norm become the mean over the batches of the batches'
-    mean and unbiased variance. No dropout; one forward pass a batch.
+    The running mean and variance of each batch norm become the mean over the batches of the
+    batches' mean and unbiased variance. No dropout; one forward pass a batch.
 
     Args:
         module: Whose batch norms.
@@ -379,9 +460,21 @@ def clone_batch(batch: Any) -> Any:
         memo[id(tensor)] = twin
         return twin
 
-    batch = apply_to_collection(batch, Tensor, copied)
+    batch = apply_to_collection(batch, Tensor, copied, allow_frozen=True)
     known = {id(twin): twin for twin in memo.values()}
     return copy.deepcopy(batch, known)
+
+
+def keep_batch(
+    kept: list[KeptBatch], batch: Any, index: int, *, calibrates: bool = True
+) -> KeptBatch:
+    """Return a private copy of a batch, on its device while the kept ones are small in all."""
+    with torch.inference_mode(False):
+        data = clone_batch(batch)
+    total = sum(bytes_of(other.data) for other in kept) + bytes_of(data)
+    if total > _KEPT_ON_DEVICE:
+        data = apply_to_collection(data, Tensor, lambda tensor: tensor.cpu())
+    return KeptBatch(data, index, calibrates=calibrates)
 
 
 def bytes_of(batch: Any) -> int:
@@ -394,13 +487,11 @@ def bytes_of(batch: Any) -> int:
 
 
 class _Batches:
-    """The batches of an objective: handed out as they are, or as copies if the step writes to them."""
+    """The batches of an objective, brought to the device when they are used."""
 
     def __init__(self, batches: list[KeptBatch], device: torch.device) -> None:
         self._batches = batches
         self._device = device
-        self._copies = False
-        self._watched: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -414,23 +505,7 @@ class _Batches:
 
     def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
         for kept in batches:
-            batch = _moved(kept.data, self._device)
-            if self._watched is not None:
-                batch = clone_batch(batch)
-                self._watched.append(Snapshot([("batch", batch)]))
-            elif self._copies:
-                batch = clone_batch(batch)
-            yield kept.index, batch
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Hand out copies, and see whether the step writes to them."""
-        self._watched = []
-        try:
-            yield
-            self._copies |= any(snapshot.changed() for snapshot in self._watched)
-        finally:
-            self._watched = None
+            yield kept.index, _moved(kept.data, self._device)
 
 
 def _prepared(module: nn.Module, batch: KeptBatch, trainer: Any | None) -> KeptBatch:
@@ -490,4 +565,6 @@ def _distributed() -> bool:
 def _shown(output: object) -> str:
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a dict of {list(output)}"
     return "None: this batch was skipped" if output is None else type(output).__name__

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ __all__ = ["Changes", "Places", "Snapshot", "put_back", "same_bits"]
 
 _ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}
+    | {random.SystemRandom}
     | {types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType}
     | {torch.dtype, torch.device, torch.Size}
 )
@@ -50,6 +51,8 @@ _FOREIGN = frozenset(
     "tensorboardX wandb mlflow comet_ml neptune clearml aim ray enum threading io logging "
     "multiprocessing".split()
 )
+# of the standard library and torch, those that people keep their own state in
+_BOOKKEEPING = frozenset("types argparse collections torch.quasirandom".split())
 _LONGEST = 10_000
 
 
@@ -88,21 +91,47 @@ class Snapshot:
         self._tensors: list[Tensor] = []
         self._versions: list[int] = []
         self._contents: list[Tensor] = []
+        self._tracked: list[bool] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._generators: list[tuple[Any, bytes]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
         self._empty: list[Any] = []
+        self._names_of_empty: list[str] = []
         self._names: dict[str, list[str]] = {kind: [] for kind in vars(Changes())}
-        with _collector_paused():
-            for name, root in roots:
-                self._visit(root, name)
+        self._pending: deque[tuple[Any, str]] = deque()
+        self.include(roots)
 
-    def changed(self) -> Changes:
-        """Return everything that was written since: by version counter, identity or content."""
+    def include(self, roots: Iterable[tuple[str, Any]]) -> None:
+        """Take in what is reachable from more objects, as they are now."""
+        with _collector_paused():
+            self._pending.extend((root, name) for name, root in roots)
+            while self._pending:  # not by recursion: a linked list may be long
+                self._visit(*self._pending.popleft())
+
+    def leaves(self) -> list[Tensor]:
+        """Return the tensors a backward pass would leave gradients in."""
+        pairs = zip(self._tensors, self._tracked, strict=True)
+        return [tensor for tensor, tracked in pairs if tracked and tensor.is_leaf]
+
+    def keeps_graph(self) -> bool:
+        """Return whether some tensor is a result that somebody may yet go backward from."""
+        return any(tensor.grad_fn is not None for tensor in self._tensors)
+
+    def changed(self, *, suspect: bool = False) -> Changes:
+        """Return everything that was written since: by version counter, identity or content.
+
+        Args:
+            suspect: Take it that all tensors were, and do not compare them: that needs memory.
+        """
         changes = Changes()
         for i, (tensor, saved) in enumerate(zip(self._tensors, self._contents, strict=True)):
-            if _version(tensor) != self._versions[i] or not same_bits(tensor, saved):
+            if (
+                suspect
+                or _version(tensor) != self._versions[i]
+                or tensor.requires_grad is not self._tracked[i]
+                or not same_bits(tensor, saved)
+            ):
                 changes.tensors.add(i)
         for i, (array, saved) in enumerate(self._arrays):
             if array.shape != saved.shape or array.tobytes() != saved.tobytes():
@@ -117,8 +146,7 @@ class Snapshot:
             now = _attributes(owner)
             if not (len(now) == len(saved) and all(map(is_, now.values(), saved.values()))):
                 changes.keys.update((i, key) for key in _differing_keys(now, saved))
-        if any(map(len, self._empty)):
-            self._adopt_filled(changes)
+        self._adopt_filled(changes)
         return changes
 
     def restore(self, changes: Changes) -> None:
@@ -132,10 +160,9 @@ class Snapshot:
             generator, state = self._generators[i]
             _set_state(generator, state)
         for i in changes.arrays:
-            array, saved = self._arrays[i]
-            array[...] = saved
+            _rewrite_array(*self._arrays[i])
         indices = list(changes.tensors)
-        put_back([self._tensors[i] for i in indices], [self._contents[i] for i in indices])
+        self._rewriter(indices)()
         for i in indices:
             self._versions[i] = _version(self._tensors[i])
 
@@ -143,10 +170,7 @@ class Snapshot:
         """Return `restore(changes)` as a list of calls, prepared once to be made many times."""
         calls: list[Callable[[], None]] = []
         if changes.tensors:
-            indices = sorted(changes.tensors)
-            tensors = [self._tensors[i] for i in indices]
-            contents = [self._contents[i] for i in indices]
-            calls.append(lambda: put_back(tensors, contents))
+            calls.append(self._rewriter(sorted(changes.tensors)))
         rest = Changes(set(), changes.arrays, changes.generators, changes.containers, changes.keys)
         if rest:
             calls.append(lambda: self.restore(rest))
@@ -175,6 +199,19 @@ class Snapshot:
             names += [self._names[kind][i] for i in getattr(changes, kind)]
         return sorted(set(names))
 
+    def _rewriter(self, indices: list[int]) -> Callable[[], None]:
+        tensors = [self._tensors[i] for i in indices]
+        contents = [self._contents[i] for i in indices]
+        tracked = [self._tracked[i] for i in indices]
+
+        def rewrite() -> None:
+            put_back(tensors, contents)
+            for tensor, requires_grad in zip(tensors, tracked, strict=True):
+                if tensor.requires_grad is not requires_grad:
+                    _track(tensor, requires_grad)
+
+        return rewrite
+
     def _visit(self, value: Any, name: str) -> None:
         if id(value) in self._seen or type(value) in _ATOMS:
             return
@@ -188,10 +225,12 @@ class Snapshot:
                 return
             self._arrays.append((value, value.copy()))
             self._names["arrays"].append(name)
+            if value.dtype == object:
+                self._visit_each(value.ravel().tolist(), name)
         elif isinstance(value, _GENERATORS):
             self._generators.append((value, _state_of(value)))
             self._names["generators"].append(name)
-        elif isinstance(value, (list, dict, set, deque, bytearray)):
+        elif isinstance(value, _CONTAINERS):
             self._visit_container(value, name)
         elif isinstance(value, (tuple, frozenset)):
             self._visit_each(value, name)
@@ -200,22 +239,24 @@ class Snapshot:
 
     def _visit_module(self, module: nn.Module, name: str) -> None:
         attributes = module.__dict__
-        self._add_namespace(module, {k: v for k, v in attributes.items() if k not in _SKIPPED}, name)
-        for registry in _REGISTRIES:
-            self._add_container(attributes[registry], name)
+        self._add_namespace(module, _attributes(module), name)
+        pending = self._pending
         for hooks in map(attributes.get, _HOOKS):
             if hooks:
-                self._visit(hooks, name)
+                pending.append((hooks, name))
             elif hooks is not None:
-                self._empty.append(hooks)
+                self._add_empty(hooks, name)
         prefix = f"{name}." if name else ""
         for registry in _REGISTRIES:
-            for key, value in attributes[registry].items():
+            held = getattr(module, registry)
+            if isinstance(held, dict):  # else a scripted module, which holds them in C++
+                self._add_container(held, _content(held), name)
+            for key, value in held.items():
                 if value is not None:
-                    self._visit(value, prefix + key)
+                    pending.append((value, prefix + key))
         for key, value in attributes.items():
             if type(value) not in _ATOMS and key not in _SKIPPED:
-                self._visit(value, prefix + key)
+                pending.append((value, prefix + key))
 
     def _visit_tensor(self, tensor: Tensor, name: str) -> None:
         if is_lazy(tensor):  # nothing there yet
@@ -223,42 +264,53 @@ class Snapshot:
         self._tensors.append(tensor)
         self._versions.append(_version(tensor))
         self._contents.append(tensor.detach().clone())
+        self._tracked.append(tensor.requires_grad)
         self._names["tensors"].append(name)
 
     def _visit_container(self, container: Any, name: str) -> None:
-        self._add_container(container, name)
-        if not isinstance(container, bytearray):
-            self._visit_each(container.values() if isinstance(container, dict) else container, name)
+        content = _content(container)
+        self._add_container(container, content, name)
+        self._visit_each(content.values() if isinstance(content, dict) else content, name)
+        if _is_plain(type(container)):
+            self._visit_attributes(container, name)
 
     def _visit_each(self, values: Any, name: str) -> None:
         if len(values) <= _LONGEST and not _ATOMS.issuperset(map(type, values)):
-            for value in list(values):
-                self._visit(value, name)
+            self._pending.extend((value, name) for value in values)
 
     def _visit_attributes(self, value: Any, name: str) -> None:
         attributes = dict(_attributes(value))
         self._add_namespace(value, attributes, name)
-        for key, child in attributes.items():
-            self._visit(child, f"{name}.{key}")
+        self._pending.extend((child, f"{name}.{key}") for key, child in attributes.items())
 
     def _add_namespace(self, owner: Any, saved: dict[str, Any], name: str) -> None:
         self._namespaces.append((owner, saved))
         self._names["keys"].append(name)
 
-    def _add_container(self, container: Any, name: str) -> None:
-        if not len(container):
-            self._empty.append(container)
-        else:
-            self._containers.append((container, _content(container)))
+    def _add_container(self, container: Any, content: Any, name: str) -> None:
+        if content:
+            self._containers.append((container, content))
             self._names["containers"].append(name)
+        else:
+            self._add_empty(container, name)
+
+    def _add_empty(self, container: Any, name: str) -> None:
+        self._empty.append(container)
+        self._names_of_empty.append(name)
 
     def _adopt_filled(self, changes: Changes) -> None:
         """Count the containers that were empty and no longer are among the others."""
-        for container in [container for container in self._empty if len(container)]:
-            changes.containers.add(len(self._containers))
-            self._containers.append((container, type(_content(container))()))
-            self._names["containers"].append(f"an empty {type(container).__name__}")
-        self._empty = [container for container in self._empty if not len(container)]
+        if not any(map(len, self._empty)):
+            return
+        places = list(zip(self._empty, self._names_of_empty, strict=True))
+        self._empty, self._names_of_empty = [], []
+        for container, name in places:
+            if len(container):
+                changes.containers.add(len(self._containers))
+                self._containers.append((container, type(_content(container))()))
+                self._names["containers"].append(name or f"an empty {type(container).__name__}")
+            else:
+                self._add_empty(container, name)
 
 
 class Places:
@@ -279,7 +331,7 @@ class Places:
         return [_read(place, key) for (_, key), place in self._found.items()]
 
     def write(self, contents: list[Any]) -> None:
-        """Set the contents to what was read before; places found since then are left as they are."""
+        """Set the contents to what was read before; places found since are left as they are."""
         for ((_, key), place), content in zip(self._found.items(), contents, strict=False):
             _write(place, key, content)
 
@@ -303,7 +355,7 @@ def _write(place: Any, key: str, content: Any) -> None:
     elif isinstance(place, Tensor):
         put_back([place], [content])
     elif isinstance(place, np.ndarray):
-        place[...] = content
+        _rewrite_array(place, content)
     elif isinstance(place, _GENERATORS):
         _set_state(place, content)
     else:
@@ -312,11 +364,14 @@ def _write(place: Any, key: str, content: Any) -> None:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors hold the same bits: nan equals nan, 0.0 is not -0.0."""
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
-    if a.layout != torch.strided or a.is_quantized or not _is_ordinary(a):
-        return torch.equal(a, b)
-    return torch.equal(_bytes(a), _bytes(b))
+    if a.is_meta or b.is_meta:
+        return a.is_meta and b.is_meta
+    parts, others = _parts(a), _parts(b)
+    if parts:
+        return len(parts) == len(others) and all(map(same_bits, parts, others))
+    return torch.equal(a, b) if a.is_quantized else torch.equal(_bytes(a), _bytes(b))
 
 
 def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
@@ -327,10 +382,20 @@ def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
     """
     for tensor, content in zip(tensors, contents, strict=True):
         data = tensor.data
-        if data.shape == content.shape:
-            data.copy_(content)
-        else:
+        if tensor.is_inference():
+            with torch.inference_mode():
+                data.copy_(content)
+        elif (
+            data.shape != content.shape
+            or data.dtype != content.dtype
+            or data.layout is torch.sparse_coo  # `data` is then a copy that shares its parts
+        ):
             tensor.data = content.clone()
+        elif data.layout is torch.strided and 0 in data.stride():  # expanded: many in one place
+            one = tuple(slice(None) if stride else slice(1) for stride in data.stride())
+            data[one].copy_(content[one])
+        else:
+            data.copy_(content)
 
 
 _GENERATORS = (
@@ -367,43 +432,64 @@ def _bit_generator(generator: Any) -> Any:
     return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
 
 
+_CONTAINERS = (OrderedDict, dict, set, deque, bytearray, list)
+
+
+@lru_cache(maxsize=None)
+def _kind(cls: type) -> Any:
+    # contents go through the base class: `Counter.update` adds, and a subclass may do anything
+    return next(kind for kind in _CONTAINERS if issubclass(cls, kind))
+
+
 def _content(container: Any) -> Any:
+    kind = _kind(type(container))
     if isinstance(container, dict):
-        return dict(container.items())
-    if isinstance(container, bytearray):
+        return dict(kind.items(container))
+    if kind is bytearray:
         return bytes(container)
-    return set(container) if isinstance(container, set) else list(container)
+    return (set if kind is set else list)(kind.__iter__(container))
 
 
 def _same_content(container: Any, saved: Any) -> bool:
-    if len(container) != len(saved):
+    kind = _kind(type(container))
+    if kind.__len__(container) != len(saved):
         return False
     if isinstance(container, dict):
-        same_values = all(map(is_, container.values(), saved.values()))
-        return same_values and list(container) == list(saved)
-    if isinstance(container, (set, bytearray)):
-        return container == saved
-    return all(map(is_, container, saved))
+        same_values = all(map(is_, kind.values(container), saved.values()))
+        return same_values and list(kind.keys(container)) == list(saved)
+    if kind is set or kind is bytearray:
+        return kind.__eq__(container, saved)
+    return all(map(is_, kind.__iter__(container), saved))
 
 
 def _refill(container: Any, saved: Any) -> None:
-    # through the base class: `Counter.update` adds, and a subclass may do anything
-    if isinstance(container, OrderedDict):
-        OrderedDict.clear(container)
-        OrderedDict.update(container, saved)
-    elif isinstance(container, dict):
-        dict.clear(container)
-        dict.update(container, saved)
-    elif isinstance(container, set):
+    kind = _kind(type(container))
+    if isinstance(container, dict):
+        kind.clear(container)
+        for key, value in saved.items():
+            kind.__setitem__(container, key, value)
+    elif kind is set:
         set.clear(container)
         set.update(container, saved)
-    elif isinstance(container, deque):
+    elif kind is deque:
         deque.clear(container)
         deque.extend(container, saved)
-    elif isinstance(container, bytearray):
-        container[:] = saved
     else:
-        list.__setitem__(container, slice(None), saved)
+        kind.__setitem__(container, slice(None), saved)
+
+
+def _rewrite_array(array: np.ndarray, saved: np.ndarray) -> None:
+    if array.shape != saved.shape:
+        array.resize(saved.shape, refcheck=False)
+    array[...] = saved
+
+
+def _track(tensor: Tensor, requires_grad: bool) -> None:
+    """Let a tensor require gradients again, or cut it off from the graph that wrote to it."""
+    if requires_grad:
+        tensor.requires_grad_()
+    elif not tensor._is_view():
+        tensor.detach_().grad = None
 
 
 def _attributes(owner: Any) -> dict[str, Any]:
@@ -436,17 +522,20 @@ def _differing_keys(now: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]
 
 @lru_cache(maxsize=None)
 def _slots(cls: type) -> tuple[str, ...]:
-    slots: list[str] = []
-    for base in cls.__mro__:
-        declared = base.__dict__.get("__slots__", ())
-        slots += [declared] if isinstance(declared, str) else list(declared)
-    return tuple(slot for slot in slots if slot not in ("__dict__", "__weakref__"))
+    # their descriptors, not what `__slots__` says: private names are written differently there
+    spaces = [vars(base) for base in cls.__mro__ if "__slots__" in vars(base)]
+    return tuple(
+        name
+        for space in spaces
+        for name, value in space.items()
+        if isinstance(value, types.MemberDescriptorType)
+    )
 
 
 @lru_cache(maxsize=None)
 def _is_plain(cls: type) -> bool:
     """Return whether an object is the user's bookkeeping, such as an average meter."""
-    if cls is types.SimpleNamespace:
+    if cls.__module__ in _BOOKKEEPING:
         return True
     if cls.__module__.partition(".")[0] in sys.stdlib_module_names:
         return False
@@ -454,8 +543,21 @@ def _is_plain(cls: type) -> bool:
     return not roots & _FOREIGN and not issubclass(cls, (BaseException, type))
 
 
-def _is_ordinary(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter)
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors that one is made of, if it is sparse or wraps others."""
+    if hasattr(type(tensor), "__tensor_flatten__"):
+        names, _ = cast(Any, tensor).__tensor_flatten__()
+        return [getattr(tensor, name) for name in names]
+    return [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]
 
 
 def _version(tensor: Tensor) -> int:
@@ -463,7 +565,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
