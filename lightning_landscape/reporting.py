@@ -16,17 +16,27 @@ import numpy as np
 import torch
 
 from lightning_landscape._lightning import rank_zero_warn
-from lightning_landscape.asymmetry import AsymmetryScore, LineScore
+from lightning_landscape.asymmetry import AsymmetryScore
+from lightning_landscape.breakdown import GradientBreakdown
+from lightning_landscape.line import LineScore
 from lightning_landscape.plots import Figure, pixels, png
+from lightning_landscape.rates import median_interval
 from lightning_landscape.slices import Slice
+from lightning_landscape.updates import StepSizes
 
 __all__ = [
     "TAGS",
+    "breakdown_scalars",
+    "breakdown_text",
     "family_scalars",
     "line_scalars",
     "log_figure",
     "log_scalars",
+    "log_text",
+    "save_breakdown",
     "save_slices",
+    "shown_column",
+    "step_scalars",
     "tag",
 ]
 
@@ -36,6 +46,8 @@ TAGS = {
     "rate_low": "landscape/{family}/rate_low",
     "rate_high": "landscape/{family}/rate_high",
     "area": "landscape/{family}/area",
+    "area_low": "landscape/{family}/area_low",
+    "area_high": "landscape/{family}/area_high",
     "area_corrected": "landscape/{family}/area_corrected",
     "ratio": "landscape/{family}/ratio",
     "slices": "landscape/{family}",
@@ -50,6 +62,15 @@ TAGS = {
     # what a probe costs
     "seconds": "landscape/seconds",
     "overhead": "landscape/overhead",
+    # gradient breakdown; `who` is "", or "<optimizer>/" where there are several
+    "breakdown": "breakdown/{who}{direction}/{name}",
+    "breakdown_layer": "breakdown/{who}{direction}/layer/{name}",
+    "breakdown_figure": "breakdown/{who}{direction}",
+    "breakdown_history": "breakdown/history/{who}{direction}",
+    "breakdown_text": "breakdown/{who}{direction}/summary",
+    "breakdown_seconds": "breakdown/seconds",
+    # the step itself, over its layers
+    "step": "breakdown/{who}step/{name}",
 }
 
 
@@ -72,7 +93,10 @@ def family_scalars(
         for name in ("area", "area_corrected", "ratio")
     }
     shares = {"rate": rate["rate"], "rate_low": rate["low"], "rate_high": rate["high"]}
-    return {tag(name, family=family): float(value) for name, value in {**shares, **medians}.items()}
+    _, low, high = median_interval([score.area for score in scores])
+    interval = {} if math.isnan(low) else {"area_low": low, "area_high": high}
+    values = {**shares, **medians, **interval}
+    return {tag(name, family=family): float(value) for name, value in values.items()}
 
 
 def line_scalars(score: LineScore, *, validation: bool = False) -> dict[str, float]:
@@ -80,6 +104,73 @@ def line_scalars(score: LineScore, *, validation: bool = False) -> dict[str, flo
     part = "val/" if validation else ""
     names = ("distance", "gap", "minimum", "barrier", "outward_ratio")
     return {tag("line", set=part, name=name): getattr(score, name) for name in names}
+
+
+def breakdown_scalars(who: str, direction: str, found: GradientBreakdown) -> dict[str, float]:
+    """Return the scalars of one direction, by tag.
+
+    `max`, `model`, `excess` and those of the layers are at the whole step, see `shown_column`;
+    `descent_limit`, `break_even` and `trust_lr` are relative steps.
+    """
+    at = shown_column(found)
+    breakdown = found.breakdown[:, at].tolist()
+    scalars = {
+        "max": _largest(breakdown),
+        "model": float(found.model[at]),
+        "excess": _largest(found.excess[:, at].tolist()),
+        "descent_limit": found.descent_limit * found.relative_step,
+        "break_even": found.break_even * found.relative_step,
+        "trust_lr": found.trust_lr,
+    }
+    named = {
+        tag("breakdown", who=who, direction=direction, name=name): value
+        for name, value in scalars.items()
+    }
+    return named | {
+        tag("breakdown_layer", who=who, direction=direction, name=name): value
+        for name, value in zip(found.names, breakdown, strict=True)
+    }
+
+
+def step_scalars(who: str, sizes: StepSizes) -> dict[str, float]:
+    """Return the scalars of a step, by tag: the largest of its layers; the cosine off 0 most."""
+    cosines = [c for c in sizes.weight_gradient_cosine.tolist() if not math.isnan(c)]
+    scalars = {
+        "relative_update": _largest(sizes.relative_update[~sizes.relative_update.isnan()].tolist()),
+        "relative_gradient": _largest(
+            sizes.relative_gradient[~sizes.relative_gradient.isnan()].tolist()
+        ),
+        "weight_gradient_cosine": max(cosines, key=abs, default=math.nan),
+        "successive_cosine": sizes.successive_cosine,
+    }
+    return {tag("step", who=who, name=name): value for name, value in scalars.items()}
+
+
+def shown_column(found: GradientBreakdown) -> int:
+    """Return which eta stands for the whole: 1 if it was measured, else the last."""
+    whole = (found.etas == 1).nonzero()
+    return int(whole[0]) if len(whole) else len(found.etas) - 1
+
+
+def breakdown_text(found: GradientBreakdown, sizes: StepSizes) -> str:
+    """Return what was measured in words, and the layers in a table, as Markdown."""
+    at = shown_column(found)
+    eta = float(found.etas[at])
+    measured = dict(zip(found.names, found.breakdown[:, at].tolist(), strict=True))
+    head = ("layer", f"breakdown at eta = {eta:.3g}", "‖ΔW‖ / ‖W‖", "‖g‖ / ‖W‖", "cos(W, g)")
+    columns = (sizes.relative_update, sizes.relative_gradient, sizes.weight_gradient_cosine)
+    rows = [
+        [f"`{name}`", f"{measured.get(name, math.nan):.3g}", *map("{:.3g}".format, row)]
+        for name, row in zip(sizes.names, torch.stack(columns, dim=1).tolist(), strict=True)
+    ]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    successive = (
+        ""
+        if math.isnan(sizes.successive_cosine)
+        else f" The cosine between this step and the one before is {sizes.successive_cosine:.2g}."
+    )
+    return f"{found.summary()}{successive}\n\n{table}"
 
 
 def log_scalars(trainer: Any, scalars: Mapping[str, float], step: int) -> None:
@@ -106,6 +197,17 @@ def log_figure(trainer: Any, name: str, figure: Figure, step: int) -> None:
         _write(folder / f"{name.replace('/', '-')}-step={step}.png", png(figure))
 
 
+def log_text(trainer: Any, name: str, text: str, step: int) -> None:
+    """Show Markdown in every logger that has a place for it: TensorBoard's text panel."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        with _forgiving(logger):
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_text"):
+                experiment.add_text(name, text, step)
+
+
 def save_slices(trainer: Any, kind: str, slices: Sequence[Slice], step: int) -> None:
     """Write raw slices to `<log_dir>/landscape/<kind>-step=<step>.npz`, for plots of your own.
 
@@ -126,6 +228,24 @@ def save_slices(trainer: Any, kind: str, slices: Sequence[Slice], step: int) -> 
         step=np.array(step),
     )
     _write(folder / f"{kind.replace('@', '-')}-step={step}.npz", buffer.getvalue())
+
+
+def save_breakdown(
+    trainer: Any, kind: str, found: GradientBreakdown, sizes: StepSizes, step: int
+) -> None:
+    """Write all that was measured to `<log_dir>/landscape/<kind>-step=<step>.npz`.
+
+    Holds the fields of `GradientBreakdown` under their names, those of `StepSizes` under
+    `step_<name>`, and `step`. Nothing is written without a logger.
+    """
+    folder = _folder(trainer)
+    if folder is None:
+        return
+    arrays = {name: np.array(value) for name, value in found.to_dict().items()}
+    arrays |= {f"step_{name}": np.array(value) for name, value in sizes.to_dict().items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, step=np.array(step), **arrays)
+    _write(folder / f"{kind.replace('/', '-')}-step={step}.npz", buffer.getvalue())
 
 
 def _folder(trainer: Any) -> Path | None:
@@ -183,6 +303,11 @@ def _forgiving(logger: Any) -> Iterator[None]:
                 f"{type(logger).__name__} failed to log a landscape result: {error!r}. "
                 "Training goes on; this logger is not warned about again."
             )
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Return the largest; nan if there is none or one is nan."""
+    return max(values) if values and not any(map(math.isnan, values)) else math.nan
 
 
 def _median(values: Sequence[float]) -> float:
