@@ -22,20 +22,16 @@ from lightning_landscape.asymmetry import (
     AsymmetryScore,
     score_asymmetry,
 )
+from lightning_landscape.batch_norm import batch_norms
+from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.directions import Normalize, sample_direction, split_family
 from lightning_landscape.isolation import Mode
 from lightning_landscape.line import compare_ends
 from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
-from lightning_landscape.probing import (
-    KeptBatch,
-    LossFn,
-    ModuleObjective,
-    batch_norms,
-    keep_batch,
-    opened,
-)
+from lightning_landscape.probing import LossFn, ModuleObjective, opened
+from lightning_landscape.ranks import everybody
 from lightning_landscape.rates import AsymmetryRate
 from lightning_landscape.reporting import (
     family_scalars,
@@ -235,7 +231,7 @@ class AsymmetryMonitor(Monitor):
 
     def _measure(self, trainer: Any, module: Any) -> _Result | None:
         batches = [*self._train, *self._validation]
-        if not self._train:
+        if not everybody(bool(self._train), module.device):
             return None
         with opened(
             module,

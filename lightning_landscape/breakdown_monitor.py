@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape._lightning import ConfigurationError, as_configuration
+from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.breakdown import (
     DEFAULT_ETAS,
     GradientBreakdown,
@@ -25,7 +26,8 @@ from lightning_landscape.directions import sample_direction
 from lightning_landscape.isolation import Mode
 from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import Params, trainable
-from lightning_landscape.probing import KeptBatch, LossFn, ModuleObjective, keep_batch, opened
+from lightning_landscape.probing import LossFn, ModuleObjective, opened
+from lightning_landscape.ranks import everybody
 from lightning_landscape.reporting import (
     breakdown_scalars,
     breakdown_text,
@@ -218,8 +220,11 @@ class GradientBreakdownMonitor(Monitor):
 
     def _measure(self, trainer: Any, module: Any) -> list[_Report]:
         window = self._windows.get(self.n_steps - 1)
-        if window is None or window.batch is None:
+        ready = window is not None and window.batch is not None
+        if not everybody(ready, module.device):
             return []
+        assert window is not None
+        assert window.batch is not None
         earlier = self._windows.pop(self.n_steps - 2, None)
         before, after = window.before, _copy(trainable(module))
         batch, window.batch = window.batch, None

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import torch
-import torch.distributed as dist
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
 
@@ -24,33 +19,23 @@ from lightning_landscape._lightning import (
     attached_trainer,
     is_compiled,
     precision_context,
-    prepare_batch,
     user_step,
 )
+from lightning_landscape.batch_norm import batch_norms, estimating
+from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepared
 from lightning_landscape.isolation import Isolation, Mode, Steps
 from lightning_landscape.params import Params, trainable
+from lightning_landscape.ranks import agree, average_over_ranks, gather_batches, n_ranks
 from lightning_landscape.slices import LossAlong, check_direction
 from lightning_landscape.snapshot import same_bits
 
-__all__ = [
-    "KeptBatch",
-    "LossFn",
-    "ModuleObjective",
-    "batch_norms",
-    "bytes_of",
-    "clone_batch",
-    "estimate_batch_norm",
-    "keep_batch",
-    "loss_step",
-    "opened",
-    "probing",
-]
+__all__ = ["LossFn", "ModuleObjective", "loss_step", "opened", "probing"]
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor | dict[str, Tensor]]
 
 Step: TypeAlias = Callable[[Any, int], Any]
 
-_KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; what is above waits in host memory
+T = TypeVar("T")
 
 
 @contextmanager
@@ -117,23 +102,6 @@ def probing(
         yield objective
 
 
-@dataclass(frozen=True, eq=False)
-class KeptBatch:
-    """A private copy of a batch.
-
-    Attributes:
-        data: The batch.
-        index: The index it came with.
-        raw: Whether it still has to go through the module's transfer hooks.
-        calibrates: Whether batch-norm statistics may be estimated on it.
-    """
-
-    data: Any
-    index: int
-    raw: bool = False
-    calibrates: bool = True
-
-
 @contextmanager
 def opened(
     module: nn.Module,
@@ -154,10 +122,12 @@ def opened(
     step = loss_step(module, loss_fn)
     with Isolation(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
         if any(batch.raw for batch in batches):
-            batches = [_prepared(module, batch, trainer) for batch in batches]
+            batches = [prepared(module, batch, trainer) for batch in batches]
             isolation.learn([], 0.0)  # the user's transfer hooks may have written too
         isolation.include("batch", [batch.data for batch in batches])
-        yield ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
+        objective = ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
+        yield objective
+        objective.close()
 
 
 def _check_weights(module: nn.Module, at: Params) -> None:
@@ -212,7 +182,9 @@ class ModuleObjective:
         self._step = step
         self._trainer = trainer
         self._params = isolation.params
-        self._batches = _Batches(batches, next(iter(self._params.values())).device)
+        self._device = next(iter(self._params.values())).device
+        self._batches = Batches(batches, self._device)
+        self._failure: Exception | None = None  # of this rank, kept until all have heard of it
         self._norms = list(batch_norms(module).values()) if mode == "recalibrated" else []
         # a compiled step would be compiled anew without gradients
         self._with_graph = is_compiled(module)
@@ -243,26 +215,53 @@ class ModuleObjective:
         """
         check_direction(direction or {}, self._params)
         steps = self._isolation.steps(direction or {})
-        self._learn_losses()
-        self._learn_gradient()
-        losses, gradients = self._seen("gradient", steps, alpha, self._gradient)
-        return losses, dict(zip(self._params, _averaged(gradients), strict=True))
+        found = self._in_lockstep(lambda: self._learned_gradient(steps, alpha))
+        agree(self._failure, self._device)
+        assert found is not None
+        losses, gradients = found
+        return losses, dict(zip(self._params, average_over_ranks(gradients), strict=True))
 
     def learn(self) -> None:
         """Make the two evaluations that losses are learned from, unless they were made."""
-        self._learn_losses()
+        self._in_lockstep(self._learn_losses)
+        agree(self._failure, self._device)
 
     def gather(self, losses: Tensor) -> Tensor:
         """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
-        if not _distributed():
-            return losses
-        ranks = [torch.empty_like(losses) for _ in range(dist.get_world_size())]
-        dist.all_gather(ranks, losses.contiguous())
-        return torch.cat(ranks, dim=1)
+        agree(self._failure, losses.device)
+        return gather_batches(losses)
+
+    def close(self) -> None:
+        """Raise what went wrong on this rank and was never told."""
+        if self._failure is not None:
+            raise self._failure
 
     def _losses(self, steps: Steps, alpha: float) -> Tensor:
+        found = self._in_lockstep(lambda: self._learned_losses(steps, alpha))
+        if found is None:  # every rank will hear of it when they are gathered
+            return torch.full((len(self._batches),), math.nan, dtype=torch.float64)
+        return found
+
+    def _in_lockstep(self, evaluate: Callable[[], T]) -> T | None:
+        """Keep a failure for `agree`: a rank that left here would leave the others waiting."""
+        if n_ranks() == 1:
+            return evaluate()
+        if self._failure is not None:
+            return None
+        try:
+            return evaluate()
+        except Exception as error:
+            self._failure = error
+            return None
+
+    def _learned_losses(self, steps: Steps, alpha: float) -> Tensor:
         self._learn_losses()
         return self._seen("losses", steps, alpha, self._forward)
+
+    def _learned_gradient(self, steps: Steps, alpha: float) -> tuple[Tensor, list[Tensor]]:
+        self._learn_losses()
+        self._learn_gradient()
+        return self._seen("gradient", steps, alpha, self._gradient)
 
     def _learn_losses(self) -> None:
         """See what an evaluation at the centre writes, and whether it needs a graph.
@@ -393,48 +392,9 @@ class ModuleObjective:
     def _recalibrate(self) -> None:
         if not self._norms:
             return
-        with _estimating(self._norms), precision_context(self._trainer), torch.no_grad():
+        with estimating(self._norms), precision_context(self._trainer), torch.no_grad():
             for i, batch in self._batches.calibrating():
                 self._loss(i, clone_batch(batch))
-
-
-def estimate_batch_norm(
-    module: nn.Module,
-    batches: list[KeptBatch],
-    *,
-    at: Params | None,
-    step: Step,
-    trainer: Any | None,
-) -> dict[str, Tensor]:
-    """Return the batch-norm statistics of a module on some batches; the module is left alone.
-
-    The running mean and variance of each batch norm become the mean over the batches of the
-    batches' mean and unbiased variance. No dropout; one forward pass a batch.
-
-    Args:
-        module: Whose batch norms.
-        batches: What to estimate on.
-        at: Weights to estimate at; the live ones if None.
-        step: What runs the module on a batch.
-        trainer: Whose precision to run in.
-
-    Returns:
-        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`.
-    """
-    norms = batch_norms(module)
-    with Isolation(module, trainer=trainer, mode="eval", at=at) as isolation:
-        prepared = [_prepared(module, batch, trainer) for batch in batches]
-        device = next(iter(isolation.params.values())).device
-        with _estimating(list(norms.values())), precision_context(trainer), torch.no_grad():
-            for index, batch in _Batches(prepared, device):
-                step(clone_batch(batch), index)
-        statistics = {
-            f"{name}.{buffer}".lstrip("."): getattr(norm, buffer).clone()
-            for name, norm in norms.items()
-            for buffer in ("running_mean", "running_var")
-        }
-        isolation.learn([], 0.0)
-    return statistics
 
 
 def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:
@@ -448,118 +408,9 @@ def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:
     return lambda batch, index: loss_fn(module, batch)
 
 
-def clone_batch(batch: Any) -> Any:
-    """Copy a batch so that nothing the copy meets can reach the original.
-
-    Tensors are copied as they are seen, not with the whole storage they may be a view of.
-    """
-    memo: dict[int, Any] = {}
-
-    def copied(tensor: Tensor) -> Tensor:
-        twin = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        memo[id(tensor)] = twin
-        return twin
-
-    batch = apply_to_collection(batch, Tensor, copied, allow_frozen=True)
-    known = {id(twin): twin for twin in memo.values()}
-    return copy.deepcopy(batch, known)
-
-
-def keep_batch(
-    kept: list[KeptBatch], batch: Any, index: int, *, calibrates: bool = True
-) -> KeptBatch:
-    """Return a private copy of a batch, on its device while the kept ones are small in all."""
-    with torch.inference_mode(False):
-        data = clone_batch(batch)
-    total = sum(bytes_of(other.data) for other in kept) + bytes_of(data)
-    if total > _KEPT_ON_DEVICE:
-        data = apply_to_collection(data, Tensor, lambda tensor: tensor.cpu())
-    return KeptBatch(data, index, calibrates=calibrates)
-
-
-def bytes_of(batch: Any) -> int:
-    """Return the bytes that the tensors of a batch take."""
-    sizes: list[int] = []
-    apply_to_collection(
-        batch, Tensor, lambda tensor: sizes.append(tensor.numel() * tensor.element_size())
-    )
-    return sum(sizes)
-
-
-class _Batches:
-    """The batches of an objective, brought to the device when they are used."""
-
-    def __init__(self, batches: list[KeptBatch], device: torch.device) -> None:
-        self._batches = batches
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return self._each(self._batches)
-
-    def calibrating(self) -> Iterator[tuple[int, Any]]:
-        """Hand out those that batch-norm statistics may be estimated on."""
-        return self._each([kept for kept in self._batches if kept.calibrates])
-
-    def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
-        for kept in batches:
-            yield kept.index, _moved(kept.data, self._device)
-
-
-def _prepared(module: nn.Module, batch: KeptBatch, trainer: Any | None) -> KeptBatch:
-    data = prepare_batch(module, batch.data, trainer) if batch.raw else batch.data
-    return replace(batch, data=data, raw=False)
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    """Bring a batch that was kept in host memory to the device."""
-    if device.type == "cpu":
-        return batch
-    return apply_to_collection(batch, Tensor, lambda t: t.to(device, non_blocking=True))
-
-
-def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the batch norms of a module that keep running statistics, by name."""
-    return {
-        name: child
-        for name, child in module.named_modules()
-        if isinstance(child, _BatchNorm) and child.running_mean is not None
-    }
-
-
-@contextmanager
-def _estimating(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Let batch norms average the statistics of the batches that pass, each with equal weight."""
-    before = [(norm, norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm, momentum, training in before:
-            norm.momentum = momentum
-            norm.training = training
-
-
 def _wide(losses: list[Tensor]) -> Tensor:
     stacked = torch.stack(losses)
     return (stacked.cpu() if stacked.device.type == "mps" else stacked).double()
-
-
-def _averaged(gradients: list[Tensor]) -> list[Tensor]:
-    if _distributed():
-        for gradient in gradients:
-            dist.all_reduce(gradient)
-            gradient.div_(dist.get_world_size())
-    return gradients
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _shown(output: object) -> str:

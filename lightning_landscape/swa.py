@@ -27,15 +27,10 @@ from lightning_landscape._lightning import (
     user_step,
     validation_loader,
 )
+from lightning_landscape.batch_norm import batch_norms, estimate_batch_norm
+from lightning_landscape.batches import KeptBatch, clone_batch, keep_batch
 from lightning_landscape.line import LineScore, describe_line
 from lightning_landscape.params import Params
-from lightning_landscape.probing import (
-    KeptBatch,
-    batch_norms,
-    clone_batch,
-    estimate_batch_norm,
-    keep_batch,
-)
 from lightning_landscape.reporting import log_scalars, tag
 from lightning_landscape.schedule import Schedule
 from lightning_landscape.snapshot import put_back

@@ -19,9 +19,9 @@ from lightning_landscape._lightning import (
     new_results,
     validation_arguments,
 )
+from lightning_landscape.batches import bytes_of, clone_batch
 from lightning_landscape.isolation import unchanged_rng
 from lightning_landscape.params import Params
-from lightning_landscape.probing import bytes_of, clone_batch
 from lightning_landscape.snapshot import Places, Snapshot, put_back
 
 __all__ = ["SecondPass"]

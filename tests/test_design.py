@@ -12,11 +12,12 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__ini
 
 # each may import those before it; those of one row do not know each other
 ORDER = [
-    {"_lightning", "params", "fromage"},
+    {"_lightning", "params", "fromage", "ranks"},
     {"directions", "slices", "snapshot"},
     {"asymmetry", "line", "breakdown", "isolation", "schedule"},
     {"rates", "batches", "updates"},
-    {"plots", "probing"},
+    {"plots", "batch_norm"},
+    {"probing"},
     {"breakdown_plots"},
     {"reporting"},
     {"monitor", "swa_validation"},
@@ -25,6 +26,7 @@ ORDER = [
 MAY_IMPORT_LIGHTNING = {
     "_lightning",
     "isolation",
+    "batches",
     "probing",
     "monitor",
     "swa",

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape import AsymmetryMonitor, probing
 from lightning_landscape._lightning import ConfigurationError
-from lightning_landscape.probing import KeptBatch, clone_batch, opened
+from lightning_landscape.batches import KeptBatch, clone_batch
+from lightning_landscape.probing import opened
 from lightning_landscape.slices import evaluate_slice, symmetric_grid
 from lightning_landscape.snapshot import same_bits
 
@@ -210,6 +211,11 @@ class GradientPenalty(Step):
         return loss + slope.norm()
 
 
+class NeedsGraph(Step):
+    def write(self, loss, batch):
+        return loss * len(loss.grad_fn.next_functions)
+
+
 class KnowsGradMode(Step):
     def write(self, loss, batch):
         return loss if torch.is_grad_enabled() else loss * 2
@@ -289,10 +295,24 @@ class Checkpointed(Step):
     def training_step(self, batch, batch_idx):
         hidden = batch * self.net[0].bias.sum()
         body = nn.Sequential(self.net, self.dropout)
-        return checkpoint(body, hidden, use_reentrant=self.reentrant).square().mean()
+        loss = checkpoint(body, hidden, use_reentrant=self.reentrant).square().mean()
+        return self.write(loss, batch) or loss
 
 
 class Reentrant(Checkpointed):
+    reentrant = True
+
+
+class CheckpointedBackward(Checkpointed):
+    """Goes backward itself besides, and uses the gradients that have piled up."""
+
+    def write(self, loss, batch):
+        if torch.is_grad_enabled():
+            self.net(batch).square().mean().backward()
+        return loss * (1 + self.net[0].weight.grad.norm())
+
+
+class ReentrantBackward(CheckpointedBackward):
     reentrant = True
 
 
@@ -317,6 +337,7 @@ STEPS = [
     Adversarial,
     HiddenLeaf,
     GradientPenalty,
+    NeedsGraph,
     KnowsGradMode,
     Encoder,
     Teacher,
@@ -326,6 +347,7 @@ STEPS = [
     OddParameters,
     Checkpointed,
     Reentrant,
+    ReentrantBackward,
     Compiled,
 ]
 
@@ -487,14 +509,17 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_reentrant_checkpoint_has_the_gradient_of_a_plain_one():
+@pytest.mark.parametrize(
+    "kinds", [(Checkpointed, Reentrant), (CheckpointedBackward, ReentrantBackward)]
+)
+def test_a_reentrant_checkpoint_has_the_gradient_of_a_plain_one(kinds):
     gradients = []
-    for kind in (Checkpointed, Reentrant):
+    for kind in kinds:
         module = kind()
         with probing(module, module.inputs()) as objective:
             gradients.append(objective.gradient(direction_of(module), 0.3))
     assert differences(*gradients) == []
-    assert objective.n_evaluations == 1 + 4
+    assert objective.n_evaluations == 1 + 4  # two for losses, two for gradients
 
 
 def test_unused_and_frozen_parameters():
@@ -612,6 +637,22 @@ def test_modes_run_the_module_as_they_say():
             assert value == pytest.approx(expected.square().mean().item(), rel=1e-5)
 
 
+def test_recalibrating_does_not_spoil_a_batch_that_is_written_to():
+    class InPlace(BatchNorm):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch.mul_(2).add_(1), batch_idx)
+
+    class OutOfPlace(BatchNorm):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch * 2 + 1, batch_idx)
+
+    values = []
+    for module in (InPlace(), OutOfPlace()):
+        with probing(module, module.inputs(), mode="recalibrated") as objective:
+            values.append([objective.losses(), objective.losses(direction_of(module), 1.0)])
+    assert differences(*values) == []
+
+
 class Merging(Step):
     """Keeps its own books in `train`, and merges weights there, as LoRA does."""
 
@@ -678,6 +719,25 @@ def test_at_may_name_some_and_frozen_ones_in_another_dtype():
     module.teacher.bias.data.fill_(1)
     with probing(module, module.inputs()) as objective:
         assert objective.losses().equal(start)
+
+
+def test_views_of_weights_are_no_reason_to_warn():
+    module = Tied()
+    with unchanged(module), probing(module, module.inputs()) as objective:
+        for alpha in (0.0, 1.0):
+            objective.losses({"net.2.bias": torch.ones(2)}, alpha)
+        objective.losses({"net.0.weight": torch.ones(4, 3)}, 1.0)
+
+
+def test_a_probe_elsewhere_goes_on_after_another():
+    module = BatchNorm()
+    at = {"net.0.weight": torch.ones(4, 3)}
+    with probing(module, module.inputs(), at=at) as outer:
+        expected = outer.losses()
+        with probing(module, module.inputs()) as inner:
+            assert not inner.losses().equal(expected)
+            assert outer.losses().equal(expected)
+        assert outer.losses().equal(expected)
 
 
 def test_two_probes_of_one_module_at_once():
@@ -787,9 +847,13 @@ def test_transfer_hooks_run_once():
             self.transferred += 1
             return batch * 2
 
+        def write(self, loss, batch):
+            return loss * (1 + self.transferred)
+
     module = Transfers()
     with unchanged(module), probing(module, module.inputs()) as objective:
         value = [objective.losses() for _ in range(3)]
+    assert value[0].equal(value[1])
     assert value[0].equal(value[2])
     assert value[0][0].item() == Step().training_step(2 * module.inputs()[0], 0).item()
     with opened(
@@ -877,9 +941,10 @@ def test_compiled_as_a_whole():
     with probing(net, Step().inputs(), loss_fn=loss_fn, mode="eval") as objective:
         expected = objective.gradient(direction_of(net), 0.5)
     prefixed = {f"_orig_mod.{name}": step for name, step in direction_of(net).items()}
-    with unchanged(net), probing(
-        compiled, Step().inputs(), loss_fn=loss_fn, mode="eval"
-    ) as objective:
+    with (
+        unchanged(net),
+        probing(compiled, Step().inputs(), loss_fn=loss_fn, mode="eval") as objective,
+    ):
         value, _ = objective.gradient(prefixed, 0.5)
         assert value.equal(expected[0])
     assert net.training
@@ -1014,7 +1079,10 @@ def monitor_direction(module):
     from lightning_landscape.params import trainable
 
     return sample_direction(
-        trainable(module), "gaussian", module=module, generator=direction_generator(0, "gaussian", 0)
+        trainable(module),
+        "gaussian",
+        module=module,
+        generator=direction_generator(0, "gaussian", 0),
     )
 
 
@@ -1077,7 +1145,10 @@ BAD = {
     "manual": (lambda: (GAN(), {}), "`loss_fn` is needed .*GAN optimises manually"),
     "iterator": (lambda: (TakesIterator(), {}), "`loss_fn` is needed .*dataloader_iter"),
     "lazy": (lambda: (lazy(), {}), r"must hold its weights.*\['net.0.weight', 'net.0.bias'\]"),
-    "meta": (lambda: (meta(), {"loss_fn": any_loss}), r"must hold its weights.*\['weight', 'bias'\]"),
+    "meta": (
+        lambda: (meta(), {"loss_fn": any_loss}),
+        r"must hold its weights.*\['weight', 'bias'\]",
+    ),
 }
 
 

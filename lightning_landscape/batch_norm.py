@@ -1,0 +1,82 @@
+"""Batch-norm statistics estimated anew: running ones are wrong for other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_landscape._lightning import precision_context
+from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepared
+from lightning_landscape.isolation import Isolation
+from lightning_landscape.params import Params
+
+__all__ = ["batch_norms", "estimate_batch_norm", "estimating"]
+
+
+def estimate_batch_norm(
+    module: nn.Module,
+    batches: list[KeptBatch],
+    *,
+    at: Params | None,
+    step: Callable[[Any, int], Any],
+    trainer: Any | None,
+) -> dict[str, Tensor]:
+    """Return the batch-norm statistics of a module on some batches; the module is left alone.
+
+    The running mean and variance of each batch norm become the mean over the batches of the
+    batches' mean and unbiased variance. No dropout; one forward pass a batch.
+
+    Args:
+        module: Whose batch norms.
+        batches: What to estimate on.
+        at: Weights to estimate at; the live ones if None.
+        step: What runs the module on a batch.
+        trainer: Whose precision to run in.
+
+    Returns:
+        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`.
+    """
+    norms = batch_norms(module)
+    with Isolation(module, trainer=trainer, mode="eval", at=at) as isolation:
+        ready = [prepared(module, batch, trainer) for batch in batches]
+        device = next(iter(isolation.params.values())).device
+        with estimating(list(norms.values())), precision_context(trainer), torch.no_grad():
+            for index, batch in Batches(ready, device):
+                step(clone_batch(batch), index)
+        statistics = {
+            f"{name}.{buffer}".lstrip("."): getattr(norm, buffer).clone()
+            for name, norm in norms.items()
+            for buffer in ("running_mean", "running_var")
+        }
+        isolation.learn([], 0.0)
+    return statistics
+
+
+def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch norms of a module that keep running statistics, by name."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm) and child.running_mean is not None
+    }
+
+
+@contextmanager
+def estimating(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Let batch norms average the statistics of the batches that pass, each with equal weight."""
+    before = [(norm, norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, momentum, training in before:
+            norm.momentum = momentum
+            norm.training = training

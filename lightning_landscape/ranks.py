@@ -1,0 +1,69 @@
+"""Processes that probe in lockstep: the same directions, each on its own batches.
+
+A rank that fails must not leave the others waiting for it. So before they exchange anything, all
+ranks say whether they have failed, and fail together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["agree", "average_over_ranks", "everybody", "gather_batches", "n_ranks"]
+
+
+def n_ranks() -> int:
+    """Return how many processes take part; 1 without distributed training."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
+
+
+def agree(failure: Exception | None, device: torch.device) -> None:
+    """Raise on every rank if it has failed on any; one small collective, none on a single rank.
+
+    Args:
+        failure: What went wrong here, if anything did.
+        device: Where this process's tensors live.
+
+    Raises:
+        Exception: The failure, where it happened.
+        RuntimeError: On the other ranks.
+    """
+    if n_ranks() > 1:
+        failed = torch.tensor(0 if failure is None else 1, device=device)
+        dist.all_reduce(failed)
+        if failure is None and int(failed):
+            raise RuntimeError(
+                f"The probe failed on {int(failed)} other rank(s): see their warning."
+            )
+    if failure is not None:
+        raise failure
+
+
+def everybody(ready: bool, device: torch.device) -> bool:
+    """Return whether all ranks are ready; one small collective, none on a single rank."""
+    if n_ranks() == 1:
+        return ready
+    missing = torch.tensor(0 if ready else 1, device=device)
+    dist.all_reduce(missing)
+    return not int(missing)
+
+
+def gather_batches(losses: Tensor) -> Tensor:
+    """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
+    if n_ranks() == 1:
+        return losses
+    ranks = [torch.empty_like(losses) for _ in range(n_ranks())]
+    dist.all_gather(ranks, losses.contiguous())
+    return torch.cat(ranks, dim=1)
+
+
+def average_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
+    """Return the mean of gradients over ranks, in place."""
+    if n_ranks() > 1:
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+            gradient.div_(n_ranks())
+    return gradients
