@@ -34,10 +34,12 @@ def agree(failure: Exception | None, device: torch.device) -> None:
     if n_ranks() > 1:
         failed = torch.tensor(0 if failure is None else 1, device=device)
         dist.all_reduce(failed)
-        if failure is None and int(failed):
-            raise RuntimeError(
-                f"The probe failed on {int(failed)} other rank(s): see their warning."
-            )
+        if int(failed):
+            told: list[str] = [""] * n_ranks()
+            dist.all_gather_object(told, "" if failure is None else repr(failure))
+            if failure is None:
+                who = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(told) if what)
+                raise RuntimeError(f"the probe failed on {who}")
     if failure is not None:
         raise failure
 

@@ -246,10 +246,8 @@ class SWA(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count steps from here; let checkpoints that follow the average wait for it."""
         self._last_global_step = trainer.global_step
-        monitored = {
-            getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks
-        }
-        for name in monitored - {None}:
+        for callback in trainer.checkpoint_callbacks:
+            name = str(getattr(callback, "monitor", None))
             if name.startswith(f"{self.name}/"):  # a missing metric would stop the fit
                 trainer.callback_metrics.setdefault(name, torch.tensor(math.nan))
 

@@ -107,11 +107,17 @@ def test_two_ranks_have_the_scores_of_one_on_the_joined_batches():
     assert {"landscape/swa/gap", "landscape/swa/outward_ratio", "swa/val_loss"} <= {*names}
 
 
+@pytest.mark.filterwarnings("ignore:The probe of AsymmetryMonitor failed")
 def test_a_rank_that_fails_leaves_nobody_waiting():
     plain, _ = train(module=Failing)
     probed, metrics = train(monitor(mode="eval"), module=Failing)
     assert differences(plain, probed) == []
     assert "landscape/gaussian/area" not in metrics
+
+
+def test_the_others_are_told_what_went_wrong():
+    with pytest.raises(Exception, match="failed on rank 1: ZeroDivisionError"):
+        train(monitor(mode="eval", on_error="raise"), module=Failing)
 
 
 def test_without_processes_a_failure_is_just_raised():
