@@ -118,15 +118,20 @@ def muted(module: nn.Module, trainer: Any | None) -> Iterator[None]:
     dummy, and a bound `log` that was stored elsewhere writes into results that are thrown away.
     """
     modules = lightning_modules(module)
+    own = [
+        {name: child.__dict__[name] for name in ("log", "log_dict") if name in child.__dict__}
+        for child in modules
+    ]
     for child in modules:
         child.__dict__.update(log=_ignore, log_dict=_ignore)
     try:
         with _throwaway_results(modules, trainer), _dummy_loggers(trainer):
             yield
     finally:
-        for child in modules:
+        for child, before in zip(modules, own, strict=True):
             for name in ("log", "log_dict"):
                 child.__dict__.pop(name, None)
+            child.__dict__.update(before)
 
 
 def _ignore(*args: object, **kwargs: object) -> None:

@@ -293,7 +293,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
             torch.cuda.manual_seed_all(seed)
         elif torch.backends.mps.is_available():
             torch.mps.manual_seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
         yield
 
@@ -318,7 +318,7 @@ def _walk(start: Tensor, step: Tensor, alpha: float, end: Tensor | None, *, out:
 def _rng_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
         "python": random.getstate(),
     }
     if _cuda_is_up():
@@ -430,9 +430,11 @@ def _checkpoints_unmoved(isolation: Isolation, trainer: Any | None) -> Iterator[
                 for key, value in weights().items()
             }
 
-    with _shadowed(trainer, "save_checkpoint", save_checkpoint):
-        with _shadowed(strategy, "lightning_module_state_dict", lightning_module_state_dict):
-            yield
+    with (
+        _shadowed(trainer, "save_checkpoint", save_checkpoint),
+        _shadowed(strategy, "lightning_module_state_dict", lightning_module_state_dict),
+    ):
+        yield
 
 
 @contextmanager

@@ -182,6 +182,7 @@ class ModuleObjective:
         self._step = step
         self._trainer = trainer
         self._params = isolation.params
+        self._handed_out: Params | None = None  # what is written to that must not reach the weights
         self._device = next(iter(self._params.values())).device
         self._batches = Batches(batches, self._device)
         self._failure: Exception | None = None  # of this rank, kept until all have heard of it
@@ -193,8 +194,10 @@ class ModuleObjective:
 
     @property
     def params(self) -> Params:
-        """The trainable weights the objective stands at."""
-        return self._params
+        """The trainable weights the objective stands at; a copy, made when first asked for."""
+        if self._handed_out is None:
+            self._handed_out = {name: tensor.clone() for name, tensor in self._params.items()}
+        return self._handed_out
 
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""

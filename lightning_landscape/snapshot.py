@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from operator import is_
 from typing import Any, cast
 
@@ -47,12 +47,12 @@ _HOOKS = tuple(
 _SKIPPED = frozenset({*_REGISTRIES, *_HOOKS, *LIGHTNING_ATTRIBUTES})
 # objects with a life of their own: a probe must not turn their clock back
 _FOREIGN = frozenset(
-    "torch lightning pytorch_lightning lightning_fabric lightning_landscape tensorboard "
-    "tensorboardX wandb mlflow comet_ml neptune clearml aim ray enum threading io logging "
-    "multiprocessing".split()
+    {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_landscape"}
+    | {"tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "clearml", "aim"}
+    | {"ray", "enum", "threading", "io", "logging", "multiprocessing"}
 )
 # of the standard library and torch, those that people keep their own state in
-_BOOKKEEPING = frozenset("types argparse collections torch.quasirandom".split())
+_BOOKKEEPING = frozenset({"types", "argparse", "collections", "torch.quasirandom"})
 _LONGEST = 10_000
 
 
@@ -368,10 +368,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_meta or b.is_meta:
         return a.is_meta and b.is_meta
-    parts, others = _parts(a), _parts(b)
-    if parts:
+    if parts := _parts(a):
+        others = _parts(b)
         return len(parts) == len(others) and all(map(same_bits, parts, others))
-    return torch.equal(a, b) if a.is_quantized else torch.equal(_bytes(a), _bytes(b))
+    return torch.equal(a, b) if a.is_quantized else torch.equal(_bits(a), _bits(b))
 
 
 def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
@@ -382,10 +382,7 @@ def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
     """
     for tensor, content in zip(tensors, contents, strict=True):
         data = tensor.data
-        if tensor.is_inference():
-            with torch.inference_mode():
-                data.copy_(content)
-        elif (
+        if (
             data.shape != content.shape
             or data.dtype != content.dtype
             or data.layout is torch.sparse_coo  # `data` is then a copy that shares its parts
@@ -435,7 +432,7 @@ def _bit_generator(generator: Any) -> Any:
 _CONTAINERS = (OrderedDict, dict, set, deque, bytearray, list)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kind(cls: type) -> Any:
     # contents go through the base class: `Counter.update` adds, and a subclass may do anything
     return next(kind for kind in _CONTAINERS if issubclass(cls, kind))
@@ -520,7 +517,7 @@ def _differing_keys(now: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]
             yield key
 
 
-@lru_cache(maxsize=None)
+@cache
 def _slots(cls: type) -> tuple[str, ...]:
     # their descriptors, not what `__slots__` says: private names are written differently there
     spaces = [vars(base) for base in cls.__mro__ if "__slots__" in vars(base)]
@@ -532,7 +529,7 @@ def _slots(cls: type) -> tuple[str, ...]:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_plain(cls: type) -> bool:
     """Return whether an object is the user's bookkeeping, such as an average meter."""
     if cls.__module__ in _BOOKKEEPING:
@@ -554,6 +551,8 @@ _PARTS = {
 
 def _parts(tensor: Tensor) -> list[Tensor]:
     """Return the tensors that one is made of, if it is sparse or wraps others."""
+    if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided:
+        return []
     if hasattr(type(tensor), "__tensor_flatten__"):
         names, _ = cast(Any, tensor).__tensor_flatten__()
         return [getattr(tensor, name) for name in names]
@@ -564,9 +563,16 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if type(tensor) is not Tensor:
+        tensor = tensor.as_subclass(Tensor)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.resolve_neg().view(_INTEGERS[tensor.itemsize])
 
 
 def _pairs(a: Changes, b: Changes) -> Iterator[tuple[set[Any], set[Any]]]:

@@ -749,6 +749,11 @@ def test_the_descent_limit_is_drawn_where_it_is():
     assert list(at) == near([1.25, 1.25])
 
 
+@pytest.mark.parametrize("direction", ["update", "generator/update"])
+def test_an_update_shows_the_step_taken_whosever_it_is(direction):
+    assert "the step taken" in words(plot_breakdown(direction, product()))
+
+
 @pytest.mark.parametrize("direction", ["gradient", "generator/gradient"])
 def test_a_direction_that_is_no_step_shows_no_step_taken(direction):
     text = words(plot_breakdown(direction, product(etas=DEFAULT_ETAS["gradient"])))

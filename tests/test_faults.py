@@ -63,12 +63,16 @@ def use(objective, direction):
         objective.gradient(direction, alpha)
 
 
+def probe(module, mode="train"):
+    with probing(module, [hostile_batch()], mode=mode) as objective:
+        use(objective, direction_of(module))
+        return objective.n_evaluations
+
+
 def test_the_faults_below_meet_every_evaluation():
     module = Failing()
     fail(None, None)
-    with probing(module, [hostile_batch()]) as objective:
-        use(objective, direction_of(module))
-        assert objective.n_evaluations == FAULTS["calls"] == 9
+    assert probe(module) == FAULTS["calls"] == 9
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -78,8 +82,7 @@ def test_a_failure_at_any_evaluation_leaves_no_trace(after, mode):
     for name in ("out of memory", "an interrupt"):
         fail(after, ERRORS[name])
         with unchanged(module), pytest.raises(type(ERRORS[name]), match="mine"):
-            with probing(module, [hostile_batch()], mode=mode) as objective:
-                use(objective, direction_of(module))
+            probe(module, mode)
 
 
 @pytest.mark.parametrize("after", [1, 2, 4, 8])
@@ -89,8 +92,7 @@ def test_any_failure_leaves_no_trace(name, after):
     fail(after, ERRORS[name])
     with unchanged(module):
         try:
-            with probing(module, [hostile_batch()]) as objective:
-                use(objective, direction_of(module))
+            probe(module)
         except type(ERRORS[name]) as error:
             assert error is ERRORS[name]  # noqa: PT017
         else:  # a step that cannot do without a graph raises at the second evaluation
@@ -98,7 +100,7 @@ def test_any_failure_leaves_no_trace(name, after):
 
 
 def test_after_a_failure_that_was_caught_the_numbers_are_the_same():
-    module, direction = Failing(), None
+    module = Failing()
     direction = direction_of(module)
     fail(None, None)
     with probing(module, [hostile_batch()]) as objective:
@@ -115,13 +117,17 @@ def test_after_a_failure_that_was_caught_the_numbers_are_the_same():
             assert differences(expected, objective.gradient(direction, 0.5)) == []
 
 
+def raise_after_a_move(module, error, *, alpha=1.0):
+    with probing(module, module.inputs()) as objective:
+        for moved in (0.0, 0.1, alpha):
+            objective.losses(direction_of(module), moved)
+        raise error
+
+
 def test_a_failure_between_evaluations_leaves_no_trace():
-    module = Failing()
-    fail(None, None)
-    with unchanged(module), pytest.raises(KeyError):
-        with probing(module, [hostile_batch()]) as objective:
-            objective.losses(direction_of(module), 1.0)
-            raise KeyError
+    module = BatchNorm()
+    with unchanged(module), pytest.raises(KeyError, match="mine"):
+        raise_after_a_move(module, KeyError("mine"))
 
 
 def test_a_generator_that_is_never_finished():
@@ -141,7 +147,9 @@ def test_a_generator_that_is_never_finished():
 def test_nan_is_a_number_like_any_other():
     class Nan(BatchNorm):
         def write(self, loss, batch):
-            self.seen = super().write(loss, batch) * (float("nan") if self.net[0].bias[0] > 5 else 1)
+            self.seen = super().write(loss, batch) * (
+                float("nan") if self.net[0].bias[0] > 5 else 1
+            )
             return self.seen
 
     module = Nan()
@@ -169,11 +177,12 @@ def test_a_failure_while_opening_leaves_no_trace(k, error, monkeypatch):
             raise error("mine")
         return clone(self, *args, **kwargs)
 
+    opening = isolation.Isolation(module, mode="train", at={"net.4.bias": torch.ones(3)})
     with unchanged(module):
-        with monkeypatch.context() as patch, pytest.raises(error, match="mine"):
-            patch.setattr(torch.Tensor, "clone", failing_clone)
-            with isolation.Isolation(module, mode="train", at={"net.4.bias": torch.ones(3)}):
-                raise AssertionError("this must not be reached")
+        monkeypatch.setattr(torch.Tensor, "clone", failing_clone)
+        with pytest.raises(error, match="mine"):
+            opening.__enter__()
+        monkeypatch.undo()
     assert not isolation._open
 
 
@@ -187,31 +196,32 @@ def test_a_snapshot_that_fails_leaves_no_trace(monkeypatch):
             raise MemoryError("mine")
         visit(self, value, name)
 
+    opening = probing(module, [hostile_batch()])
+    monkeypatch.setattr(Snapshot, "_visit", failing_visit)
+    with unchanged(module), pytest.raises(MemoryError, match="mine"):
+        opening.__enter__()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_no_memory_to_compare_in_at_the_end(failing, monkeypatch):
+    module = BatchNorm()
+
+    def comparing(a, b):
+        raise torch.OutOfMemoryError("no room")
+
+    def probe_until_memory_runs_out():
+        with probing(module, module.inputs()) as objective:
+            objective.losses(direction_of(module), 1.0)
+            monkeypatch.setattr("lightning_landscape.snapshot.same_bits", comparing)
+            monkeypatch.setattr("lightning_landscape.isolation.same_bits", comparing)
+            if failing:
+                raise ValueError("mine")
+
+    error, message = (ValueError, "mine") if failing else (torch.OutOfMemoryError, "no room")
     with unchanged(module):
-        with monkeypatch.context() as patch, pytest.raises(MemoryError, match="mine"):
-            patch.setattr(Snapshot, "_visit", failing_visit)
-            with probing(module, [hostile_batch()]):
-                raise AssertionError("this must not be reached")
-
-
-def test_no_memory_to_compare_in_at_the_end(monkeypatch):
-    """After a failure there may be none, and after a success neither."""
-    for failing in (False, True):
-        module = BatchNorm()
-
-        def comparing(a, b):
-            raise torch.OutOfMemoryError("no room")
-
-        expected = "mine" if failing else "no room"
-        with unchanged(module), monkeypatch.context() as patch:
-            with pytest.raises((ValueError, torch.OutOfMemoryError), match=expected):
-                with probing(module, module.inputs()) as objective:
-                    objective.losses(direction_of(module), 1.0)
-                    patch.setattr("lightning_landscape.snapshot.same_bits", comparing)
-                    patch.setattr("lightning_landscape.isolation.same_bits", comparing)
-                    if failing:
-                        raise ValueError("mine")
-            patch.undo()
+        with pytest.raises(error, match=message):
+            probe_until_memory_runs_out()
+        monkeypatch.undo()
 
 
 # --------------------------------------------------------------- writes that depend on the weights
@@ -237,12 +247,15 @@ class Sometimes(Step):
 
 def test_what_was_not_seen_at_first_is_put_back_and_named_once():
     module = Sometimes()
-    direction = direction_of(module)
-    with unchanged(module), pytest.warns(UserWarning) as caught:
+
+    def probe_far_away():
         with probing(module, module.inputs()) as objective:
             for alpha in (0.0, 0.1, 30.0, 40.0):
-                objective.losses(direction, alpha)
+                objective.losses(direction_of(module), alpha)
             assert module.worst > 10
+
+    with unchanged(module), pytest.warns(UserWarning, match="at some weights") as caught:
+        probe_far_away()
     (warning,) = caught
     for name in ("worst", "empty", "table", "frozen.weight", "batch", "the torch generator"):
         assert name in str(warning.message)
@@ -269,13 +282,10 @@ def test_after_a_failure_there_is_no_warning_besides():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with unchanged(module), pytest.raises(ValueError, match="mine"):
-            with probing(module, module.inputs()) as objective:
-                for alpha in (0.0, 0.1, 30.0):
-                    objective.losses(direction_of(module), alpha)
-                raise ValueError("mine")
+            raise_after_a_move(module, ValueError("mine"), alpha=30.0)
 
 
-# ----------------------------------------------------------------------- somebody saves in mid-probe
+# ---------------------------------------------------------------------- somebody saves in mid-probe
 
 
 class Saves(BatchNorm):
@@ -348,9 +358,7 @@ def signal_handlers():
 
 @pytest.mark.filterwarnings("ignore:.*weights_only")
 @pytest.mark.parametrize("mode", ["train", "recalibrated"])
-@pytest.mark.parametrize(
-    "how", [by_trainer, by_trainer_weights_only, by_strategy, by_signal]
-)
+@pytest.mark.parametrize("how", [by_trainer, by_trainer_weights_only, by_strategy, by_signal])
 def test_a_checkpoint_in_mid_probe_is_that_of_before(how, mode, trained, tmp_path, signal_handlers):
     trainer, module = trained
     direction, path = direction_of(module), tmp_path / "saved.ckpt"
@@ -362,9 +370,10 @@ def test_a_checkpoint_in_mid_probe_is_that_of_before(how, mode, trained, tmp_pat
     with probing(module, module.inputs(), mode=mode) as objective:
         losses = [objective.losses(direction, alpha) for alpha in (0.0, 1.0, 2.0)]
         gradient = objective.gradient(direction, 1.0)
-    with unchanged(module), probing(
-        module, module.inputs(), mode=mode, at={"net.0.bias": torch.ones(4)}
-    ) as moved:
+    with (
+        unchanged(module),
+        probing(module, module.inputs(), mode=mode, at={"net.0.bias": torch.ones(4)}) as moved,
+    ):
         SAVING.append(save)
         moved.losses(direction, 1.0)
         assert_same_checkpoint(path, expected)
@@ -497,3 +506,11 @@ def test_checkpoints_that_training_writes_are_the_same(tmp_path):
         states.append([torch.load(file, weights_only=False)["state_dict"] for file in files])
     assert len(states[0]) == 2
     assert differences(*states) == []
+
+
+def test_a_log_of_the_users_own_on_the_instance_stays():
+    module = Step()
+    module.__dict__["log"] = mine = lambda *args, **kwargs: None
+    with probing(module, module.inputs()) as objective:
+        objective.losses()
+    assert module.__dict__["log"] is mine

@@ -1,4 +1,4 @@
-"""An objective made from a module: the same weights give the same bits, and nothing stays behind."""
+"""An objective made from a module: the same weights give the same bits, and nothing stays."""
 
 import collections
 import contextlib
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import torchmetrics
 from hostile import GAN, HostileModule, Samples, differences, gan_loss, rng_fingerprint
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from test_snapshot import seen
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -777,6 +778,19 @@ def test_probes_of_two_modules_at_once_do_not_meet():
             assert first.losses().equal(expected[0])
 
 
+def test_writing_to_what_an_objective_hands_out_does_no_harm():
+    module = Step()
+    at = {"net.0.bias": torch.ones(4)}
+    with unchanged(module), probing(module, module.inputs(), at=at) as objective:
+        value, gradient = objective.gradient()
+        for handed_out in (objective.params, gradient):
+            for tensor in handed_out.values():
+                tensor.fill_(7)
+        assert objective.losses().equal(value)
+        assert not objective.gradient()[1]["net.0.bias"].eq(7).any()
+    assert at["net.0.bias"].tolist() == [1] * 4
+
+
 def test_an_objective_is_of_no_use_outside_its_context():
     module = Step()
     with probing(module, module.inputs()) as objective:
@@ -983,17 +997,24 @@ def loader(module):
     return DataLoader(torch.cat(module.inputs()), batch_size=6)
 
 
-def test_after_fit_the_step_still_has_its_trainer():
+@pytest.mark.parametrize("logs", [False, True])
+def test_after_fit_the_step_still_has_its_trainer(logs, tmp_path):
     module = Logging()
-    trainer = Trainer(max_epochs=2, **QUIET)
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1) if logs else False
+    trainer = Trainer(max_epochs=2, log_every_n_steps=1, **{**QUIET, "logger": logger})
     trainer.fit(module, loader(module), loader(module))
     metrics = dict(trainer.callback_metrics)
+    rows = [file.read_text() for file in tmp_path.rglob("metrics.csv")]
+    assert len(rows) == logs
     with unchanged(module), probing(module, module.inputs()) as objective:
         value = objective.losses(direction_of(module), 0.5)
         objective.gradient(direction_of(module), 1.0)
         assert objective.losses(direction_of(module), 0.5).equal(value)
     assert differences(metrics, dict(trainer.callback_metrics)) == []
     assert "log" not in vars(module)
+    if logs:
+        trainer.logger.save()
+    assert rows == [file.read_text() for file in tmp_path.rglob("metrics.csv")]
     trainer.validate(module, loader(module), verbose=False)
 
 
@@ -1175,9 +1196,10 @@ def test_bad_input_gets_a_clear_error(name):
 )
 def test_a_step_must_return_its_loss(output, shown):
     module = Step()
-    with unchanged(module), pytest.raises(TypeError, match=f"one element.* Got {shown}"):
-        with probing(module, module.inputs(), loss_fn=lambda *_: output) as objective:
-            objective.losses()
+    opening = probing(module, module.inputs(), loss_fn=lambda *_: output)
+    error = pytest.raises(TypeError, match=f"one element.* Got {shown}")
+    with unchanged(module), opening as objective, error:
+        objective.losses()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])

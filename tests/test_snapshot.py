@@ -215,7 +215,10 @@ CASES = {
     "other dtype": (lambda: torch.zeros(2), lambda x: setattr(x, "data", x.data.half())),
     "other storage": (lambda: torch.zeros(2), lambda x: setattr(x, "data", torch.ones(2))),
     "requires gradients": (lambda: torch.zeros(2), lambda x: x.requires_grad_()),
-    "requires none": (lambda: torch.zeros(2, requires_grad=True), lambda x: x.requires_grad_(False)),
+    "requires none": (
+        lambda: torch.zeros(2, requires_grad=True),
+        lambda x: x.requires_grad_(False),
+    ),
     "in a graph": (lambda: torch.zeros(2), in_place_with_graph),
     "tensor in a list": (lambda: [torch.zeros(2)], lambda x: x[0].add_(1)),
     "parameter in a list": (lambda: [nn.Parameter(torch.zeros(2))], lambda x: x[0].data.add_(1)),
@@ -504,7 +507,9 @@ def test_lazy_modules_are_passed_over():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(3, 2))])
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(3, 2))]
+)
 def test_scripted_modules_hold_their_tensors_in_cpp(make):
     net = nn.Module()
     net.scripted = make(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
