@@ -70,7 +70,8 @@ class AsymmetryMonitor(Monitor):
     logs
 
     - `landscape/<family>/rate`, `rate_low`, `rate_high`: the share of asymmetric directions with
-      its 95 % Wilson interval;
+      its 95 % Wilson interval; a direction that still leads downhill (`off_minimum`, their share)
+      or that the batches cannot resolve does not count as asymmetric;
     - `landscape/<family>/area`, `area_corrected`, `ratio`: medians over the directions of the
       scores of `score_asymmetry`; `area_low`, `area_high`: the 95 % interval of that median, from 6
       directions on;
@@ -143,6 +144,11 @@ class AsymmetryMonitor(Monitor):
             seed=seed,
             on_error=on_error,
         )
+        if swa is not None and not hasattr(type(swa), "averaged"):
+            raise ConfigurationError(
+                "`swa` must be a lightning_landscape.SWA callback, or None. Got "
+                f"{getattr(swa, '__name__', type(swa).__name__)}."
+            )
         self.families = (families,) if isinstance(families, str) else tuple(families)
         self.n_directions = n_directions
         self.n_batches = n_batches
@@ -241,6 +247,8 @@ class AsymmetryMonitor(Monitor):
             mode=self.mode,
             seed=self.seed,
         ) as objective:
+            if not self.n_evaluations:
+                return None
             objective.learn()
             if not self.announce(self.n_evaluations, objective.seconds, trainer):
                 return None
@@ -308,7 +316,7 @@ class AsymmetryMonitor(Monitor):
     def _report_line(self, trainer: Any, line: list[Slice], step: int) -> dict[str, float]:
         scores = [compare_ends(part) for part in line]
         assert self.swa is not None
-        self.swa.line = scores
+        self.swa.remember_line(scores, step)
         scalars = line_scalars(scores[0])
         if len(line) > 1:
             scalars |= line_scalars(scores[1], validation=True)
@@ -398,7 +406,7 @@ def _checked_grid(radius: float, n_points: int) -> Tensor:
     if n_points % 4 != 1 or n_points < 5:
         raise ConfigurationError(
             "`n_points` must be 4 k + 1 (5, 9, 13, ...), so that 0 and half the radius are on the "
-            f"grid. Got {n_points}: try {max(5, n_points // 4 * 4 + 1)}."
+            f"grid. Got {n_points}: try {max(5, (n_points + 2) // 4 * 4 + 1)}."
         )
     with as_configuration():
         return symmetric_grid(radius, n_points)

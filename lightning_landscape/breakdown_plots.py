@@ -61,7 +61,7 @@ def plot_breakdown(
     unit = "1 is the step taken" if is_update else "in units of the direction"
     axes.set_xlabel(f"eta: how far along the direction, {unit}")
     axes.set_ylabel("breakdown: change of the gradient,\nrelative to its size")
-    axes.set_title(_title(f"{direction}: gradient breakdown", step), loc="left")
+    axes.set_title(_title(f"gradient breakdown along {direction}", step), loc="left")
     _name_ticks(axes, etas, found.relative_step)
     axes.legend(loc="upper left", fontsize=7, framealpha=0.85, edgecolor="none")
     _caption(figure, _breakdown_lines(found, is_update, mode))
@@ -104,7 +104,7 @@ def plot_breakdown_history(
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.set_xlabel("training step")
-    axes.set_title(f"{direction}: gradient breakdown at eta = {eta:.3g}", loc="left")
+    axes.set_title(f"gradient breakdown along {direction}, eta = {eta:.3g}", loc="left")
     lines = [f"{len(steps)} probes; blank: the layer had no gradient, or it was not finite"]
     if every > 1:
         lines.append(f"{len(layers)} layers, every {every}th is named")

@@ -95,6 +95,7 @@ def fromage(
         The optimizer, or with `decay` Lightning's dict.
 
     Raises:
+        TypeError: `module` is not a module.
         ValueError: an unknown `vectors` or `decay`; `lr="depth"` without a trainable matrix;
             `decay="cosine"` with no known length of training.
 
@@ -102,6 +103,11 @@ def fromage(
     >>> round(fromage(net, lr="depth").param_groups[0]["lr"], 4)  # 0.25 * (2 ** (1 / 2) - 1)
     0.1036
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"`module` must be the module itself, not its parameters. Got {type(module).__name__}. "
+            "Use fromage(self), or Fromage(self.parameters())."
+        )
     if vectors not in ("same", "sgd"):
         raise ValueError(f"`vectors` must be 'same' or 'sgd'. Got {vectors!r}.")
     if decay not in (None, "plateau", "cosine"):

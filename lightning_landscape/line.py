@@ -95,12 +95,12 @@ def describe_line(train: LineScore, validation: LineScore | None = None) -> str:
 
     Example:
         >>> print(describe_line(LineScore(3.0, 0.1, 0.01, 0.0, 0.0, 5.0)))
-        The average is 3 (L2) from the current weights. Its training loss is higher by 0.1 ± 0.01.
-        It is on the flat side: outward, the loss rises 5 times as much behind the current weights.
+        The average was 3 (L2) from the weights. Its training loss is higher by 0.1 ± 0.01.
+        It is on the flat side: outward, the loss rises 5 times as much behind the weights.
         No verdict on whether averaging helps: no validation batches were measured.
     """
     sentences = [
-        f"The average is {train.distance:.3g} (L2) from the current weights. "
+        f"The average was {train.distance:.3g} (L2) from the weights. "
         f"Its training loss is {_gap(train)}.",
         _flat_side(train),
     ]
@@ -110,8 +110,8 @@ def describe_line(train: LineScore, validation: LineScore | None = None) -> str:
         )
     else:
         sentences.append(
-            f"Its validation loss is {_gap(validation)}. The least validation loss on the line is "
-            f"{validation.minimum - train.minimum:+.3g} along it from the least training loss."
+            f"Its validation loss is {_gap(validation)}. Along the line, training is best at "
+            f"t = {train.minimum:.3g} and validation at t = {validation.minimum:.3g}."
         )
     return "\n".join(sentences)
 
@@ -132,7 +132,7 @@ def _flat_side(score: LineScore) -> str:
     if ratio > 1:
         return (
             f"It is on the flat side: outward, the loss rises {ratio:.3g} times as much behind the "
-            "current weights."
+            "weights."
         )
     return (
         f"It is on the steep side: outward, the loss rises {1 / ratio:.3g} times as much beyond it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -56,7 +57,8 @@ class Monitor(Callback):
         self._last_global_step = 0
         self._warned = False
         self._forecast = float("nan")  # seconds the next probe will take
-        self._announced = False
+        self._promised: float | None = None  # what the first was said to take
+        self._n_due, self._n_left_out = 0, 0
         self._budget = Budget(None, 0.0)
         self._period_began = 0.0
 
@@ -78,6 +80,21 @@ class Monitor(Callback):
         self._last_global_step = trainer.global_step
         self._budget = Budget(self.max_overhead, time.monotonic())
         self._period_began = self._budget.started
+        self._n_due, self._n_left_out = 0, 0
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say so if a person would otherwise wait for numbers that did not come."""
+        if self._n_left_out:
+            rank_zero_info(
+                f"{type(self).__name__}: {self._n_left_out} of {self._n_due} probes were left out "
+                f"to stay within max_overhead={self.max_overhead}; one takes about "
+                f"{self._forecast:.2g} s."
+            )
+        elif not self._n_due:
+            rank_zero_info(
+                f"{type(self).__name__}: no probe was due, the fit was shorter than "
+                f"{self.schedule}."
+            )
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -110,13 +127,17 @@ class Monitor(Callback):
 
     def run_probe(self, trainer: Any, module: Any, step: int) -> None:
         """Probe within the budget; a failure costs one warning, and the training never."""
-        began = time.monotonic()
-        if not self._everybody(trainer, self._budget.affords(self._forecast, began)):
+        self._n_due += 1
+        left_out, began = self._n_left_out, time.monotonic()
+        if not self._affords(trainer, began):
             return
         self.guarded(lambda: self.probe(trainer, module, step), "The probe")
         now = time.monotonic()
-        self._budget.spent += now - began
-        self._forecast = now - began
+        took = now - began
+        self._budget.spent += took
+        if self._n_left_out == left_out:  # else it was only opened and found too long
+            self._forecast = took
+            self._correct(took)
         self._period_began = now
 
     def guarded(self, action: Callable[[], None], what: str) -> None:
@@ -144,11 +165,11 @@ class Monitor(Callback):
         """
         now = time.monotonic()
         self._forecast = n_evaluations * seconds
-        if not self._announced:
-            self._announced = True
+        if self._promised is None:
+            self._promised = self._forecast
             cost = predicted_cost(n_evaluations, seconds, self.schedule, now - self._period_began)
-            rank_zero_info(f"{type(self).__name__}: {cost}.")
-        return self._everybody(trainer, self._budget.affords(self._forecast, now))
+            rank_zero_info(f"\n{type(self).__name__}: {cost}.")
+        return self._affords(trainer, now)
 
     def cost_scalars(self, seconds: float) -> tuple[float, float]:
         """Return the seconds of a probe and the share of the fit that went into probes with it."""
@@ -156,7 +177,21 @@ class Monitor(Callback):
         spent = Budget(budget.share, budget.started, budget.spent + seconds)
         return seconds, spent.overhead(time.monotonic())
 
-    def _everybody(self, trainer: Any, decision: bool) -> bool:
-        if self.max_overhead is None or trainer.world_size == 1:
-            return decision
-        return trainer.strategy.reduce_boolean_decision(decision, all=True)
+    def _affords(self, trainer: Any, now: float) -> bool:
+        """Return whether the budget allows the next probe, the same on every rank."""
+        decision = self._budget.affords(self._forecast, now)
+        if self.max_overhead is not None and trainer.world_size > 1:
+            decision = trainer.strategy.reduce_boolean_decision(decision, all=True)
+        self._n_left_out += not decision
+        return decision
+
+    def _correct(self, took: float) -> None:
+        """Say after the first probe if it took much longer than was said."""
+        if self._promised is None:
+            return
+        if took > 1.5 * self._promised:
+            rank_zero_info(
+                f"{type(self).__name__}: the first probe took {took:.2g} s, figures and files "
+                "included."
+            )
+        self._promised = math.inf

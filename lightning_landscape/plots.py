@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def plot_slices(
     interval = "" if math.isnan(low) else f", 95 % interval [{low:+.2f}, {high:+.2f}]"
     lines = [
         f"area (+1: the + side is steep): median {area:+.2f}{interval}",
-        f"asymmetric: {_share(rate)}",
+        f"asymmetric: {_share(rate)}{_unjudged(scores)}",
         _MODES.get(slices[0].mode, slices[0].mode),
     ]
     n_nonfinite = sum(line.n_nonfinite for line in slices)
@@ -146,18 +147,19 @@ def plot_line(
             axes.plot(its_score.minimum, mean[at], marker="v", color=colour, markersize=9)
         gap_error = "" if math.isnan(its_score.gap_stderr) else f" ± {its_score.gap_stderr:.2g}"
         lines.append(
-            f"{name}: L(average) - L(current) = {its_score.gap:+.3g}{gap_error}, least loss at "
-            f"t = {its_score.minimum:.2f}, outward ratio {its_score.outward_ratio:.3g}"
+            f"{name}: L(average) - L(current) = {its_score.gap:+.3g}{gap_error}; least at "
+            f"t = {its_score.minimum:.2f} (triangle); outward rise ratio "
+            f"{its_score.outward_ratio:.3g} (> 1: the average is on the flat side)"
         )
     for t, name in ((0.0, "current"), (1.0, "average")):
         axes.axvline(t, color=_QUIET, linewidth=0.8, linestyle=":")
         axes.annotate(
-            name, (t, 0.0), xycoords=("data", "axes fraction"), xytext=(3, 4),
-            textcoords="offset points", fontsize=8, color="0.35",
+            name, (t, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", fontsize=8, color="0.35", ha="right" if t == 0 else "left",
         )  # fmt: skip
     axes.set_xlabel(f"t along the line; the distance from 0 to 1 is {score.distance:.3g} (L2)")
     axes.set_ylabel(_loss_label(train))
-    axes.set_title(_title("from the current weights to the SWA weights", step), loc="left")
+    axes.set_title(_title("from the current to the SWA weights", step), loc="left", pad=14)
     axes.legend(frameon=False, fontsize=8)
     _caption(figure, [*lines, f"bands: ± 1 standard error over batches; {train.mode} mode"])
     return figure
@@ -226,7 +228,8 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _caption(figure: Figure, lines: Sequence[str]) -> None:
-    figure.supxlabel("\n".join(lines), fontsize=8, color="0.3", x=0.01, ha="left")
+    wrapped = [textwrap.fill(line, 84, subsequent_indent="    ") for line in lines]
+    figure.supxlabel("\n".join(wrapped), fontsize=8, color="0.3", x=0.01, ha="left")
 
 
 def _title(text: str, step: int | None) -> str:
@@ -236,6 +239,11 @@ def _title(text: str, step: int | None) -> str:
 def _loss_label(line: Slice) -> str:
     n = line.losses.shape[1]
     return f"loss, mean of {n} batch{'es' if n > 1 else ''}"
+
+
+def _unjudged(scores: Sequence[AsymmetryScore]) -> str:
+    off = sum(score.verdict == "off-minimum" for score in scores)
+    return f"; {off} still lead downhill and do not count" if off else ""
 
 
 def _share(rate: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ TAGS = {
     "area_high": "landscape/{family}/area_high",
     "area_corrected": "landscape/{family}/area_corrected",
     "ratio": "landscape/{family}/ratio",
+    "off_minimum": "landscape/{family}/off_minimum",
     "slices": "landscape/{family}",
     "history": "landscape/history/{family}",
     # the line from the current weights to the average; `set` is "" or "val/"
@@ -95,7 +96,8 @@ def family_scalars(
     shares = {"rate": rate["rate"], "rate_low": rate["low"], "rate_high": rate["high"]}
     _, low, high = median_interval([score.area for score in scores])
     interval = {} if math.isnan(low) else {"area_low": low, "area_high": high}
-    values = {**shares, **medians, **interval}
+    off_minimum = [score.verdict == "off-minimum" for score in scores]
+    values = {**shares, **medians, **interval, "off_minimum": sum(off_minimum) / len(scores)}
     return {tag(name, family=family): float(value) for name, value in values.items()}
 
 

@@ -129,9 +129,10 @@ def predicted_cost(n_evaluations: int, seconds: float, schedule: Schedule, perio
     """
     probe = n_evaluations * seconds
     share = 100 * probe / (probe + period) if period > 0 else 100.0
+    remedy = "; probe less often, or set max_overhead=0.05" if share > 10 else ""
     return (
         f"one probe = {n_evaluations} evaluations, about {_short(probe)} s, {schedule} of about "
-        f"{_short(period)} s: {_short(share)} % of the time"
+        f"{_short(period)} s: {_short(share)} % of the time{remedy}"
     )
 
 

@@ -53,7 +53,7 @@ class SWA(Callback):
 
     Args:
         start: When to begin: a whole number is an epoch (0 is the first), a fraction below 1 a
-            share of the trainer's `max_epochs`, or else of `max_steps`.
+            share of the trainer's `max_epochs`, rounded down, or else of `max_steps`.
         every_n_epochs: Average after epochs n, 2n, ... that are not before the start; by default
             after each. What is validated after an epoch includes that epoch's weights.
         every_n_steps: Or after optimizer steps n, 2n, ...
@@ -139,6 +139,7 @@ class SWA(Callback):
         self._second_pass: SecondPass | None = None
         self._warned = False
         self.line: list[LineScore] = []  # the last one measured, on train and validation batches
+        self._line_at = (0, 0)  # how many were averaged then, and the training step
 
     @property
     def state_key(self) -> str:
@@ -225,13 +226,18 @@ class SWA(Callback):
         """
         if not self._n_averaged:
             return f"{self.state_key} has averaged nothing yet."
-        count = f"{self.state_key} has averaged {self._n_averaged} sets of weights."
         if not self.line:
             return (
-                f"{count}\nNo verdict: the line to the average was not measured. "
+                f"{self.state_key} has averaged {self._n_averaged} sets of weights.\n"
+                "No verdict: the line to the average was not measured. "
                 "Use AsymmetryMonitor(swa=swa, validation=True)."
             )
-        return f"{count}\n{describe_line(*self.line)}"
+        n, step = self._line_at
+        return f"At step {step}, with {n} sets of weights averaged:\n{describe_line(*self.line)}"
+
+    def remember_line(self, scores: list[LineScore], step: int) -> None:
+        """Keep the line to the average, on train and validation batches, for the summary."""
+        self.line, self._line_at = scores, (self._n_averaged, step)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew with another module; a checkpoint is loaded after this."""
@@ -255,8 +261,9 @@ class SWA(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the first batches of the epoch, where batch norms will need them."""
-        wanted = batch_idx < self.bn_batches and batch is not None
-        if wanted and self._reached(trainer) and batch_norms(pl_module):
+        # from the start of the epoch in which averaging may begin
+        wanted = batch_idx < self.bn_batches and trainer.current_epoch >= self._start_epoch
+        if wanted and batch is not None and batch_norms(pl_module):
             self._kept[batch_idx] = keep_batch([*self._kept.values()], batch, batch_idx)
 
     def on_train_batch_end(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hostile import GAN, Rows, Samples, gan_loss
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -128,7 +128,8 @@ def test_outside_of_fit_it_does_nothing():
     assert len(counter) == before
 
 
-def test_a_budget_holds_probes_to_their_share(monkeypatch):
+def test_a_budget_holds_probes_to_their_share(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     from lightning_landscape import monitor as module
 
     clock = iter(range(10**9))
@@ -138,6 +139,13 @@ def test_a_budget_holds_probes_to_their_share(monkeypatch):
     _, little = train(held, logger=AllRows(), max_epochs=3)
     assert len(steps_of(everything, "landscape/seconds")) == 3
     assert len(steps_of(little, "landscape/seconds")) == 0
+    assert "3 of 3 probes were left out to stay within max_overhead=0.01" in caplog.text
+
+
+def test_a_schedule_longer_than_the_fit_is_said_to_be(caplog):
+    caplog.set_level(logging.INFO)
+    train(AsymmetryMonitor(every_n_steps=1000, **SMALL))
+    assert "no probe was due, the fit was shorter than every 1000 steps" in caplog.text
 
 
 # -- what ------------------------------------------------------------------------------------------
@@ -355,6 +363,8 @@ def test_a_logger_that_raises_costs_one_warning():
         ({"n_batches": 0}, "`n_batches` must be a whole number"),
         ({"normalize": "row"}, "`normalize` must be one of"),
         ({"mode": "test"}, "`mode` must be one of"),
+        ({"swa": StochasticWeightAveraging(1e-2)}, "`swa` must be a lightning_landscape.SWA"),
+        ({"swa": SWA}, "`swa` must be a lightning_landscape.SWA callback, or None. Got SWA"),
         ({"on_error": "ignore"}, "`on_error` must be one of"),
         ({"max_overhead": 1.5}, "`max_overhead` must be a share"),
         ({"every_n_epochs": 1, "every_n_steps": 1}, "exclude each other"),

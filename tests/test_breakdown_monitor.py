@@ -712,7 +712,7 @@ def product(depth=4, etas=DEFAULT_ETAS["update"]):
 
 def words(figure):
     FigureCanvasAgg(figure).draw()  # raises if something cannot be drawn
-    axes, caption = figure.axes[0], figure._supxlabel.get_text()
+    axes, caption = figure.axes[0], " ".join(figure._supxlabel.get_text().split())
     box = axes.get_legend()
     legend = [text.get_text() for text in box.get_texts()] if box else []
     return " | ".join(
@@ -722,7 +722,7 @@ def words(figure):
 
 def test_the_figure_shows_every_layer_the_model_the_step_and_the_three_numbers_together():
     text = words(plot_breakdown("update", product(), step=7))
-    assert "update: gradient breakdown, step 7" in text
+    assert "gradient breakdown along update, step 7" in text
     assert "deep relative trust (model)" in text
     assert "the step taken" in text
     assert "the step taken 0.1, descent limit beyond 0.4, break-even beyond 0.4" in text
@@ -777,7 +777,7 @@ def test_the_history_has_the_first_layer_on_top_and_gaps_where_nothing_was_measu
     values = torch.tensor([[0.1, 0.2], [math.nan, 0.4]])
     figure = plot_breakdown_history("update", [9, 19], ["first", "last"], values)
     text, axes = words(figure), figure.axes[0]
-    assert "update: gradient breakdown at eta = 1" in text
+    assert "gradient breakdown along update, eta = 1" in text
     assert "training step" in text
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "last"]

@@ -686,3 +686,8 @@ def test_the_command_line_builds_it_from_a_class_path(monkeypatch):
     built = cli.model.configure_optimizers()
     assert type(built) is Fromage
     assert options.items() <= built.param_groups[0].items()
+
+
+def test_the_factory_wants_the_module_not_its_parameters():
+    with pytest.raises(TypeError, match="the module itself, not its parameters"):
+        fromage(nn.Linear(2, 2).parameters())

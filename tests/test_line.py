@@ -39,9 +39,9 @@ def test_without_a_rise_beyond_both_ends_no_side_is_named(ratio):
     assert "No verdict on the flat side" in describe_line(score(outward_ratio=ratio))
 
 
-def test_the_shift_is_that_of_the_minima():
+def test_both_minima_are_named():
     text = describe_line(score(minimum=-0.25), score(minimum=1.0))
-    assert "is +1.25 along it" in text
+    assert "training is best at t = -0.25 and validation at t = 1." in text
 
 
 def test_the_summary_of_an_average_grows_with_what_is_known():
@@ -49,6 +49,7 @@ def test_the_summary_of_an_average_grows_with_what_is_known():
     assert "averaged nothing yet" in swa.summary()
     swa.update(nn.Linear(1, 1))
     assert "No verdict: the line to the average was not measured" in swa.summary()
-    swa.line = [score()]
-    assert "averaged 1 sets of weights.\nThe average is 2 (L2)" in swa.summary()
+    swa.remember_line([score()], step=9)
+    swa.update(nn.Linear(1, 1))  # the line stays that of its own step
+    assert "At step 9, with 1 sets of weights averaged:\nThe average was 2" in swa.summary()
     assert "no validation batches were measured" in swa.summary()

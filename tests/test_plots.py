@@ -34,7 +34,7 @@ def slices_figure(slices, **options):
 def words(figure):
     FigureCanvasAgg(figure).draw()  # raises if something cannot be drawn
     axes = figure.axes[0]
-    caption = figure._supxlabel.get_text() if figure._supxlabel else ""
+    caption = " ".join(figure._supxlabel.get_text().split()) if figure._supxlabel else ""
     return " | ".join([axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel(), caption])
 
 
@@ -101,10 +101,32 @@ def test_the_line_says_which_end_is_which_and_how_sure_it_is():
         step=5,
     )
     text = words(figure)
-    assert "from the current weights to the SWA weights, step 5" in text
+    assert "from the current to the SWA weights, step 5" in text
     assert "distance from 0 to 1 is 3" in text
     assert "train: L(average) - L(current) = +1.3 ± 0.1" in text  # 1.44 - .04, 1.21 - .01
     assert {"current", "average"} <= {note.get_text() for note in figure.axes[0].texts}
+
+
+@pytest.mark.parametrize("step", [5, 123456])
+def test_no_caption_runs_out_of_its_figure(step):
+    t = line_grid(4.0)
+    line = Slice(t, torch.stack([(t + 0.2) ** 2, 1234.5 * (t + 0.1) ** 2], dim=1), 3.0, "train")
+    score = compare_ends(line)
+    figures = [
+        plot_line(line, score, validation=line, validation_score=score, step=step),
+        slices_figure([valley(a) for a in range(1, 9)], step=step),
+    ]
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        box = figure._supxlabel.get_window_extent()
+        assert box.x1 < figure.bbox.x1
+        assert box.y0 >= 0
+
+
+def test_directions_that_lead_downhill_are_said_not_to_count():
+    downhill = Slice(GRID, torch.exp(3 * GRID))
+    assert "1 still lead downhill and do not count" in words(slices_figure([downhill, valley(5.0)]))
 
 
 def test_nothing_was_drawn_through_pyplot():

@@ -62,10 +62,27 @@ def test_the_scalars_of_a_family_are_medians_over_directions_and_an_interval():
     scalars = family_scalars("uniform@norm", scores, RATE)
     assert set(scalars) == {
         f"landscape/uniform-norm/{name}"
-        for name in ("rate", "rate_low", "rate_high", "area", "area_corrected", "ratio")
+        for name in (
+            "rate",
+            "rate_low",
+            "rate_high",
+            "area",
+            "area_corrected",
+            "ratio",
+            "off_minimum",
+        )
     }
     # areas (1 - a) / (1 + a): 1, 1/3, -1/3
     assert scalars["landscape/uniform-norm/area"] == pytest.approx(1 / 3)
+
+
+def test_from_six_directions_on_the_median_area_has_an_interval():
+    losses = [torch.tensor([a, 0.0, 0.0, 0.0, 1.0]) for a in (0.0, 0.0, 1.0, 1.0, 3.0, 3.0)]
+    scores = [score_asymmetry(Slice(GRID, loss)) for loss in losses]
+    scalars = family_scalars("gaussian", scores, RATE)
+    # areas (1 - a) / (1 + a): 1, 1, 0, 0, -1/2, -1/2; of six, the ends are the extremes
+    assert scalars["landscape/gaussian/area_low"] == -0.5
+    assert scalars["landscape/gaussian/area_high"] == 1.0
 
 
 def test_a_direction_without_a_score_does_not_spoil_the_median():

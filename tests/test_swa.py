@@ -239,6 +239,14 @@ def test_the_average_brings_batch_norm_statistics_of_its_own():
         torch.testing.assert_close(module.net[1].running_var, expected_var)
 
 
+def test_a_start_in_mid_epoch_still_has_batches_to_estimate_statistics_on():
+    swa = SWA(0.5, every_n_steps=1)  # from the fourth of six steps, all in the first epoch
+    module, _ = train(swa, max_epochs=-1, max_steps=6)
+    assert swa.n_averaged == 3
+    with swa.averaged(module):  # would warn, and warnings are errors
+        assert module.net[1].running_mean.abs().sum() > 0
+
+
 def test_another_module_is_refused():
     swa = SWA(0)
     swa.update(nn.Linear(2, 2))
