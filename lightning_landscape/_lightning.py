@@ -26,6 +26,7 @@ __all__ = [
     "attached_trainer",
     "batch_size",
     "collected",
+    "dummy_loggers",
     "epoch_metrics",
     "is_compiled",
     "lightning_modules",
@@ -36,8 +37,8 @@ __all__ = [
     "prepare_batch",
     "rank_zero_info",
     "rank_zero_warn",
+    "takes_batch_index",
     "user_step",
-    "validation_arguments",
     "validation_loader",
 ]
 
@@ -125,7 +126,7 @@ def muted(module: nn.Module, trainer: Any | None) -> Iterator[None]:
     for child in modules:
         child.__dict__.update(log=_ignore, log_dict=_ignore)
     try:
-        with _throwaway_results(modules, trainer), _dummy_loggers(trainer):
+        with _throwaway_results(modules, trainer), dummy_loggers(trainer):
             yield
     finally:
         for child, before in zip(modules, own, strict=True):
@@ -139,7 +140,8 @@ def _ignore(*args: object, **kwargs: object) -> None:
 
 
 @contextmanager
-def _dummy_loggers(trainer: Any | None) -> Iterator[None]:
+def dummy_loggers(trainer: Any | None) -> Iterator[None]:
+    """Let what is sent to the trainer's loggers reach nobody."""
     if trainer is None or not trainer.loggers:
         yield
         return
@@ -153,19 +155,18 @@ def _dummy_loggers(trainer: Any | None) -> Iterator[None]:
 
 @contextmanager
 def collected(
-    module: nn.Module, trainer: Any, results: Any, function: str, *, first: bool | None
+    modules: list[Any], trainer: Any, results: Any, function: str, *, first: bool | None
 ) -> Iterator[None]:
-    """Let what the module logs go into `results`, as if logged in `function`, and nowhere else.
+    """Let what modules log go into `results`, as if logged in `function`.
 
     Args:
-        module: The module that logs.
+        modules: The LightningModules that log.
         trainer: Its trainer, in a validation.
         results: What `new_results` returned.
         function: The hook or step that is being run.
         first: Whether this is the first batch; None at the end of the epoch.
     """
-    modules = lightning_modules(module)
-    with _throwaway_results(modules, trainer, results, function), _dummy_loggers(trainer):
+    with _throwaway_results(modules, trainer, results, function):
         trainer._logger_connector._first_loop_iter = first
         trainer._logger_connector._current_fx = function if first is False else None
         yield
@@ -191,10 +192,9 @@ def validation_loader(trainer: Any, index: int) -> int | None:
     return index if loop._is_sequential and loop.num_dataloaders > 1 else None
 
 
-def validation_arguments(module: Any, batch: Any, index: int, loader: int | None) -> list[Any]:
-    """Return what `validation_step` takes of a batch, its index and its dataloader's."""
-    takes_index = _takes(module.validation_step, "batch_idx", min_args=2)
-    return [batch, *([index] if takes_index else []), *([] if loader is None else [loader])]
+def takes_batch_index(step: Callable[..., Any]) -> bool:
+    """Return whether a validation step takes the index of its batch."""
+    return _takes(step, "batch_idx", min_args=2)
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from lightning_landscape._lightning import (
     collected,
+    dummy_loggers,
     epoch_metrics,
+    lightning_modules,
     new_results,
-    validation_arguments,
+    takes_batch_index,
 )
 from lightning_landscape.batches import bytes_of, clone_batch
 from lightning_landscape.isolation import unchanged_rng
@@ -26,7 +28,7 @@ from lightning_landscape.snapshot import Places, Snapshot, put_back
 
 __all__ = ["SecondPass"]
 
-_FIRST_WAIT, _LONGEST_WAIT = 16, 64  # batches; each visit lets twice as many wait for the next
+_FIRST_WAIT, _LONGEST_WAIT = 32, 128  # batches; each visit lets twice as many wait for the next
 _WAITING_BYTES = 64 * 2**20
 
 
@@ -49,6 +51,8 @@ class SecondPass:
         self._weights = [value.to(tensors[name]) for name, value in weights.items()]
         self._live = [tensor.detach().clone() for tensor in self._tensors]
         self._results = new_results(trainer)
+        self._modules = lightning_modules(module)
+        self._takes_index = takes_batch_index(module.validation_step)
         self._origin = Snapshot([("", module)], besides=self._tensors)  # where both worlds part
         self._places = Places()
         self._contents: list[Any] = []
@@ -96,7 +100,7 @@ class SecondPass:
         module, results = self._module, self._results
         results.batch, results.batch_size, results.dataloader_idx = batch, None, loader
         position = [batch, index, *([] if loader is None else [loader])]
-        arguments = validation_arguments(module, batch, index, loader)
+        arguments = position if self._takes_index else [batch, *position[2:]]
         with self._logged_in("validation_step", first=not self._began):
             module.on_validation_batch_start(*position)
             with self._trainer.precision_plugin.val_step_context():
@@ -106,7 +110,7 @@ class SecondPass:
         self._began = True
 
     def _logged_in(self, function: str, *, first: bool | None) -> AbstractContextManager[None]:
-        return collected(self._module, self._trainer, self._results, function, first=first)
+        return collected(self._modules, self._trainer, self._results, function, first=first)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -117,7 +121,7 @@ class SecondPass:
         drift = self._origin.changed()
         self._places |= self._origin.places(drift)
         live = self._places.read()
-        with unchanged_rng():
+        with unchanged_rng(), dummy_loggers(self._trainer):
             try:
                 put_back(self._tensors, self._weights)
                 self._origin.restore(drift)

@@ -80,7 +80,7 @@ PROTECTIONS = {
     "weights": (isolation, "put_back", no_op),
     "train and eval flags": (isolation, "_flags_kept", nothing),
     "the log": (isolation, "muted", nothing),
-    "loggers": (_lightning, "_dummy_loggers", nothing),
+    "loggers": (_lightning, "dummy_loggers", nothing),
     "results of a stored log": (_lightning, "_throwaway_results", nothing),
     "buffers and plain tensors": (Snapshot, "_visit_tensor", no_op),
     "containers": (Snapshot, "_add_container", no_op),
