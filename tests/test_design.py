@@ -13,7 +13,8 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__ini
 # each may import those before it; those of one row do not know each other
 ORDER = [
     {"_lightning", "params", "fromage", "ranks"},
-    {"directions", "slices", "snapshot"},
+    {"directions", "slices", "contents"},
+    {"snapshot"},
     {"asymmetry", "line", "breakdown", "isolation", "schedule"},
     {"rates", "batches", "updates"},
     {"plots", "batch_norm"},
