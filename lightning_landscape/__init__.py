@@ -6,10 +6,10 @@ them as functions over tensors::
     LightningModule + batches -> objective -> direction -> slice -> score -> logger
 
 The map: `params`, `directions`, `slices`, `asymmetry`, `line`, `rates` and `breakdown` are the
-mathematics and know no Lightning; `fromage` is the optimizer. `contents`, `snapshot` and `isolation` put
-everything back, bit for bit; `probing` makes an objective of a module and batches. `schedule` says
-when, `plots` and `reporting` say where; `monitor` is what the callbacks share, `asymmetry_monitor`,
-`breakdown_monitor` and `swa` are the callbacks.
+mathematics and know no Lightning; `fromage` is the optimizer. `contents`, `snapshot` and
+`isolation` put everything back, bit for bit; `probing` makes an objective of a module and batches.
+`schedule` says when, `plots` and `reporting` say where; `monitor` is what the callbacks share,
+`asymmetry_monitor`, `breakdown_monitor` and `swa` are the callbacks.
 """
 
 from lightning_landscape.asymmetry import (
@@ -19,6 +19,7 @@ from lightning_landscape.asymmetry import (
     score_asymmetry,
 )
 from lightning_landscape.asymmetry_monitor import AsymmetryMonitor
+from lightning_landscape.batch_norm import recalibrate_batch_norm
 from lightning_landscape.breakdown import GradientBreakdown, gradient_direction, measure_breakdown
 from lightning_landscape.breakdown_monitor import GradientBreakdownMonitor
 from lightning_landscape.directions import sample_direction
@@ -35,7 +36,7 @@ from lightning_landscape.slices import (
     line_grid,
     symmetric_grid,
 )
-from lightning_landscape.swa import SWA, load_swa_weights, recalibrate_batch_norm
+from lightning_landscape.swa import SWA, load_swa_weights
 
 __all__ = [
     "SWA",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_landscape._lightning import precision_context
+from lightning_landscape._lightning import (
+    ConfigurationError,
+    attached_trainer,
+    precision_context,
+    user_step,
+)
 from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepared
 from lightning_landscape.isolation import Isolation
 from lightning_landscape.params import Params
+from lightning_landscape.snapshot import put_back
 
-__all__ = ["batch_norms", "estimate_batch_norm", "estimating"]
+__all__ = [
+    "batch_norms",
+    "estimate_batch_norm",
+    "estimating",
+    "recalibrate_batch_norm",
+    "runner",
+]
+
+
+def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> None:
+    """Re-estimate a module's batch-norm statistics on some batches, at its present weights.
+
+    The running mean and variance of each batch norm become the mean over the batches of the
+    batches' mean and unbiased variance. Nothing else about the module changes: no dropout, no
+    random numbers drawn, no flags left over. Costs one forward pass a batch.
+
+    Args:
+        module: A LightningModule, whose `training_step` is run, or any module, which is called with
+            the batch or the first element of it.
+        batches: Batches as a dataloader yields them.
+
+    Raises:
+        ValueError: If there are no batches.
+
+    References:
+        Izmailov et al. (2018), arXiv:1803.05407, section 3.2.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> recalibrate_batch_norm(norm, [torch.tensor([[1.0], [3.0]])])
+        >>> norm.running_mean, norm.running_var
+        (tensor([2.]), tensor([2.]))
+    """
+    kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
+    if not kept:
+        raise ValueError("`batches` must hold at least one batch. Got none.")
+    trainer = attached_trainer(module)
+    statistics = estimate_batch_norm(module, kept, at=None, step=runner(module), trainer=trainer)
+    buffers = dict(module.named_buffers())
+    put_back([buffers[name] for name in statistics], list(statistics.values()))
 
 
 def estimate_batch_norm(
@@ -80,3 +125,15 @@ def estimating(norms: list[_BatchNorm]) -> Iterator[None]:
         for norm, momentum, training in before:
             norm.momentum = momentum
             norm.training = training
+
+
+def runner(module: nn.Module) -> Callable[[Any, int], Any]:
+    """Return what runs a module on a batch: its training step, or else its forward pass."""
+    try:
+        return user_step(module)
+    except ConfigurationError:
+        return lambda batch, index: module(_inputs(batch))
+
+
+def _inputs(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) else batch

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -24,11 +24,10 @@ from lightning_landscape._lightning import (
     attached_trainer,
     logger_step,
     rank_zero_warn,
-    user_step,
     validation_loader,
 )
-from lightning_landscape.batch_norm import batch_norms, estimate_batch_norm
-from lightning_landscape.batches import KeptBatch, clone_batch, keep_batch
+from lightning_landscape.batch_norm import batch_norms, estimate_batch_norm, runner
+from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.line import LineScore, describe_line
 from lightning_landscape.params import Params
 from lightning_landscape.reporting import log_scalars, tag
@@ -36,7 +35,7 @@ from lightning_landscape.schedule import Schedule
 from lightning_landscape.snapshot import put_back
 from lightning_landscape.swa_validation import SecondPass
 
-__all__ = ["SWA", "Average", "load_swa_weights", "recalibrate_batch_norm"]
+__all__ = ["SWA", "Average", "load_swa_weights"]
 
 Average: TypeAlias = Literal["equal", "ema"] | Callable[[Tensor, Tensor, int], Tensor]
 
@@ -436,44 +435,11 @@ class SWA(Callback):
                 module,
                 [self._kept[i] for i in sorted(self._kept)],
                 at=self._average,
-                step=_runner(module),
+                step=runner(module),
                 trainer=attached_trainer(module),
             )
             self._statistics_of = self._n_averaged
         return self._statistics
-
-
-def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> None:
-    """Re-estimate a module's batch-norm statistics on some batches, at its present weights.
-
-    The running mean and variance of each batch norm become the mean over the batches of the
-    batches' mean and unbiased variance. Nothing else about the module changes: no dropout, no
-    random numbers drawn, no flags left over. Costs one forward pass a batch.
-
-    Args:
-        module: A LightningModule, whose `training_step` is run, or any module, which is called with
-            the batch or the first element of it.
-        batches: Batches as a dataloader yields them.
-
-    Raises:
-        ValueError: If there are no batches.
-
-    References:
-        Izmailov et al. (2018), arXiv:1803.05407, section 3.2.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(1)
-        >>> recalibrate_batch_norm(norm, [torch.tensor([[1.0], [3.0]])])
-        >>> norm.running_mean, norm.running_var
-        (tensor([2.]), tensor([2.]))
-    """
-    kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
-    if not kept:
-        raise ValueError("`batches` must hold at least one batch. Got none.")
-    trainer = attached_trainer(module)
-    statistics = estimate_batch_norm(module, kept, at=None, step=_runner(module), trainer=trainer)
-    buffers = dict(module.named_buffers())
-    put_back([buffers[name] for name in statistics], list(statistics.values()))
 
 
 def load_swa_weights(checkpoint_path: str, module: nn.Module, *, name: str = "swa") -> None:
@@ -499,18 +465,6 @@ def load_swa_weights(checkpoint_path: str, module: nn.Module, *, name: str = "sw
         )
     swa.load_state_dict(states[swa.state_key])
     swa.apply_to(module)
-
-
-def _runner(module: nn.Module) -> Callable[[Any, int], Any]:
-    """Return what runs a module on a batch: its training step, or else its forward pass."""
-    try:
-        return user_step(module)
-    except ConfigurationError:
-        return lambda batch, index: module(_inputs(batch))
-
-
-def _inputs(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (list, tuple)) else batch
 
 
 def _wide(tensor: Tensor, device: Any = None, *, copy: bool = False) -> Tensor:

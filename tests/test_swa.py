@@ -183,6 +183,21 @@ def test_layers_made_in_setup_are_averaged():
     assert_same(swa.weights, mean(twin.epochs))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weight_norm_is_averaged_by_its_own_parameters_and_runs_at_the_average(wrap):
+    # Lightning's and torch's averages deep-copy the module, which the old weight_norm refuses
+    module = wrap(nn.Linear(3, 2))
+    swa = SWA(0)
+    scale = next(p for name, p in module.named_parameters() if p.shape == (2, 1))
+    for value in (1.0, 3.0):
+        scale.data.fill_(value)
+        swa.update(module)
+    with swa.averaged(module), torch.no_grad():
+        module(torch.ones(1, 3))  # the old kind computes its weight when it is run
+        torch.testing.assert_close(module.weight.norm(dim=1), torch.full((2,), 2.0))
+
+
 def test_weights_handed_out_are_a_copy():
     module = nn.Linear(2, 2)
     swa = SWA(0)
