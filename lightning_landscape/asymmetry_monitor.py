@@ -93,7 +93,8 @@ class AsymmetryMonitor(Monitor):
         radius: How far to walk, in units of `normalize`.
         normalize: How long directions are, see `sample_direction`.
         swa: An `SWA` callback of the same Trainer whose average to draw the line to.
-        n_batches: Training batches to keep and evaluate.
+        n_batches: Training batches to keep and evaluate: the first of the fit, also of a resumed
+            one, or as many as there are.
         validation: Whether to keep and evaluate as many validation batches too.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
@@ -161,6 +162,7 @@ class AsymmetryMonitor(Monitor):
         self._train: list[KeptBatch] = []
         self._validation: list[KeptBatch] = []
         self._history: dict[str, list[tuple[int, Tensor]]] = {}
+        self._said_so = False  # that validation batches are missing
 
     @property
     def n_evaluations(self) -> int:
@@ -236,6 +238,12 @@ class AsymmetryMonitor(Monitor):
             }
 
     def _measure(self, trainer: Any, module: Any) -> _Result | None:
+        if self.validation and not self._validation and not self._said_so:
+            self._said_so = True
+            rank_zero_info(
+                "AsymmetryMonitor: validation=True, and no validation batch was seen yet: this "
+                "probe is on training batches only."
+            )
         batches = [*self._train, *self._validation]
         if not everybody(bool(self._train), module.device):
             return None

@@ -267,6 +267,14 @@ def test_train_and_validation_batches_are_told_apart(tmp_path):
     assert metrics["landscape/swa/shift"] == shift
 
 
+def test_without_validation_batches_it_says_so_and_probes_on_training_ones(caplog):
+    caplog.set_level(logging.INFO)
+    monitor = AsymmetryMonitor(validation=True, every_n_steps=2, **SMALL)
+    _, trainer = train(monitor, num_sanity_val_steps=0, max_epochs=1)
+    assert caplog.text.count("no validation batch was seen yet") == 1
+    assert "landscape/gaussian/area" in trainer.callback_metrics
+
+
 def test_a_gan_is_probed_through_its_loss_fn():
     monitor = AsymmetryMonitor(loss_fn=gan_loss, families=("gaussian@generator.*",), **SMALL)
     _, trainer = train(monitor, module=GAN())
