@@ -213,6 +213,7 @@ def _throwaway_results(
     loop, connector = _results_loop(trainer), trainer._logger_connector
     names = [child._current_fx_name for child in modules]
     results, fx, first = loop._results, connector._current_fx, connector._first_loop_iter
+    should_stop = trainer.should_stop
     if results is not None:
         loop._results = type(results)(training=results.training) if instead is None else instead
     for child in modules:
@@ -220,7 +221,7 @@ def _throwaway_results(
     try:
         yield
     finally:
-        trainer.state.stage = stage
+        trainer.state.stage, trainer.should_stop = stage, should_stop
         loop._results, connector._current_fx, connector._first_loop_iter = results, fx, first
         for child, name in zip(modules, names, strict=True):
             child._current_fx_name = name

@@ -172,8 +172,14 @@ class AsymmetryMonitor(Monitor):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._train, self._validation = [], []
+
+    def forget(self) -> None:
+        """Forget what was seen of another module."""
+        super().forget()
+        self._history = {}
 
     def check(self, trainer: Any, module: Any) -> None:
         """Find out which families move anything, and whether the average is being kept."""
@@ -193,6 +199,15 @@ class AsymmetryMonitor(Monitor):
             self.guarded(lambda: self._keep(self._train, batch, batch_idx), "Keeping a batch")
             if len(self._train) == 1:
                 self._refuse_lone_samples(trainer, pl_module, batch)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let go of a batch that the step skipped, and probe when one is due."""
+        skipped = self.loss_fn is None and not outputs
+        if skipped and self._train and self._train[-1].index == batch_idx:
+            self._train.pop()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -238,6 +253,7 @@ class AsymmetryMonitor(Monitor):
             }
 
     def _measure(self, trainer: Any, module: Any) -> _Result | None:
+        self._moving = tuple(family for family in self.families if _moves_now(family, module))
         if self.validation and not self._validation and not self._said_so:
             self._said_so = True
             rank_zero_info(
@@ -410,6 +426,14 @@ def _moves(family: str, module: Any) -> bool:
     return bool(moving)
 
 
+def _moves_now(family: str, module: Any) -> bool:
+    """Return whether a family moves anything at present: layers freeze and thaw."""
+    try:
+        return bool(group_names(trainable(module), split_family(family)[1], module))
+    except ValueError:  # a pattern, all of whose parameters are frozen by now
+        return False
+
+
 def _checked_grid(radius: float, n_points: int) -> Tensor:
     if n_points % 4 != 1 or n_points < 5:
         raise ConfigurationError(
@@ -423,6 +447,8 @@ def _checked_grid(radius: float, n_points: int) -> Tensor:
 def _check(
     families: tuple[str, ...], n_directions: int, n_batches: int, normalize: Normalize
 ) -> None:
+    if not families:
+        raise ConfigurationError("`families` must name at least one, such as 'gaussian'. Got none.")
     with as_configuration():
         for family in families:
             split_family(family)

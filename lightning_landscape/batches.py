@@ -89,9 +89,12 @@ def keep_batch(
 def bytes_of(batch: Any) -> int:
     """Return the bytes that the tensors of a batch take."""
     sizes: list[int] = []
-    apply_to_collection(
-        batch, Tensor, lambda tensor: sizes.append(tensor.numel() * tensor.element_size())
-    )
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor  # some collections are built anew and want their tensors back
+
+    apply_to_collection(batch, Tensor, note)
     return sum(sizes)
 
 

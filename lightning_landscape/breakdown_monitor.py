@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_landscape._lightning import ConfigurationError, as_configuration
 from lightning_landscape.batches import KeptBatch, keep_batch
@@ -158,15 +159,22 @@ class GradientBreakdownMonitor(Monitor):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._windows = {}
+
+    def forget(self) -> None:
+        """Forget what was seen of another module."""
+        super().forget()
+        self._history = {}
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""
         due = self._due(trainer, pl_module, batch_idx, ahead=0)
-        if batch is None or not (due or self._due(trainer, pl_module, batch_idx, ahead=1)):
+        lazy = any(map(is_lazy, pl_module.parameters()))  # nothing to keep before the first pass
+        if batch is None or lazy or not (due or self._due(trainer, pl_module, batch_idx, ahead=1)):
             self._windows = {}
             return
         self.guarded(lambda: self._keep(pl_module, batch if due else None, batch_idx), "Keeping")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -47,6 +48,12 @@ class Monitor(Callback):
             raise ConfigurationError(
                 f"`on_error` must be one of {list(get_args(OnError))}. Got {on_error!r}."
             )
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigurationError(f"`seed` must be a whole number from 0 up. Got {seed!r}.")
+        if loss_fn is not None and not callable(loss_fn):
+            raise ConfigurationError(
+                f"`loss_fn` must be a function of a module and a batch. Got {loss_fn!r}."
+            )
         self.schedule = schedule
         self.mode: Mode = mode
         self.loss_fn = loss_fn
@@ -55,6 +62,7 @@ class Monitor(Callback):
         self.on_error: OnError = on_error
         self.n_steps = 0  # batches that advanced the trainer
         self._last_global_step = 0
+        self._module: weakref.ref[Any] | None = None
         self._warned = False
         self._forecast = float("nan")  # seconds the next probe will take
         self._promised: float | None = None  # what the first was said to take
@@ -69,6 +77,24 @@ class Monitor(Callback):
     def check(self, trainer: Any, module: Any) -> None:
         """Raise if the settings do not fit the module."""
         loss_step(module, self.loss_fn)
+
+    def forget(self) -> None:
+        """Forget what was seen of another module."""
+        self.n_steps = 0
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew with another module; a checkpoint is loaded after this."""
+        if stage != "fit":
+            return
+        if self._module is not None and self._module() is not pl_module:
+            self.forget()
+        self._module = weakref.ref(pl_module)
+        if trainer.global_step == 0:
+            self.n_steps = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what cannot be sent to another process."""
+        return {**self.__dict__, "_module": None}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out what cannot work before training begins."""

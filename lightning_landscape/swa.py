@@ -115,15 +115,17 @@ class SWA(Callback):
             raise ConfigurationError(
                 f"`bn_batches` must be a whole number from 1 up. Got {bn_batches!r}."
             )
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.average: Average = average
         self.decay = decay
         self.validate = validate
         self.bn_batches = bn_batches
-        self.device = device
+        self.device = _checked_device(device)
         self.apply_at_end = apply_at_end
         self.name = name
         self._start_epoch, self._start_step = 0, 0
-        self._module: Callable[[], nn.Module | None] = lambda: None
+        self._module: weakref.ref[nn.Module] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -133,7 +135,9 @@ class SWA(Callback):
         self._last_epoch = -1  # the last one whose end was averaged
         self._statistics: dict[str, Tensor] = {}
         self._statistics_of = 0  # the n_averaged they were estimated for
-        self._kept: dict[int, KeptBatch] = {}
+        self._kept: dict[int, KeptBatch] = {}  # by their place in the epoch
+        self._epoch_seen, self._n_seen = -1, 0
+        self._n_before = 0  # how many were averaged before this fit
         self._last_global_step = 0
         self._second_pass: SecondPass | None = None
         self._warned = False
@@ -240,9 +244,18 @@ class SWA(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew with another module; a checkpoint is loaded after this."""
-        if stage == "fit" and self._module() is not pl_module:
+        if stage != "fit":
+            return
+        if self._module is not None and self._module() is not pl_module:
             self._forget()
-            self._module = weakref.ref(pl_module)
+        self._module = weakref.ref(pl_module)
+        self._last_epoch, self._n_before = -1, self._n_averaged
+        if trainer.global_step == 0:
+            self._n_steps = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what cannot be sent to another process."""
+        return {**self.__dict__, "_module": None, "_second_pass": None}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out when to begin."""
@@ -254,16 +267,20 @@ class SWA(Callback):
         for callback in trainer.checkpoint_callbacks:
             name = str(getattr(callback, "monitor", None))
             if name.startswith(f"{self.name}/"):  # a missing metric would stop the fit
+                self._refuse_impatience(trainer, name)
                 trainer.callback_metrics.setdefault(name, torch.tensor(math.nan))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the first batches of the epoch, where batch norms will need them."""
+        if trainer.current_epoch != self._epoch_seen:
+            self._epoch_seen, self._n_seen = trainer.current_epoch, 0
         # from the start of the epoch in which averaging may begin
-        wanted = batch_idx < self.bn_batches and trainer.current_epoch >= self._start_epoch
+        wanted = self._n_seen < self.bn_batches and trainer.current_epoch >= self._start_epoch
         if wanted and batch is not None and batch_norms(pl_module):
-            self._kept[batch_idx] = keep_batch([*self._kept.values()], batch, batch_idx)
+            self._guarded(lambda: self._keep(batch, batch_idx))
+        self._n_seen += 1
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -273,7 +290,7 @@ class SWA(Callback):
             self._last_global_step = trainer.global_step
             self._n_steps += 1
             if self.schedule.due_after_step(self._n_steps) and self._reached(trainer):
-                self.update(pl_module)
+                self._guarded(lambda: self.update(pl_module))
         if trainer.is_last_batch:
             self._end_epoch(trainer, pl_module)
 
@@ -316,13 +333,13 @@ class SWA(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Apply the average if asked to; say so if there is none."""
-        if not self._n_averaged:
+        if self._n_averaged == self._n_before:
             rank_zero_warn(
                 f"{self.state_key} averaged nothing: the fit ended before start={self.start}. The "
                 "trained weights are as they are. Start earlier, or train longer."
             )
         elif self.apply_at_end:
-            self.apply_to(pl_module)
+            self._guarded(lambda: self.apply_to(pl_module))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save batch-norm statistics with the average they belong to."""
@@ -353,6 +370,8 @@ class SWA(Callback):
 
     def _begin(self, trainer: Any, module: Any) -> None:
         statistics = self._batch_norm(module)
+        if batch_norms(module) and not statistics:
+            return  # it would be validated with statistics that are wrong for it
         self._second_pass = SecondPass(module, trainer, weights=self._average, buffers=statistics)
 
     def _report(self, trainer: Any) -> None:
@@ -362,6 +381,20 @@ class SWA(Callback):
         scalars = {tag("swa_metric", swa=self.name, name=name): v for name, v in metrics.items()}
         scalars[tag("n_averaged", swa=self.name)] = float(self._n_averaged)
         log_scalars(trainer, scalars, logger_step(trainer))
+
+    def _keep(self, batch: Any, index: int) -> None:
+        others = [kept for i, kept in self._kept.items() if i != self._n_seen]
+        self._kept[self._n_seen] = keep_batch(others, batch, index)
+
+    def _refuse_impatience(self, trainer: Any, name: str) -> None:
+        for callback in trainer.callbacks:
+            if getattr(callback, "monitor", None) == name and getattr(
+                callback, "check_finite", False
+            ):
+                raise ConfigurationError(
+                    f"`check_finite` of {type(callback).__name__}(monitor={name!r}) must be False: "
+                    "there is no average before the start, and until then the metric is nan."
+                )
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Do something that must not stop the training; give up on this validation if it fails."""
@@ -383,7 +416,7 @@ class SWA(Callback):
             return
         if self._reached(trainer):
             self._last_epoch = epoch
-            self.update(module)
+            self._guarded(lambda: self.update(module))
 
     def _reached(self, trainer: Any) -> bool:
         # the step under way counts, so that a share of the steps is that share of updates
@@ -470,6 +503,17 @@ def load_swa_weights(checkpoint_path: str, module: nn.Module, *, name: str = "sw
 def _wide(tensor: Tensor, device: Any = None, *, copy: bool = False) -> Tensor:
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     return tensor.to(device=device or tensor.device, dtype=dtype, copy=copy)
+
+
+def _checked_device(device: str | None) -> str | None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"`device` must be one this machine has, such as 'cpu', or None. Got {device!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return device
 
 
 def _checked_start(start: float) -> int | float:

@@ -49,7 +49,6 @@ class SecondPass:
         tensors: dict[str, Tensor] = dict(module.named_parameters())
         self._tensors = [tensors[name] for name in weights]
         self._weights = [value.to(tensors[name]) for name, value in weights.items()]
-        self._live = [tensor.detach().clone() for tensor in self._tensors]
         self._results = new_results(trainer)
         self._modules = lightning_modules(module)
         self._takes_index = takes_batch_index(module.validation_step)
@@ -92,6 +91,7 @@ class SecondPass:
             put_back([known[name] for name in self._buffers], list(self._buffers.values()))
             with self._logged_in("on_validation_epoch_start", first=None):
                 self._module.on_validation_epoch_start()
+            put_back(self._tensors, self._weights)  # that hook may swap in weights of its own
         for batch, index, loader in self._waiting:
             self._run(batch, index, loader)
         self._waiting, self._waiting_bytes = [], 0
@@ -118,6 +118,8 @@ class SecondPass:
 
         What either world has written since they parted is swapped; all else is as it was then.
         """
+        # taken now: another callback may have swapped them since the last visit
+        weights = [tensor.detach().clone() for tensor in self._tensors]
         drift = self._origin.changed()
         self._places |= self._origin.places(drift)
         live = self._places.read()
@@ -134,6 +136,6 @@ class SecondPass:
                 drift = self._origin.changed()
                 raise
             finally:
-                put_back(self._tensors, self._live)
+                put_back(self._tensors, weights)
                 self._origin.restore(drift)
                 self._places.write(live)

@@ -27,6 +27,7 @@ from lightning_landscape import (
     score_asymmetry,
 )
 from lightning_landscape.asymmetry_monitor import direction_generator
+from lightning_landscape.batches import keep_batch
 
 QUIET = {
     "accelerator": "cpu",
@@ -321,6 +322,55 @@ def failing(module, batch):
     raise ZeroDivisionError("by me")
 
 
+def test_a_step_that_stops_the_training_does_not_stop_it_in_a_probe():
+    class Stopping(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if loss > 2.5:  # reached at radius 5, not in training
+                self.trainer.should_stop = True
+            return loss
+
+    _, trainer = train(AsymmetryMonitor(radius=5.0, **SMALL), module=Stopping(), max_epochs=3)
+    assert trainer.current_epoch == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+def test_a_batch_that_the_step_skips_is_not_kept():
+    class Skipping(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 0 else loss
+
+    monitor = AsymmetryMonitor(**SMALL)
+    train(monitor, module=Skipping())
+    assert [kept.index for kept in monitor._train] == [1, 2]
+
+
+def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
+    class Freezing(Net):
+        def on_train_epoch_start(self):
+            self.net[1].requires_grad_(self.current_epoch == 0)
+
+    _, trainer = train(AsymmetryMonitor(**SMALL), module=Freezing(), logger=AllRows())
+    assert steps_of(trainer, "landscape/uniform-norm/area") == [5]
+    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
+
+
+def test_a_fit_of_another_module_begins_a_new_history():
+    monitor = AsymmetryMonitor(**SMALL)
+    train(monitor)
+    train(monitor, max_epochs=1)
+    assert [step for step, _ in monitor._history["gaussian"]] == [5]
+    assert monitor.n_steps == 6
+
+
+def test_packed_sequences_can_be_kept():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    kept = keep_batch([], packed, 0)
+    assert torch.equal(kept.data.data, packed.data)
+    assert kept.data.data is not packed.data
+
+
 def test_a_failing_probe_costs_one_warning_and_training_goes_on():
     monitor = AsymmetryMonitor(loss_fn=failing)
     with pytest.warns(UserWarning, match="failed: ZeroDivisionError: by me") as caught:
@@ -367,6 +417,9 @@ def test_a_logger_that_raises_costs_one_warning():
         ({"radius": math.nan}, "`radius` must be positive"),
         ({"families": ("cauchy",)}, "`family` must be"),
         ({"families": ("gaussian", "gaussian")}, "must not repeat"),
+        ({"families": ()}, "`families` must name at least one"),
+        ({"seed": -1}, "`seed` must be a whole number"),
+        ({"loss_fn": "mine"}, "`loss_fn` must be a function"),
         ({"n_directions": 0}, "`n_directions` must be a whole number"),
         ({"n_batches": 0}, "`n_batches` must be a whole number"),
         ({"normalize": "row"}, "`normalize` must be one of"),

@@ -1,5 +1,7 @@
 """The average: what is in it, when, how it comes back from a checkpoint and is taken home."""
 
+import pickle
+
 import pytest
 import torch
 from hostile import (
@@ -262,6 +264,34 @@ def test_a_start_in_mid_epoch_still_has_batches_to_estimate_statistics_on():
         assert module.net[1].running_mean.abs().sum() > 0
 
 
+def test_a_second_fit_of_the_same_module_goes_on_averaging():
+    swa, module = SWA(0), Line()
+    train(swa, module=module, max_epochs=2)
+    train(swa, module=module, max_epochs=2)
+    assert swa.n_averaged == 4
+
+
+def test_a_fit_of_another_module_begins_anew():
+    swa = SWA(0)
+    train(swa)
+    module, _ = train(swa, max_epochs=1)
+    assert_same(swa.weights, copied(module))
+
+
+def test_it_can_be_sent_to_another_process():
+    swa = SWA(0)
+    train(swa)
+    assert_same(pickle.loads(pickle.dumps(swa)).weights, swa.weights)
+
+
+def test_a_failing_update_costs_one_warning_and_no_training():
+    plain, _ = train()
+    with pytest.warns(UserWarning, match="could not run the average: ZeroDivisionError") as caught:
+        module, _ = train(SWA(0, average=lambda average, new, n: 1 / 0))
+    assert_same(copied(module), copied(plain))
+    assert len([w for w in caught if "could not run" in str(w.message)]) == 1
+
+
 def test_another_module_is_refused():
     swa = SWA(0)
     swa.update(nn.Linear(2, 2))
@@ -343,6 +373,8 @@ def test_recalibrating_on_nothing_is_refused():
         ({"average": "median"}, "`average` must be"),
         ({"decay": 1.0}, "`decay` must be"),
         ({"bn_batches": 0}, "`bn_batches` must be"),
+        ({"device": "cud"}, "`device` must be one this machine has"),
+        ({"name": ""}, "`name` must be a word"),
     ],
     ids=str,
 )

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 import torchmetrics
 from hostile import HostileModule, Rows, Samples, differences, fit
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_landscape import SWA
@@ -172,6 +178,60 @@ def test_a_failing_pass_costs_one_warning_and_no_training(monkeypatch):
     assert differences(plain, disturbed) == []
     assert len([w for w in caught if "could not run" in str(w.message)]) == 1
     assert len(calls) == 2  # one a validation
+
+
+class Swapping(HostileModule):
+    """Validates weights of its own: swaps them in at the start of a validation, and out again."""
+
+    def on_validation_epoch_start(self):
+        self.live = [p.detach().clone() for p in self.net.parameters()]
+        for p in self.net.parameters():
+            p.data.mul_(0.5)
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        for p, live in zip(self.net.parameters(), self.live, strict=True):
+            p.data.copy_(live)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_training_is_bit_identical_beside_a_callback_that_swaps_weights(first):
+    def callbacks(*ours):
+        ema = EMAWeightAveraging(decay=0.5, use_buffers=False)
+        return [*ours, ema] if first else [ema, *ours]
+
+    assert differences(fit(callbacks()), fit(callbacks(SWA(0)))) == []
+
+
+def test_training_is_bit_identical_in_a_module_that_swaps_its_weights():
+    plain = fit([], module=Swapping, limit_val_batches=3)
+    assert differences(plain, fit([SWA(0)], module=Swapping, limit_val_batches=3)) == []
+
+
+class Satisfied(HostileModule):
+    """Ends the training once some validation loss, of whatever weights, is low."""
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        if self.net[4].bias.sum() != self.stopping_bias:
+            self.trainer.should_stop = self.stops
+        self.stops = not self.stops
+
+    stops, stopping_bias = False, None
+
+
+def test_the_average_cannot_end_the_training():
+    plain = fit([], module=Satisfied, max_epochs=4)
+    assert differences(plain, fit([SWA(0)], module=Satisfied, max_epochs=4)) == []
+
+
+def test_early_stopping_on_an_average_that_is_not_there_yet_is_refused(tmp_path):
+    callbacks = [
+        ModelCheckpoint(tmp_path, monitor="swa/val_loss"),
+        EarlyStopping("swa/val_loss", strict=False),
+    ]
+    with pytest.raises(MisconfigurationException, match="`check_finite` of EarlyStopping"):
+        train(SWA(2), *callbacks, enable_checkpointing=True)
 
 
 def test_validate_and_test_outside_of_fit_are_left_alone():
