@@ -3,6 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# a busy machine is no bug
+settings.register_profile("calm", deadline=None)
+settings.load_profile("calm")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
