@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +23,18 @@ from lightning_landscape.asymmetry import (
 )
 from lightning_landscape.batch_norm import batch_norms
 from lightning_landscape.batches import KeptBatch, keep_batch
-from lightning_landscape.directions import Normalize, sample_direction, split_family
+from lightning_landscape.directions import (
+    Normalize,
+    sample_direction,
+    seeded_generator,
+    split_family,
+)
 from lightning_landscape.isolation import Mode
 from lightning_landscape.line import compare_ends
 from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
-from lightning_landscape.probing import LossFn, ModuleObjective, opened
+from lightning_landscape.probing import LossFn, ModuleObjective
 from lightning_landscape.ranks import everybody
 from lightning_landscape.rates import AsymmetryRate
 from lightning_landscape.reporting import (
@@ -41,7 +45,7 @@ from lightning_landscape.reporting import (
     save_slices,
     tag,
 )
-from lightning_landscape.schedule import Schedule
+from lightning_landscape.schedule import Schedule, check_whole
 from lightning_landscape.slices import Slice, evaluate_slice, line_grid, symmetric_grid
 
 if TYPE_CHECKING:
@@ -189,7 +193,14 @@ class AsymmetryMonitor(Monitor):
                 "`swa` must be a callback of the same Trainer, or it averages nothing. "
                 "Use Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)])."
             )
-        self._moving = tuple(family for family in self.families if _moves(family, module))
+        with as_configuration():
+            self._moving = tuple(family for family in self.families if _moves(family, module))
+        for family in self.families:
+            if family not in self._moving:
+                rank_zero_info(
+                    f"AsymmetryMonitor: {family!r} is left out, {type(module).__name__} has no "
+                    "trainable parameters in that group."
+                )
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -263,14 +274,7 @@ class AsymmetryMonitor(Monitor):
         batches = [*self._train, *self._validation]
         if not everybody(bool(self._train), module.device):
             return None
-        with opened(
-            module,
-            batches,
-            trainer=trainer,
-            loss_fn=self.loss_fn,
-            mode=self.mode,
-            seed=self.seed,
-        ) as objective:
+        with self.opened(trainer, module, batches) as objective:
             if not self.n_evaluations:
                 return None
             objective.learn()
@@ -366,14 +370,7 @@ class AsymmetryMonitor(Monitor):
         if self.mode == "eval" or batch_size(batch) != 1 or not batch_norms(module):
             return
         try:
-            with opened(
-                module,
-                self._train,
-                trainer=trainer,
-                loss_fn=self.loss_fn,
-                mode=self.mode,
-                seed=self.seed,
-            ) as objective:
+            with self.opened(trainer, module, self._train) as objective:
                 objective.losses()
         except ValueError as error:
             raise ConfigurationError(
@@ -393,8 +390,7 @@ class _Result:
 
 def direction_generator(seed: int, family: str, k: int) -> torch.Generator:
     """Return the generator of the k-th direction of a family: alike on all ranks and devices."""
-    words = np.random.SeedSequence([seed, zlib.crc32(family.encode()), k]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+    return seeded_generator(seed, zlib.crc32(family.encode()), k)
 
 
 def _line() -> Tensor:
@@ -416,20 +412,13 @@ def _median_rise(slices: list[Slice]) -> Tensor:
 
 
 def _moves(family: str, module: Any) -> bool:
-    with as_configuration():
-        moving = group_names(trainable(module), split_family(family)[1], module)
-    if not moving:
-        rank_zero_info(
-            f"AsymmetryMonitor: {family!r} is left out, {type(module).__name__} has no trainable "
-            "parameters in that group."
-        )
-    return bool(moving)
+    return bool(group_names(trainable(module), split_family(family)[1], module))
 
 
 def _moves_now(family: str, module: Any) -> bool:
     """Return whether a family moves anything at present: layers freeze and thaw."""
     try:
-        return bool(group_names(trainable(module), split_family(family)[1], module))
+        return _moves(family, module)
     except ValueError:  # a pattern, all of whose parameters are frozen by now
         return False
 
@@ -455,8 +444,7 @@ def _check(
     if len(set(families)) != len(families):
         raise ConfigurationError(f"`families` must not repeat one. Got {list(families)}.")
     for name, n in (("n_directions", n_directions), ("n_batches", n_batches)):
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ConfigurationError(f"`{name}` must be a whole number from 1 up. Got {n!r}.")
+        check_whole(name, n)
     if normalize not in get_args(Normalize):
         raise ConfigurationError(
             f"`normalize` must be one of {list(get_args(Normalize))}. Got {normalize!r}."

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -23,11 +22,11 @@ from lightning_landscape.breakdown import (
     measure_breakdown,
 )
 from lightning_landscape.breakdown_plots import plot_breakdown, plot_breakdown_history
-from lightning_landscape.directions import sample_direction
+from lightning_landscape.directions import sample_direction, seeded_generator
 from lightning_landscape.isolation import Mode
 from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import Params, trainable
-from lightning_landscape.probing import LossFn, ModuleObjective, opened
+from lightning_landscape.probing import LossFn, ModuleObjective
 from lightning_landscape.ranks import everybody
 from lightning_landscape.reporting import (
     breakdown_scalars,
@@ -173,8 +172,10 @@ class GradientBreakdownMonitor(Monitor):
     ) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""
         due = self._due(trainer, pl_module, batch_idx, ahead=0)
-        lazy = any(map(is_lazy, pl_module.parameters()))  # nothing to keep before the first pass
-        if batch is None or lazy or not (due or self._due(trainer, pl_module, batch_idx, ahead=1)):
+        if batch is None or not (due or self._due(trainer, pl_module, batch_idx, ahead=1)):
+            self._windows = {}
+            return
+        if any(map(is_lazy, pl_module.parameters())):  # nothing to keep before the first pass
             self._windows = {}
             return
         self.guarded(lambda: self._keep(pl_module, batch if due else None, batch_idx), "Keeping")
@@ -239,15 +240,7 @@ class GradientBreakdownMonitor(Monitor):
         steps = optimizer_steps(trainer.optimizers, trainable(module), before, after)
         if self.directions == ("update",) and not any(step.moves for step in steps.values()):
             return []
-        with opened(
-            module,
-            [batch],
-            at=before,
-            trainer=trainer,
-            loss_fn=self.loss_fn,
-            mode=self.mode,
-            seed=self.seed,
-        ) as live:
+        with self.opened(trainer, module, [batch], at=before) as live:
             objective = _Centred(live)
             n_evaluations = 1 + len(steps) * (self.n_evaluations - 1)
             if not self.announce(n_evaluations, live.seconds, trainer):
@@ -270,8 +263,7 @@ class GradientBreakdownMonitor(Monitor):
         if name == "gradient":
             everywhere = gradient_direction(objective)
         else:
-            words = np.random.SeedSequence([self.seed, _RANDOM]).generate_state(2)
-            generator = torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+            generator = seeded_generator(self.seed, _RANDOM)
             everywhere = sample_direction(objective.params, "gaussian", generator=generator)
         return {own: everywhere[own] for own in step}
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_landscape.params import Params, group_names, l2_norm
 
-__all__ = ["DISTRIBUTIONS", "Normalize", "sample_direction", "split_family"]
+__all__ = ["DISTRIBUTIONS", "Normalize", "sample_direction", "seeded_generator", "split_family"]
 
 Normalize = Literal["filter", "layer", "model", "none"]
 
@@ -118,6 +119,18 @@ def sample_direction(
         name: _like(drawn[name], tensor) if name in drawn else torch.zeros_like(tensor.detach())
         for name, tensor in params.items()
     }
+
+
+def seeded_generator(*words: int) -> torch.Generator:
+    """Return a CPU generator that depends on some whole numbers and on nothing else.
+
+    Example:
+        >>> a, b = seeded_generator(0, 1), seeded_generator(0, 1)
+        >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).all())
+        True
+    """
+    high, low = np.random.SeedSequence(words).generate_state(2)
+    return torch.Generator().manual_seed(int(high) << 32 | int(low))
 
 
 def split_family(family: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 from lightning_landscape._lightning import (
@@ -16,9 +17,11 @@ from lightning_landscape._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_landscape.batches import KeptBatch
 from lightning_landscape.isolation import Mode
-from lightning_landscape.probing import LossFn, loss_step
-from lightning_landscape.schedule import Budget, Schedule, check_share, predicted_cost
+from lightning_landscape.params import Params
+from lightning_landscape.probing import LossFn, ModuleObjective, loss_step, opened
+from lightning_landscape.schedule import Budget, Schedule, check_share, check_whole, predicted_cost
 
 __all__ = ["Monitor", "OnError"]
 
@@ -48,8 +51,6 @@ class Monitor(Callback):
             raise ConfigurationError(
                 f"`on_error` must be one of {list(get_args(OnError))}. Got {on_error!r}."
             )
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigurationError(f"`seed` must be a whole number from 0 up. Got {seed!r}.")
         if loss_fn is not None and not callable(loss_fn):
             raise ConfigurationError(
                 f"`loss_fn` must be a function of a module and a batch. Got {loss_fn!r}."
@@ -58,7 +59,7 @@ class Monitor(Callback):
         self.mode: Mode = mode
         self.loss_fn = loss_fn
         self.max_overhead = check_share(max_overhead)
-        self.seed = seed
+        self.seed = check_whole("seed", seed, least=0)
         self.on_error: OnError = on_error
         self.n_steps = 0  # batches that advanced the trainer
         self._last_global_step = 0
@@ -150,6 +151,20 @@ class Monitor(Callback):
         self._last_global_step = trainer.global_step
         self.n_steps += 1
         return True
+
+    def opened(
+        self, trainer: Any, module: Any, batches: list[KeptBatch], *, at: Params | None = None
+    ) -> AbstractContextManager[ModuleObjective]:
+        """Open the module as an objective, in the way the settings say."""
+        return opened(
+            module,
+            batches,
+            at=at,
+            trainer=trainer,
+            loss_fn=self.loss_fn,
+            mode=self.mode,
+            seed=self.seed,
+        )
 
     def run_probe(self, trainer: Any, module: Any, step: int) -> None:
         """Probe within the budget; a failure costs one warning, and the training never."""

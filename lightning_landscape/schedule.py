@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightning_landscape._lightning import ConfigurationError
 
-__all__ = ["Budget", "Schedule", "predicted_cost"]
+__all__ = ["Budget", "Schedule", "check_share", "check_whole", "predicted_cost"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,16 @@ class Schedule:
         Raises:
             ConfigurationError: If both are given or one is not a positive whole number.
         """
-        given = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}
         if every_n_epochs is not None and every_n_steps is not None:
             raise ConfigurationError(
                 "`every_n_epochs` and `every_n_steps` exclude each other. "
                 f"Got {every_n_epochs} and {every_n_steps}: leave one of them out."
             )
-        for name, n in given.items():
-            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-                raise ConfigurationError(f"`{name}` must be a whole number from 1 up. Got {n!r}.")
-        if every_n_epochs is None and every_n_steps is None:
-            return default or cls(every_n_epochs=1)
-        return cls(every_n_epochs, every_n_steps)
+        if every_n_epochs is not None:
+            return cls(every_n_epochs=check_whole("every_n_epochs", every_n_epochs))
+        if every_n_steps is not None:
+            return cls(every_n_steps=check_whole("every_n_steps", every_n_steps))
+        return default or cls(every_n_epochs=1)
 
     def due_after_step(self, n_steps: int) -> bool:
         """Return whether it is time once `n_steps` optimizer steps were made."""
@@ -98,6 +96,17 @@ class Budget:
         """Return the share of the time since the start of fit that went into probes."""
         elapsed = now - self.started
         return self.spent / elapsed if elapsed > 0 else 0.0
+
+
+def check_whole(name: str, n: int, least: int = 1) -> int:
+    """Return a number unless it is not whole or below the least.
+
+    Raises:
+        ConfigurationError: If it is not; names the argument.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < least:
+        raise ConfigurationError(f"`{name}` must be a whole number from {least} up. Got {n!r}.")
+    return n
 
 
 def check_share(max_overhead: float | None) -> float | None:

@@ -31,7 +31,7 @@ from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.line import LineScore, describe_line
 from lightning_landscape.params import Params
 from lightning_landscape.reporting import log_scalars, tag
-from lightning_landscape.schedule import Schedule
+from lightning_landscape.schedule import Schedule, check_whole
 from lightning_landscape.snapshot import put_back
 from lightning_landscape.swa_validation import SecondPass
 
@@ -111,16 +111,12 @@ class SWA(Callback):
             )
         if not 0 <= decay < 1:
             raise ConfigurationError(f"`decay` must be at least 0 and below 1. Got {decay!r}.")
-        if isinstance(bn_batches, bool) or not isinstance(bn_batches, int) or bn_batches < 1:
-            raise ConfigurationError(
-                f"`bn_batches` must be a whole number from 1 up. Got {bn_batches!r}."
-            )
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.average: Average = average
         self.decay = decay
         self.validate = validate
-        self.bn_batches = bn_batches
+        self.bn_batches = check_whole("bn_batches", bn_batches)
         self.device = _checked_device(device)
         self.apply_at_end = apply_at_end
         self.name = name
