@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ Normalize = Literal["filter", "layer", "model", "none"]
 
 _Draw = Callable[[Tensor, torch.Generator], Tensor]
 
+_PIECE = 2**14  # elements drawn at a time: what stays in the cache is drawn in two thirds the time
+_SMALL = 2**12  # elements: tensors up to here are scaled together
+_TOGETHER = 2**20  # elements in all: what is scaled together needs memory
+
 
 def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype)
@@ -37,8 +41,7 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
-    coin = torch.empty(like.shape, dtype=like.dtype)
-    return coin.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+    return _uniform(like, generator).ge_(0.5).mul_(2).sub_(1)
 
 
 def _sign(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -104,19 +107,21 @@ def sample_direction(
             f"`family` must move at least one parameter. The group of {family!r} is empty here: "
             "choose another group, or leave this family out."
         )
-    drawn = {}
-    for name in moving:
-        weights = _as_real_cpu(params[name])
-        drawn[name] = DISTRIBUTIONS[distribution](weights, generator)
-        if normalize != "none":
-            _scale(drawn[name], weights, normalize, has_rows=params[name].ndim >= 2)
+    blocks = _blocks(params, moving)
+    steps = [_drawn_and_scaled(distribution, block, normalize, generator) for block in blocks]
     if normalize in ("model", "none"):
         target = l2_norm({name: params[name] for name in moving}) if normalize == "model" else 1.0
-        length = l2_norm(drawn)
-        for tensor in drawn.values():
-            tensor.mul_(target / length if length else 0.0)
+        length = l2_norm(dict(zip(map(str, range(len(steps))), steps, strict=True)))
+        for step in steps:
+            step.mul_(target / length if length else 0.0)
+    drawn: dict[str, Tensor] = {}
+    for block, step in zip(blocks, steps, strict=True):
+        tensors = list(block.values())
+        parts = _like(step, tensors[0]).split([tensor.numel() for tensor in tensors])
+        for name, tensor, part in zip(block, tensors, parts, strict=True):
+            drawn[name] = part.view(tensor.shape)
     return {
-        name: _like(drawn[name], tensor) if name in drawn else torch.zeros_like(tensor.detach())
+        name: drawn[name] if name in drawn else torch.zeros_like(tensor.detach())
         for name, tensor in params.items()
     }
 
@@ -155,29 +160,67 @@ def split_family(family: str) -> tuple[str, str]:
 
 def _is_frozen(name: str, tensor: Tensor, module: nn.Module | None) -> bool:
     if module is not None:
-        owner, _, leaf = name.rpartition(".")
-        tensor = getattr(module.get_submodule(owner), leaf)
+        *owners, leaf = name.split(".")
+        for owner in owners:  # a hundred times faster than get_parameter()
+            module = cast(nn.Module, module._modules[owner])
+        tensor = cast(Tensor, module._parameters[leaf])
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
+def _blocks(params: Params, names: list[str]) -> list[dict[str, Tensor]]:
+    """Return the large tensors one by one, and the small ones of one kind together."""
+    blocks: list[dict[str, Tensor]] = []
+    open_blocks: dict[tuple[torch.dtype, torch.device], tuple[dict[str, Tensor], int]] = {}
+    for name in names:
+        tensor = params[name].detach()
+        kind, n = (tensor.dtype, tensor.device), tensor.numel()
+        block, size = open_blocks.get(kind, ({}, _TOGETHER))
+        if n > _SMALL:
+            blocks.append({name: tensor})
+            continue
+        if size + n > _TOGETHER:
+            block, size = {}, 0
+            blocks.append(block)
+        block[name] = tensor
+        open_blocks[kind] = block, size + n
+    return blocks
+
+
+def _drawn_and_scaled(
+    distribution: str, block: dict[str, Tensor], normalize: Normalize, generator: torch.Generator
+) -> Tensor:
+    """Return a flat step for a block of tensors, on the CPU."""
+    tensors = list(block.values())
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]) if len(block) > 1 else tensors[0]
+    weights = _as_real_cpu(flat).reshape(-1)
+    step = torch.empty_like(weights)
+    for piece, w in zip(step.split(_PIECE), weights.split(_PIECE), strict=True):
+        piece.copy_(DISTRIBUTIONS[distribution](w, generator))
+    if normalize != "none" and len(step):
+        if len(block) == 1:
+            has_rows = tensors[0].ndim >= 2
+            _scale(step, weights, normalize, n_rows=len(tensors[0]) if has_rows else 1)
+        else:
+            _scale_together(step, weights, tensors, normalize)
+    return step
+
+
 def _as_real_cpu(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     # half types are drawn and scaled in float32: their norms would overflow
     return tensor.to("cpu", tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 
-def _like(drawn: Tensor, tensor: Tensor) -> Tensor:
+def _like(step: Tensor, tensor: Tensor) -> Tensor:
     if tensor.is_complex():
-        drawn = torch.view_as_complex(drawn)
-    return drawn.to(device=tensor.device, dtype=tensor.dtype)
+        step = torch.view_as_complex(step.view(-1, 2))
+    return step.to(device=tensor.device, dtype=tensor.dtype)
 
 
-def _scale(direction: Tensor, weights: Tensor, normalize: Normalize, *, has_rows: bool) -> None:
+def _scale(step: Tensor, weights: Tensor, normalize: Normalize, *, n_rows: int) -> None:
     """Still the rows whose weights are zero and scale the others; in place, no loop over rows."""
-    rows = (len(weights), -1) if has_rows and weights.numel() else (1, -1)
-    moved, still = direction.view(rows), weights.reshape(rows)
+    moved, still = step.view(n_rows, -1), weights.view(n_rows, -1)
     target = torch.linalg.vector_norm(still, dim=1, keepdim=True)
     if normalize == "filter":
         length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
@@ -188,3 +231,39 @@ def _scale(direction: Tensor, weights: Tensor, normalize: Normalize, *, has_rows
     if normalize == "layer":
         length = torch.linalg.vector_norm(moved)
         moved.mul_(torch.where(length > 0, torch.linalg.vector_norm(target) / length, 0.0))
+
+
+def _scale_together(
+    step: Tensor, weights: Tensor, tensors: list[Tensor], normalize: Normalize
+) -> None:
+    """Do as `_scale` does for all rows of many tensors at once; in place, no loop over tensors."""
+    sizes = np.array([tensor.numel() for tensor in tensors]) * (len(step) // _numel(tensors))
+    n_rows = np.array([len(tensor) if tensor.ndim >= 2 else 1 for tensor in tensors])
+    n_rows, sizes = n_rows[sizes > 0], sizes[sizes > 0]
+    rows = np.repeat(sizes // n_rows, n_rows)
+    target = _norms(weights, rows)
+    if normalize == "filter":
+        _multiply(step, _ratio(target, _norms(step, rows)), rows)
+        return
+    if not target.all():
+        _multiply(step, target > 0, rows)
+    if normalize == "layer":
+        _multiply(step, _ratio(_norms(weights, sizes), _norms(step, sizes)), sizes)
+
+
+def _numel(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _norms(flat: Tensor, lengths: np.ndarray) -> np.ndarray:
+    """Return the L2 norms of consecutive stretches."""
+    starts = np.cumsum(lengths) - lengths
+    return np.sqrt(np.add.reduceat(np.square(flat.numpy(), dtype=np.float64), starts))
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def _multiply(flat: Tensor, factors: np.ndarray, lengths: np.ndarray) -> None:
+    flat.mul_(torch.from_numpy(np.repeat(factors, lengths)).to(flat.dtype))
