@@ -7,7 +7,7 @@ directions, averages, gradients and updates are all of this one type.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -18,6 +18,8 @@ __all__ = ["Params", "difference", "group_names", "l2_norm", "trainable"]
 
 Params: TypeAlias = Mapping[str, Tensor]
 
+_PIECE = 2**18  # elements that are summed at a time
+_SMALL = 2**12  # elements: calling torch for less costs more than summing
 _NORM_CLASS_NAME = re.compile(r"Norm([123]d)?$")
 
 
@@ -64,7 +66,8 @@ def l2_norm(params: Params) -> float:
         >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    norms = [_norm(tensor.detach()) for tensor in params.values()]
+    with torch.no_grad():
+        norms = list(map(_norm, _pieces(params.values())))
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
@@ -136,10 +139,32 @@ def _is_norm(name: str, module: nn.Module) -> bool:
     return any(_NORM_CLASS_NAME.search(cls.__name__) for cls in type(layer).__mro__)
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).cpu()
+def _norm(piece: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(piece, dtype=torch.float64).cpu()
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Join what is small and cut what is large: summing in a wider type shall not copy it all."""
+    small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            yield _real(tensor)
+        elif tensor.numel() <= _SMALL:
+            small.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        else:
+            flat = _real(tensor).reshape(-1)
+            # one place for all pieces: a place for each would leave holes that nothing fits in
+            wide = torch.empty(min(len(flat), _PIECE), dtype=torch.float64, device=flat.device)
+            for piece in flat.split(_PIECE):
+                yield wide[: len(piece)].copy_(piece)
+    for same in small.values():
+        for i in range(0, len(same), _PIECE // _SMALL):
+            joined = [tensor.reshape(-1) for tensor in same[i : i + _PIECE // _SMALL]]
+            yield _real(torch.cat(joined))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _some(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import lt
 from typing import Protocol, TypeAlias
 
 import torch
@@ -219,7 +220,7 @@ def evaluate_slice(
     """
     alphas = _checked_alphas(alphas)
     loss = objective.along(direction)
-    losses = torch.stack([loss(alpha) for alpha in alphas.tolist()])
+    losses = torch.stack(list(map(loss, alphas.tolist())))
     gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
     return Slice(
         alphas=alphas,
@@ -308,15 +309,16 @@ def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:
 
 def _checked_alphas(alphas: Tensor) -> Tensor:
     alphas = torch.as_tensor(alphas).detach().to("cpu", torch.float64)
-    if alphas.ndim != 1 or not alphas.isfinite().all() or not (alphas.diff() > 0).all():
+    values = alphas.tolist() if alphas.ndim == 1 else [math.nan]
+    if not (all(map(math.isfinite, values)) and all(map(lt, values, values[1:]))):
         raise ValueError(
             "`alphas` must be one-dimensional, finite and strictly ascending. Got "
             f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
-    zero = alphas.abs().argmin() if len(alphas) else None
-    if zero is None or alphas[zero].abs() > 1e-9 * alphas.abs().max():
+    zero = min(range(len(values)), key=lambda i: abs(values[i]), default=None)
+    if zero is None or abs(values[zero]) > 1e-9 * max(abs(values[0]), abs(values[-1])):
         raise ValueError(
             "`alphas` must contain 0, the point the others are compared with. Got "
-            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
+            f"{values}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
-    return alphas.index_fill(0, zero, 0.0)  # np.linspace may leave 1e-17 there
+    return alphas.index_fill(0, torch.tensor(zero), 0.0)  # np.linspace may leave 1e-17 there
