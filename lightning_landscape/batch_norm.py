@@ -20,6 +20,7 @@ from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepare
 from lightning_landscape.isolation import Isolation
 from lightning_landscape.params import Params
 from lightning_landscape.snapshot import put_back
+from lightning_landscape.weights import Path
 
 __all__ = [
     "batch_norms",
@@ -98,7 +99,7 @@ def estimate_batch_norm(
             for name, norm in norms.items()
             for buffer in ("running_mean", "running_var")
         }
-        isolation.learn([], 0.0)
+        isolation.learn(Path(), 0.0)
     return statistics
 
 

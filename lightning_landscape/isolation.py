@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from lightning_landscape._lightning import muted, rank_zero_warn
 from lightning_landscape.params import Params
-from lightning_landscape.snapshot import Changes, Snapshot, put_back, same_bits
+from lightning_landscape.snapshot import Changes, Snapshot, put_back
+from lightning_landscape.weights import Path, Weights
 
 __all__ = ["Isolation", "Mode", "isolated_rng", "unchanged_rng"]
 
 Mode = Literal["train", "eval", "recalibrated"]
-
-Steps: TypeAlias = list[tuple[int, Tensor, Tensor | None]]  # which tensor, by what, ending where
 
 _open: list[Isolation] = []
 
@@ -64,41 +63,39 @@ class Isolation:
         self._at = at or {}
         self._seed = seed
         self._failed = False
+        self._is_open = False
         self._stack = ExitStack()
         self._learned = Changes()
         self._learned_rng: set[str] = set()
         self._leaves_gradients = False
-        self._own: set[int] = set()  # weights that evaluations write themselves
-        self._displaced: set[int] = set()
         self._restore_state: list[Callable[[], None]] = []
         self._set_aside = False  # for another probe of the same weights
 
     def __enter__(self) -> Isolation:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            self._names, self._tensors = _named(self._module)
-            self._ids = frozenset(map(id, self._tensors))
+            self._ids = frozenset(map(id, self._module.parameters()))
             self._make_way()
             self._live_rng = _rng_states()
             stack.enter_context(isolated_rng(self._seed))
             self._start_rng = _rng_states()
-            self._live = [tensor.detach().clone() for tensor in self._tensors]
-            stack.callback(put_back, self._tensors, self._live)
+            self._weights = weights = Weights(self._module)
+            stack.callback(weights.put_back)
             stack.enter_context(_flags_kept(self._module))
             stack.enter_context(muted(self._module, self._trainer))
             stack.enter_context(self._in_mode())
-            self._start = [self._starting_point(i) for i in range(len(self._names))]
+            weights.stand(self._at)
             self._snapshot = self._look()
             self.keeps_graph = self._snapshot.keeps_graph()
-            self._gradients = _Gradients([*self._tensors, *self._snapshot.leaves()])
+            self._gradients = _Gradients([*weights.tensors, *self._snapshot.leaves()])
             stack.callback(self._gradients.put_back)
             stack.enter_context(_checkpoints_unmoved(self, self._trainer))
             stack.callback(self._finish)
             self._gradients.take_away()
-            self._displaced = set(range(len(self._names))) if self._at else set()
+            self._is_open = True
             _open.append(self)
-            stack.callback(_open.remove, self)
-            self.move([], 0.0)
+            stack.callback(self._close)
+            self.move(Path(), 0.0)
             self._stack = stack.pop_all()
         return self
 
@@ -113,45 +110,38 @@ class Isolation:
     @property
     def params(self) -> dict[str, Tensor]:
         """The trainable weights at the start, by name."""
-        return {
-            name: start
-            for name, start, tensor in zip(self._names, self._start, self._tensors, strict=True)
-            if tensor.requires_grad
-        }
+        weights = self._weights
+        rows = zip(weights.names, weights.start, weights.tensors, strict=True)
+        return {name: start for name, start, tensor in rows if tensor.requires_grad}
+
+    def handed_out(self) -> dict[str, Tensor]:
+        """Return `params` for anybody to read, and to write to at no risk."""
+        return {name: self._weights.copied(name) for name in self.params}
 
     @property
     def trainable(self) -> dict[str, Tensor]:
         """The live trainable parameters, in the order of `params`."""
-        pairs = zip(self._names, self._tensors, strict=True)
+        pairs = zip(self._weights.names, self._weights.tensors, strict=True)
         return {name: tensor for name, tensor in pairs if tensor.requires_grad}
 
-    def steps(self, direction: Params) -> Steps:
-        """Prepare a direction: what it moves, where the weights are and as they are."""
-        index = {name: i for i, name in enumerate(self._names)}
-        named = ((index[name], step) for name, step in direction.items())
-        placed = ((i, step.to(self._start[i])) for i, step in named)
-        ends: Params = getattr(direction, "end", {})
-        return [(i, step, ends.get(self._names[i])) for i, step in placed if step.count_nonzero()]
+    def path(self, direction: Params) -> Path:
+        """Prepare a direction to be walked often."""
+        return self._weights.path(direction)
 
-    def move(self, steps: Steps, alpha: float) -> None:
+    def move(self, path: Path, alpha: float) -> None:
         """Start an evaluation: weights at `start + alpha * direction`, all else at the start."""
-        if self not in _open:
+        if not self._is_open:
             raise RuntimeError(
                 "An objective must be used inside the `with probing(...)` that made it: outside, "
                 "nothing would put the weights back."
             )
-        self._make_way()
+        if len(_open) > 1 or self._set_aside:
+            self._make_way()
         for restore in self._restore_state:
             restore()
-        moving = {i for i, _, _ in steps} if alpha else set()
-        back = (self._displaced | self._own) - moving
-        put_back([self._tensors[i] for i in back], [self._start[i] for i in back])
-        self._displaced = moving
-        if alpha:
-            for i, step, end in steps:
-                _walk(self._start[i], step, alpha, end, out=self._tensors[i].data)
+        self._weights.move(path, alpha)
 
-    def learn(self, steps: Steps, alpha: float) -> None:
+    def learn(self, path: Path, alpha: float) -> None:
         """Look at what the evaluation since the last `move` wrote; put it all back.
 
         Written, not different: what stands at a fixed point here will drift elsewhere.
@@ -161,7 +151,7 @@ class Isolation:
         self._learned = self._learned.merged(changes)
         self._learned_rng |= _differing(self._start_rng, _rng_states())
         _set_rng_states(self._start_rng, self._learned_rng)
-        self._own.update(self._written_weights(steps, alpha))
+        self._weights.own |= self._weights.written(path, alpha)
         self._restore_state = self._snapshot.restorer(self._learned)
         self._leaves_gradients |= self._gradients.written()
         if self._leaves_gradients:
@@ -175,37 +165,41 @@ class Isolation:
         self._make_way()
         for restore in self._restore_state:
             restore()
-        quiet = set(range(len(self._names))) - self._displaced - self._own
-        moved = [i for i in sorted(quiet) if not same_bits(self._tensors[i], self._start[i])]
+        moved = self._weights.astray()
         unseen = _differing(self._start_rng, _rng_states()) - self._learned_rng
-        put_back(self._tensors, self._live)  # views of weights are part of the state
+        self._weights.put_back()  # views of weights are part of the state
         changes = self._snapshot.changed()
         self._snapshot.restore(changes)
         return [
             *self._snapshot.describe(changes.without(self._learned)),
             *(f"the {name} generator" for name in sorted(unseen)),
-            *(self._names[i] for i in moved),
+            *(self._weights.names[i] for i in moved),
         ]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """Let somebody look at the module in mid-probe: it is as it was before."""
-        weights = [tensor.detach().clone() for tensor in self._tensors]
+        tensors = self._weights.tensors
+        weights = [tensor.detach().clone() for tensor in tensors]
         now, rng = self._look(), _rng_states()
         self._put_all_back()
         _set_rng_states(self._live_rng, set(self._live_rng))
         try:
             yield
         finally:
-            put_back(self._tensors, weights)
+            put_back(tensors, weights)
             now.restore(now.changed())
             _set_rng_states(rng, set(rng))
 
+    def _close(self) -> None:
+        self._is_open = False
+        _open.remove(self)
+
     def _look(self) -> Snapshot:
-        return Snapshot([("", self._module)], besides=self._tensors)
+        return Snapshot([("", self._module)], besides=self._weights.tensors)
 
     def _put_all_back(self, *, suspect: bool = False) -> None:
-        put_back(self._tensors, self._live)
+        self._weights.put_back()
         self._snapshot.restore(self._snapshot.changed(suspect=suspect))
 
     def _make_way(self) -> None:
@@ -216,7 +210,7 @@ class Isolation:
         if self._set_aside:
             self._set_aside = False
             self._snapshot.restore(self._snapshot.changed())
-            self._displaced = set(range(len(self._names)))
+            self._weights.displaced = self._weights.everything
 
     def _step_aside(self) -> None:
         if not self._set_aside:
@@ -239,22 +233,6 @@ class Isolation:
                 yield
             finally:
                 before.restore(before.changed())
-
-    def _starting_point(self, i: int) -> Tensor:
-        at = self._at.get(self._names[i])
-        if at is not None:
-            return at.detach().to(self._live[i])
-        tensor, live = self._tensors[i], self._live[i]
-        return live if same_bits(tensor, live) else tensor.detach().clone()
-
-    def _written_weights(self, steps: Steps, alpha: float) -> list[int]:
-        moving = {i: (step, alpha, end) for i, step, end in steps} if alpha else {}
-        written = []
-        for i, (tensor, start) in enumerate(zip(self._tensors, self._start, strict=True)):
-            put = _walk(start, *moving[i], out=torch.empty_like(start)) if i in moving else start
-            if not same_bits(tensor, put):
-                written.append(i)
-        return written
 
     def _finish(self) -> None:
         try:
@@ -308,13 +286,6 @@ def unchanged_rng() -> Iterator[None]:
         _set_rng_states(before, set(before))
 
 
-def _walk(start: Tensor, step: Tensor, alpha: float, end: Tensor | None, *, out: Tensor) -> Tensor:
-    # in floating point start + (end - start) need not be the end
-    if end is not None and alpha == 1:
-        return out.copy_(end)
-    return torch.add(start, step, alpha=alpha, out=out)
-
-
 def _rng_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -351,16 +322,11 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
 def _same_state(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, (tuple, list)):
+    if isinstance(a, list):
         return len(a) == len(b) and all(map(_same_state, a, b))
+    if isinstance(a[1], np.ndarray):
+        return np.array_equal(a[1], b[1]) and (a[0], *a[2:]) == (b[0], *b[2:])
     return a == b
-
-
-def _named(module: nn.Module) -> tuple[list[str], list[nn.Parameter]]:
-    named = dict(module.named_parameters())
-    return list(named), list(named.values())
 
 
 class _Gradients:

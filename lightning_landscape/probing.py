@@ -23,11 +23,12 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.batch_norm import batch_norms, estimating
 from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepared
-from lightning_landscape.isolation import Isolation, Mode, Steps
+from lightning_landscape.isolation import Isolation, Mode
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import agree, average_over_ranks, gather_batches, n_ranks
 from lightning_landscape.slices import LossAlong, check_direction
 from lightning_landscape.snapshot import same_bits
+from lightning_landscape.weights import Path
 
 __all__ = ["LossFn", "ModuleObjective", "loss_step", "opened", "probing"]
 
@@ -123,7 +124,7 @@ def opened(
     with Isolation(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
         if any(batch.raw for batch in batches):
             batches = [prepared(module, batch, trainer) for batch in batches]
-            isolation.learn([], 0.0)  # the user's transfer hooks may have written too
+            isolation.learn(Path(), 0.0)  # the user's transfer hooks may have written too
         isolation.include("batch", [batch.data for batch in batches])
         objective = ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
         yield objective
@@ -182,9 +183,10 @@ class ModuleObjective:
         self._step = step
         self._trainer = trainer
         self._params = isolation.params
-        self._handed_out: Params | None = None  # what is written to that must not reach the weights
+        self._handed_out: Params | None = None
         self._device = next(iter(self._params.values())).device
         self._batches = Batches(batches, self._device)
+        self._alone = n_ranks() == 1
         self._failure: Exception | None = None  # of this rank, kept until all have heard of it
         self._norms = list(batch_norms(module).values()) if mode == "recalibrated" else []
         # a compiled step would be compiled anew without gradients
@@ -194,16 +196,24 @@ class ModuleObjective:
 
     @property
     def params(self) -> Params:
-        """The trainable weights the objective stands at; a copy, made when first asked for."""
+        """The trainable weights the objective stands at; what is written to them reaches nobody."""
         if self._handed_out is None:
-            self._handed_out = {name: tensor.clone() for name, tensor in self._params.items()}
+            self._handed_out = self._isolation.handed_out()
         return self._handed_out
 
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
-        steps = self._isolation.steps(direction)
-        return lambda alpha: self._losses(steps, alpha)
+        path = self._isolation.path(direction)
+
+        def losses(alpha: float) -> Tensor:
+            if self._to_see["losses"] or not self._alone:
+                return self._losses(path, alpha)
+            self._isolation.move(path, alpha)
+            self.n_evaluations += 1
+            return self._forward()
+
+        return losses
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
         """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
@@ -217,8 +227,8 @@ class ModuleObjective:
         One evaluation, forward and backward. Unused parameters have a gradient of zero.
         """
         check_direction(direction or {}, self._params)
-        steps = self._isolation.steps(direction or {})
-        found = self._in_lockstep(lambda: self._learned_gradient(steps, alpha))
+        path = self._isolation.path(direction or {})
+        found = self._in_lockstep(lambda: self._learned_gradient(path, alpha))
         agree(self._failure, self._device)
         assert found is not None
         losses, gradients = found
@@ -239,15 +249,15 @@ class ModuleObjective:
         if self._failure is not None:
             raise self._failure
 
-    def _losses(self, steps: Steps, alpha: float) -> Tensor:
-        found = self._in_lockstep(lambda: self._learned_losses(steps, alpha))
+    def _losses(self, path: Path, alpha: float) -> Tensor:
+        found = self._in_lockstep(lambda: self._learned_losses(path, alpha))
         if found is None:  # every rank will hear of it when they are gathered
             return torch.full((len(self._batches),), math.nan, dtype=torch.float64)
         return found
 
     def _in_lockstep(self, evaluate: Callable[[], T]) -> T | None:
         """Keep a failure for `agree`: a rank that left here would leave the others waiting."""
-        if n_ranks() == 1:
+        if self._alone:
             return evaluate()
         if self._failure is not None:
             return None
@@ -257,14 +267,14 @@ class ModuleObjective:
             self._failure = error
             return None
 
-    def _learned_losses(self, steps: Steps, alpha: float) -> Tensor:
+    def _learned_losses(self, path: Path, alpha: float) -> Tensor:
         self._learn_losses()
-        return self._seen("losses", steps, alpha, self._forward)
+        return self._seen("losses", path, alpha, self._forward)
 
-    def _learned_gradient(self, steps: Steps, alpha: float) -> tuple[Tensor, list[Tensor]]:
+    def _learned_gradient(self, path: Path, alpha: float) -> tuple[Tensor, list[Tensor]]:
         self._learn_losses()
         self._learn_gradient()
-        return self._seen("gradient", steps, alpha, self._gradient)
+        return self._seen("gradient", path, alpha, self._gradient)
 
     def _learn_losses(self) -> None:
         """See what an evaluation at the centre writes, and whether it needs a graph.
@@ -275,12 +285,12 @@ class ModuleObjective:
             return
         with_graph, self._with_graph = self._with_graph, True
         if with_graph:
-            self._seen("losses", [], 0.0, self._forward)
+            self._seen("losses", Path(), 0.0, self._forward)
             return
-        losses = self._seen("losses", [], 0.0, self._forward_with_outputs)
+        losses = self._seen("losses", Path(), 0.0, self._forward_with_outputs)
         self._with_graph = False
         try:
-            again = self._look([], 0.0, self._forward_with_outputs)
+            again = self._look(Path(), 0.0, self._forward_with_outputs)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception:  # the step takes gradients itself
@@ -293,42 +303,43 @@ class ModuleObjective:
         if self._to_see["gradient"] < 2:
             return
         try:
-            self._seen("gradient", [], 0.0, self._gradient)
+            self._seen("gradient", Path(), 0.0, self._gradient)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # reentrant checkpoints refuse `autograd.grad`
             self._by_backward = True
             try:
-                self._seen("gradient", [], 0.0, self._gradient)
+                self._seen("gradient", Path(), 0.0, self._gradient)
             except RuntimeError:
                 raise error from None
 
-    def _seen(self, kind: str, steps: Steps, alpha: float, evaluate: Callable[[], Any]) -> Any:
+    def _seen(self, kind: str, path: Path, alpha: float, evaluate: Callable[[], Any]) -> Any:
         """Evaluate at a point; learn from it as long as too few of its kind were seen."""
+        left = self._to_see[kind]
         # the second to learn from is the first that is moved
-        if self._to_see[kind] == 2 or (self._to_see[kind] == 1 and steps and alpha):
-            result = self._look(steps, alpha, evaluate)
+        if left == 2 or (left and path.moving and alpha):
+            result = self._look(path, alpha, evaluate)
             self._to_see[kind] -= 1
             return result
-        self._isolation.move(steps, alpha)
+        self._isolation.move(path, alpha)
         self.n_evaluations += 1
         return evaluate()
 
-    def _look(self, steps: Steps, alpha: float, evaluate: Callable[[], Any]) -> Any:
-        self._isolation.move(steps, alpha)
+    def _look(self, path: Path, alpha: float, evaluate: Callable[[], Any]) -> Any:
+        self._isolation.move(path, alpha)
         self.n_evaluations += 1
         began = time.monotonic()
         try:
             result = evaluate()
             self.seconds = time.monotonic() - began
         finally:
-            self._isolation.learn(steps, alpha)
+            self._isolation.learn(path, alpha)
         return result
 
     def _forward(self) -> Tensor:
         self._recalibrate()
         with precision_context(self._trainer), torch.set_grad_enabled(self._with_graph):
-            losses = [self._loss(i, batch).detach() for i, batch in self._batches]
+            losses = [self._loss(i, batch) for i, batch in self._batches]
         return _wide(losses)
 
     def _forward_with_outputs(self) -> Tensor:
@@ -341,11 +352,12 @@ class ModuleObjective:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             for tensor in output if isinstance(output, (tuple, list)) else [output]:
                 if type(tensor) is Tensor and tensor.is_floating_point():
-                    sums.append(tensor.detach().sum(dtype=torch.float64).cpu())
+                    sums.append(tensor.detach().sum(dtype=torch.float64))
 
         hook = register_module_forward_hook(note)
         try:
-            return torch.cat([self._forward().cpu(), *map(torch.atleast_1d, sums)])
+            losses = self._forward()
+            return torch.cat([losses, *(total.reshape(1).to(losses.device) for total in sums)])
         finally:
             hook.remove()
 
@@ -384,13 +396,15 @@ class ModuleObjective:
 
     def _loss(self, index: int, batch: Any) -> Tensor:
         output = self._step(batch, index)
-        loss = output.get("loss", output) if isinstance(output, Mapping) else output
+        loss = output
+        if not isinstance(output, Tensor) and isinstance(output, Mapping):
+            loss = output.get("loss", output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
                 "The step must return its loss as a tensor with one element, or a dict with that "
                 f"under 'loss'. Got {_shown(loss)}."
             )
-        return loss.reshape(())
+        return loss.reshape(()) if loss.ndim else loss
 
     def _recalibrate(self) -> None:
         if not self._norms:
@@ -412,7 +426,7 @@ def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:
 
 
 def _wide(losses: list[Tensor]) -> Tensor:
-    stacked = torch.stack(losses)
+    stacked = losses[0].detach().reshape(1) if len(losses) == 1 else torch.stack(losses).detach()
     return (stacked.cpu() if stacked.device.type == "mps" else stacked).double()
 
 

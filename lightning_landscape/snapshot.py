@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import is_
+from itertools import groupby
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from lightning_landscape.contents import (
     SKIPPED,
     attributes_of,
     content_of,
+    copier,
+    differing,
     differing_keys,
     is_plain,
     put_back,
@@ -119,14 +122,18 @@ class Snapshot:
             suspect: Take it that all tensors were, and do not compare them: that needs memory.
         """
         changes = Changes()
-        for i, (tensor, saved) in enumerate(zip(self._tensors, self._contents, strict=True)):
-            if (
-                suspect
-                or version_of(tensor) != self._versions[i]
-                or tensor.requires_grad is not self._tracked[i]
-                or not same_bits(tensor, saved)
-            ):
-                changes.tensors.add(i)
+        versions = [version_of(tensor) for tensor in self._tensors]
+        tracked = [tensor.requires_grad for tensor in self._tensors]
+        if suspect:
+            changes.tensors.update(range(len(versions)))
+        else:
+            changes.tensors.update(differing(self._tensors, self._contents))
+            changes.tensors.update(
+                i for i in range(len(versions)) if versions[i] != self._versions[i]
+            )
+            changes.tensors.update(
+                i for i in range(len(versions)) if tracked[i] is not self._tracked[i]
+            )
         for i, (array, saved) in enumerate(self._arrays):
             if array.shape != saved.shape or array.tobytes() != saved.tobytes():
                 changes.arrays.add(i)
@@ -165,10 +172,35 @@ class Snapshot:
         calls: list[Callable[[], None]] = []
         if changes.tensors:
             calls.append(self._rewriter(sorted(changes.tensors)))
-        rest = Changes(set(), changes.arrays, changes.generators, changes.containers, changes.keys)
+        if changes.keys:
+            calls.append(self._resetter(changes.keys))
+        rest = Changes(set(), changes.arrays, changes.generators, changes.containers)
         if rest:
             calls.append(lambda: self.restore(rest))
         return calls
+
+    def _resetter(self, keys: set[tuple[int, str]]) -> Callable[[], None]:
+        """Return what sets attributes again, and any other of the same owners.
+
+        Who keeps a count may also keep a best loss, and write to it elsewhere.
+        """
+        rows = []
+        for i, own in groupby(sorted(keys), key=itemgetter(0)):
+            owner, saved = self._namespaces[i]
+            space = getattr(owner, "__dict__", {})
+            learned = [key for _, key in own if key in space]
+            known = {key: saved[key] for key in learned if key in saved}
+            size = len(space) - len(learned) + len(known)  # without what was added
+            rows.append((owner, space, known, saved, size))
+
+        def reset() -> None:
+            for owner, space, known, saved, size in rows:
+                space.update(known)
+                if len(space) != size or not all(map(is_, map(space.get, saved), saved.values())):
+                    for key in list(differing_keys(attributes_of(owner), saved)):
+                        set_attribute(owner, key, saved)
+
+        return reset
 
     def places(self, changes: Changes) -> Places:
         """Return where the changes are, to be read and written again and again."""
@@ -195,14 +227,15 @@ class Snapshot:
 
     def _rewriter(self, indices: list[int]) -> Callable[[], None]:
         tensors = [self._tensors[i] for i in indices]
-        contents = [self._contents[i] for i in indices]
         tracked = [self._tracked[i] for i in indices]
+        copy = copier(tensors, [self._contents[i] for i in indices])
 
         def rewrite() -> None:
-            put_back(tensors, contents)
-            for tensor, requires_grad in zip(tensors, tracked, strict=True):
-                if tensor.requires_grad is not requires_grad:
-                    set_tracked(tensor, requires_grad)
+            copy()
+            if [tensor.requires_grad for tensor in tensors] != tracked:
+                for tensor, requires_grad in zip(tensors, tracked, strict=True):
+                    if tensor.requires_grad is not requires_grad:
+                        set_tracked(tensor, requires_grad)
 
         return rewrite
 

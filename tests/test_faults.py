@@ -212,8 +212,7 @@ def test_no_memory_to_compare_in_at_the_end(failing, monkeypatch):
     def probe_until_memory_runs_out():
         with probing(module, module.inputs()) as objective:
             objective.losses(direction_of(module), 1.0)
-            monkeypatch.setattr("lightning_landscape.snapshot.same_bits", comparing)
-            monkeypatch.setattr("lightning_landscape.isolation.same_bits", comparing)
+            monkeypatch.setattr("lightning_landscape.contents.same_bits", comparing)
             if failing:
                 raise ValueError("mine")
 

@@ -9,6 +9,7 @@ from hostile import GAN, differences, fit, gan_loss
 
 from lightning_landscape import SWA, AsymmetryMonitor, _lightning, isolation
 from lightning_landscape.snapshot import Snapshot
+from lightning_landscape.weights import Weights
 
 OPTIONS = {
     "plain": {},
@@ -77,7 +78,7 @@ def no_op(*args, **kwargs):
 # what is switched off, and how; without it the comparison above must fail
 PROTECTIONS = {
     "random numbers": (isolation, "_set_rng_states", no_op),
-    "weights": (isolation, "put_back", no_op),
+    "weights": (Weights, "put_back", no_op),
     "train and eval flags": (isolation, "_flags_kept", nothing),
     "the log": (isolation, "muted", nothing),
     "loggers": (_lightning, "dummy_loggers", nothing),

@@ -1,0 +1,251 @@
+"""The weights of a module on the move: along a direction, and back to the bit.
+
+Moving must cost little beside a forward pass. So a large tensor is written once, by
+`add(out=)`, and the small ones of a network with many are computed as one flat block and copied
+out together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_landscape.contents import differing, is_dense, overwriter, put_back, same_bits
+from lightning_landscape.params import Params
+
+__all__ = ["Path", "Weights", "same_place"]
+
+_SMALL = 2**12  # elements: below, calling torch costs more than adding
+_PIECE = 2**18  # elements that are compared at a time: a comparison must not need a copy
+# with these a sum has the same bits alone and within a block; half types round tails otherwise
+_BLOCK_TYPES = (torch.float32, torch.float64)
+
+_Kind: TypeAlias = tuple[torch.dtype, torch.device]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A direction, prepared to be walked often.
+
+    Attributes:
+        moving: Which tensors it moves.
+        single: Tensors moved one by one, each with its step.
+        blocks: Blocks of small tensors, each with its flat step.
+        ends: Where tensors are at `alpha = 1` if not at `start + step`, as rounding has it.
+    """
+
+    moving: frozenset[int] = frozenset()
+    single: list[tuple[int, Tensor]] = field(default_factory=list)
+    blocks: list[tuple[_Block, Tensor]] = field(default_factory=list)
+    ends: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Weights:
+    """The parameters of a module: where they were, where they start, and where they go.
+
+    Args:
+        module: Whose parameters.
+
+    Attributes:
+        names: Their names; tied ones once.
+        tensors: The live tensors, in the same order.
+        live: What they held.
+        start: What they hold at `alpha = 0`.
+        everything: All of them, by index.
+        displaced: Those that are not at their start.
+        own: Those that an evaluation was seen to write to itself.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = dict(module.named_parameters())
+        self.names, self.tensors = list(named), list(named.values())
+        self.index = {name: i for i, name in enumerate(self.names)}
+        self.live = [tensor.detach().clone() for tensor in self.tensors]
+        self.start = self.live
+        self._storages = {_storage(tensor) for tensor in self.tensors}
+        self.everything = frozenset(range(len(self.names)))
+        self.displaced: frozenset[int] = frozenset()
+        self.own: frozenset[int] = frozenset()
+        self._blocks: dict[tuple[int, ...], _Block] = {}
+        self._alias()
+
+    def stand(self, at: Params) -> None:
+        """Start at other weights; those not named start where they are now."""
+        self.start = [self._standing(i, at.get(name)) for i, name in enumerate(self.names)]
+        self.displaced = self.everything if at else frozenset()
+
+    def copied(self, name: str) -> Tensor:
+        """Return a copy of where a tensor starts; one that takes memory when it is written to."""
+        i = self.index[name]
+        start = self.start[i]
+        # not of a tensor that others own: it would move in memory when they write to it
+        return torch._lazy_clone(start) if start is self.live[i] else start.clone()
+
+    def path(self, direction: Params) -> Path:
+        """Prepare a direction: what it moves, on the devices of the weights and in their types."""
+        steps = {self.index[name]: step for name, step in direction.items()}
+        single: list[tuple[int, Tensor]] = []
+        kinds: dict[_Kind, list[int]] = {}
+        for i, step in steps.items():
+            start = self.start[i]
+            if step.dtype is not start.dtype or step.device != start.device:
+                steps[i] = step = step.to(start)
+            kind = self._kinds[i]
+            if kind:
+                kinds.setdefault(kind, []).append(i)
+            elif _moves(step):
+                single.append((i, step.detach()))
+        blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
+        moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
+        ends: Params = getattr(direction, "end", {})
+        placed = {self.index[name]: end for name, end in ends.items()}
+        return Path(moving, single, blocks, {i: placed[i] for i in placed if i in moving})
+
+    def move(self, path: Path, alpha: float) -> None:
+        """Go to `start + alpha * direction`, wherever the weights are now."""
+        if not same_place(self._plain, self._places):
+            self._alias()  # somebody gave a parameter other storage
+        moving = path.moving if alpha else frozenset()
+        if self.displaced is not moving or self.own:
+            self.go_back((self.displaced | self.own) - moving)
+        self.displaced = moving
+        if not alpha:
+            return
+        for i, step in path.single:
+            torch.add(self.start[i], step, alpha=alpha, out=self._data[i])
+        for block, step in path.blocks:
+            block.put(step, alpha)
+        if alpha == 1:  # in floating point start + (end - start) need not be the end
+            for i, end in path.ends.items():
+                self._data[i].copy_(end)
+
+    def go_back(self, indices: frozenset[int]) -> None:
+        """Bring some to their start."""
+        put_back([self.tensors[i] for i in indices], [self.start[i] for i in indices])
+
+    def put_back(self) -> None:
+        """Bring all back to where they were before anything."""
+        put_back(self.tensors, self.live)
+
+    def written(self, path: Path, alpha: float) -> frozenset[int]:
+        """Return which do not hold what the last `move` put there."""
+        ends = path.ends if alpha == 1 else {}
+        expected = list(self.start)
+        sums: dict[int, Tensor] = {}
+        if alpha:
+            for block, _ in path.blocks:
+                for i, part in zip(block.own, block.parts, strict=True):
+                    expected[i] = part
+            sums = {i: step for i, step in path.single if i not in ends}
+        for i, end in ends.items():
+            expected[i] = end
+        whole = [i for i in range(len(self.tensors)) if i not in sums]
+        found = differing([self.tensors[i] for i in whole], [expected[i] for i in whole])
+        return frozenset([whole[i] for i in found]).union(
+            i
+            for i, step in sums.items()
+            if not _is_sum(self.tensors[i], self.start[i], step, alpha)
+        )
+
+    def astray(self) -> list[int]:
+        """Return which should be at their start and are not."""
+        quiet = sorted(self.everything - self.displaced - self.own)
+        found = differing([self.tensors[i] for i in quiet], [self.start[i] for i in quiet])
+        return [quiet[i] for i in found]
+
+    def _standing(self, i: int, at: Tensor | None) -> Tensor:
+        tensor, live = self.tensors[i], self.live[i]
+        if at is not None:
+            at = at.detach()
+            return at.clone() if _storage(at) in self._storages else at.to(live)
+        return live if same_bits(tensor, live) else tensor.detach().clone()
+
+    def _alias(self) -> None:
+        """Look through the parameters at their data, past their version counters."""
+        self._data = [tensor.data for tensor in self.tensors]
+        self._plain = [tensor for tensor in self.tensors if is_dense(tensor)]
+        self._places = [tensor.data_ptr() for tensor in self._plain]
+        self._kinds = [_kind_of_small(tensor) for tensor in self.tensors]
+        for block in self._blocks.values():
+            block.aim([self._data[i] for i in block.own])
+
+    def _moving(self, own: list[int], steps: dict[int, Tensor]) -> list[tuple[_Block, Tensor]]:
+        """Return the block of those small tensors that a direction moves, and their flat step."""
+        with torch.no_grad():
+            flat = torch.cat([steps[i].reshape(-1) for i in own])
+        sizes = [steps[i].numel() for i in own]
+        # in one go: asking each tensor would cost more than moving it
+        moved = np.logical_or.reduceat(flat.cpu().numpy() != 0, np.cumsum([0, *sizes[:-1]]))
+        if not moved.all():
+            own = [i for i, moves in zip(own, moved, strict=True) if moves]
+            if not own:
+                return []
+            with torch.no_grad():
+                flat = torch.cat([steps[i].reshape(-1) for i in own])
+        key = tuple(own)
+        if key not in self._blocks:
+            targets, start = [self._data[i] for i in own], [self.start[i] for i in own]
+            self._blocks[key] = _Block(key, targets, start)
+        return [(self._blocks[key], flat)]
+
+
+class _Block:
+    """Small tensors of one type on one device, that are moved together."""
+
+    def __init__(self, own: tuple[int, ...], targets: list[Tensor], start: list[Tensor]) -> None:
+        self.own = own
+        self._start = torch.cat([tensor.reshape(-1) for tensor in start])
+        self._moved = torch.empty_like(self._start)
+        parts = self._moved.split([tensor.numel() for tensor in start])
+        self.parts = [part.view(to.shape) for part, to in zip(parts, start, strict=True)]
+        self.aim(targets)
+
+    def aim(self, targets: list[Tensor]) -> None:
+        """Write to these from now on."""
+        self._write = overwriter(targets, self.parts)
+
+    def put(self, step: Tensor, alpha: float) -> None:
+        """Let the tensors hold `start + alpha * step`."""
+        torch.add(self._start, step, alpha=alpha, out=self._moved)
+        self._write()
+
+
+def same_place(tensors: Sequence[Tensor], places: list[int]) -> bool:
+    """Return whether the tensors are in memory where they were."""
+    return [tensor.data_ptr() for tensor in tensors] == places
+
+
+def _moves(step: Tensor) -> bool:
+    # in pieces: `any` of all would take memory, and most often the first piece tells
+    pieces = step.reshape(-1).split(_PIECE) if is_dense(step) else (step,)
+    return any(bool(piece.any()) for piece in pieces)
+
+
+def _kind_of_small(tensor: Tensor) -> _Kind | None:
+    small = is_dense(tensor) and 0 < tensor.numel() <= _SMALL and tensor.dtype in _BLOCK_TYPES
+    return (tensor.dtype, tensor.device) if small else None
+
+
+def _storage(tensor: Tensor) -> int:
+    # weights to stand at may be the module's own, which are about to move
+    return tensor.untyped_storage()._cdata if is_dense(tensor) else id(tensor)
+
+
+def _is_sum(tensor: Tensor, start: Tensor, step: Tensor, alpha: float) -> bool:
+    """Return whether a tensor is `start + alpha * step` to the bit, in pieces if it is large."""
+    now = tensor.detach()
+    if tensor.dtype not in _BLOCK_TYPES or not all(
+        is_dense(t) and t.is_contiguous() for t in (now, start, step)
+    ):
+        return same_bits(now, torch.add(start, step, alpha=alpha))
+    put = torch.empty(min(_PIECE, now.numel()), dtype=now.dtype, device=now.device)
+    pieces = zip(*(t.view(-1).split(_PIECE) for t in (now, start, step)), strict=True)
+    return all(
+        same_bits(piece, torch.add(a, b, alpha=alpha, out=put[: len(piece)]))
+        for piece, a, b in pieces
+    )
