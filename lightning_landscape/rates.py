@@ -11,23 +11,31 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_landscape.asymmetry import AsymmetryScore
+from lightning_landscape.sequential import sequential_design
 
 __all__ = ["AsymmetryRate", "median_interval"]
 
 
 class AsymmetryRate(Metric):
-    """The share of directions that are asymmetric, with its Wilson score interval.
+    """The share of directions that are asymmetric, with an interval.
 
     A direction counts when its `ratio` exceeds `c` and the slice could be judged, that is, its
     verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. Uniform
     directions share most of their length (cosine 3/4), so that their interval is too narrow.
 
+    The interval is Wilson's, made for a number of directions that was chosen beforehand. With
+    `precision` it is that of `SequentialDesign`, made for drawing until `is_precise`; Wilson's
+    would then miss too often.
+
     Args:
         c: How many times steeper the steep side must be.
         confidence: Coverage of the interval.
+        precision: Half of the width of the interval to stop at; None if the number of directions
+            does not depend on what they showed.
 
     Raises:
-        ValueError: If `c` is below 1 or `confidence` not between 0 and 1.
+        ValueError: If `c` is below 1, `confidence` not between 0 and 1 or `precision` not between
+            0.03 and 0.5; on `compute` if directions went on after `is_precise`.
 
     References:
         Wilson (1927), Probable inference, the law of succession, and statistical inference.
@@ -49,7 +57,14 @@ class AsymmetryRate(Metric):
     asymmetric: Tensor
     total: Tensor
 
-    def __init__(self, c: float = 2.0, confidence: float = 0.95, **kwargs: object) -> None:
+    def __init__(
+        self,
+        c: float = 2.0,
+        confidence: float = 0.95,
+        *,
+        precision: float | None = None,
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         if not c >= 1:
             raise ValueError(f"`c` must be at least 1. Got {c}.")
@@ -59,20 +74,35 @@ class AsymmetryRate(Metric):
             )
         self.c = c
         self.confidence = confidence
+        self.precision = precision
+        if precision is not None:
+            sequential_design(precision, confidence)
         self.add_state("asymmetric", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, score: AsymmetryScore) -> None:
-        """Count one direction."""
-        judged = score.verdict not in ("off-minimum", "unresolved")
-        self.asymmetric += int(judged and score.ratio > self.c)
+    @property
+    def is_precise(self) -> bool:
+        """Whether the interval is as narrow as `precision`; never without one."""
+        if self.precision is None:
+            return False
+        design = sequential_design(self.precision, self.confidence)
+        return design.stops(int(self.asymmetric), int(self.total))
+
+    def update(self, score: AsymmetryScore | None) -> None:
+        """Count one direction; None is one that `cannot_count`."""
+        if score is not None:
+            judged = score.verdict not in ("off-minimum", "unresolved")
+            self.asymmetric += int(judged and score.ratio > self.c)
         self.total += 1
 
     def compute(self) -> dict[str, Tensor]:
         """Return `rate`, `low`, `high` and `n`, float64 scalars; nan, 0, 1 and 0 before any."""
         k, n = int(self.asymmetric), int(self.total)
         rate = k / n if n else math.nan
-        low, high = _wilson(k, n, self.confidence)
+        if self.precision is None:
+            low, high = _wilson(k, n, self.confidence)
+        else:
+            low, high = sequential_design(self.precision, self.confidence).interval(k, n)
         values = {"rate": rate, "low": low, "high": high, "n": float(n)}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 

@@ -1,0 +1,155 @@
+"""A share, to a wanted precision: draw one by one and stop once the interval is narrow.
+
+An interval made for a fixed number of draws is wrong where the draws decide when to stop: it misses
+more often than it says. The one here knows the rule it was stopped by. Order the ways a series can
+end, from low to high: the sooner it stopped for few successes the lower, the sooner for many the
+higher, between them those that went on, by their successes. The interval ends at the shares under
+which this end of the series, or one further out, has half of the allowed error. With a fixed
+number of draws that is Clopper's and Pearson's interval.
+
+It covers every share as often as it says. Turning failures of a series into successes never lowers
+its place in the order, so the chance of an end this low or lower falls as the share grows. A share
+lies above the interval only when, under that share, the end is among the lowest, whose chance is
+half of the error; and likewise below. Nothing in the argument knows how long a series may become.
+So it may also be cut off after a number of draws that was fixed before the first of them: the
+interval is then wider than wanted and as valid.
+
+References:
+    Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of
+    the binomial. Jennison, Turnbull (1983), Confidence intervals for a binomial parameter following
+    a multistage test.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+__all__ = ["FIRST", "SequentialDesign", "check_precision", "sequential_design"]
+
+FIRST = 8  # draws before the first look
+
+
+class SequentialDesign:
+    """When to stop drawing yes or no, and the interval for the share of yes.
+
+    Args:
+        precision: Half of the width that the interval shall have.
+        confidence: Its least coverage, whatever the share.
+
+    Attributes:
+        n_least: The fewest draws a series stops after: those of one answer only.
+        n_most: The most: by then all series have stopped.
+
+    Raises:
+        ValueError: If the precision is not between 0.03 and 0.5 or the confidence not between 0
+            and 1.
+
+    Example:
+        >>> design = SequentialDesign(precision=0.1)
+        >>> design.n_least, design.n_most
+        (17, 104)
+        >>> design.stops(0, 16), design.stops(0, 17), design.stops(1, 17)
+        (False, True, False)
+        >>> [round(end, 3) for end in design.interval(0, 17)]
+        [0.0, 0.195]
+    """
+
+    def __init__(self, precision: float = 0.1, confidence: float = 0.95) -> None:
+        check_precision(precision)
+        if not 0 < confidence < 1:
+            raise ValueError(
+                f"`confidence` must be between 0 and 1, such as 0.95. Got {confidence}."
+            )
+        self.precision = precision
+        self.confidence = confidence
+        # of the series that had not stopped before n draws, k of them yes: the log of their number
+        self._series = [np.zeros(1)]
+        # after n draws, stop where the rarer answer came so often or less
+        self._rarest = [-1]
+        # the ends for few successes so far: k, n and the log of the number of series
+        self._low_ends = np.empty((0, 3))
+        self.n_most = 0
+        while 2 * self._rarest[-1] < self.n_most - 1:
+            self._extend()
+        self.n_least = next(n for n, rarest in enumerate(self._rarest) if rarest >= 0)
+
+    def stops(self, k: int, n: int) -> bool:
+        """Return whether to stop after `n` draws, `k` of them yes."""
+        return n >= self.n_most or min(k, n - k) <= self._rarest[n]
+
+    def interval(self, k: int, n: int) -> tuple[float, float]:
+        """Return the interval for the share of yes after `n` draws, `k` of them yes.
+
+        Raises:
+            ValueError: If all series with these numbers have stopped before.
+        """
+        if n > self.n_most or np.isneginf(self._series[n][k]):
+            raise ValueError(
+                "`n` must not go on once the interval is narrow enough, which it is only for those "
+                f"who stop then: draw until `stops`. Got k={k}, n={n} at {self.precision=}."
+            )
+        return 1 - self._high(n - k, n), self._high(k, n)
+
+    def ends(self, n_most: int | None = None) -> list[tuple[int, int, float]]:
+        """Return all ends `(k, n, log of the number of series)`, cut off after `n_most` draws."""
+        last = self.n_most if n_most is None else min(n_most, self.n_most)
+        return [
+            (k, n, float(series))
+            for n in range(last + 1)
+            for k, series in enumerate(self._series[n])
+            if not np.isneginf(series) and (n == last or self.stops(k, n))
+        ]
+
+    def _extend(self) -> None:
+        """Draw once more, and find where to stop then."""
+        n, rarest = self.n_most + 1, self._rarest[-1]
+        going_on = self._series[-1].copy()
+        going_on[: rarest + 1] = going_on[n - 1 - rarest :] = -math.inf
+        none = [-math.inf]
+        series = np.logaddexp(np.append(going_on, none), np.append(none, going_on))
+        self._series.append(series)
+        self._rarest.append(rarest)
+        self.n_most = n
+        if n < FIRST:
+            return
+        for k in range(int(np.isfinite(series).argmax()), n // 2 + 1):
+            low, high = self.interval(k, n)
+            if high - low > 2 * self.precision:
+                break
+            self._rarest[n] = k
+            self._low_ends = np.concatenate([self._low_ends, np.array([[k, n, series[k]]])])
+
+    def _high(self, k: int, n: int) -> float:
+        """Return the share under which an end as low or lower has half of the error."""
+        if k == n:
+            return 1.0
+        sooner = self._low_ends[self._low_ends[:, 1] < n]
+        here = np.stack([np.arange(k + 1), np.full(k + 1, n), self._series[n][: k + 1]], axis=1)
+        yes, draws, series = np.concatenate([sooner, here]).T
+        low, high = 0.0, 1.0
+        while high - low > 1e-12:
+            share = (low + high) / 2
+            chances = series + yes * math.log(share) + (draws - yes) * math.log1p(-share)
+            if np.exp(chances).sum() > (1 - self.confidence) / 2:
+                low = share
+            else:
+                high = share
+        return high
+
+
+def check_precision(precision: float) -> None:
+    """Raise a `ValueError` unless a precision is between 0.03 and 0.5."""
+    if not 0.03 <= precision < 0.5:
+        raise ValueError(
+            "`precision` must be half of the width of an interval for a share, from 0.03, which "
+            f"may take 1098 draws, to below 0.5. Got {precision!r}."
+        )
+
+
+@lru_cache(maxsize=8)
+def sequential_design(precision: float, confidence: float = 0.95) -> SequentialDesign:
+    """Return a `SequentialDesign`, made once."""
+    return SequentialDesign(precision, confidence)
