@@ -23,6 +23,7 @@ __all__ = [
     "AsymmetryScore",
     "Verdict",
     "asymmetry_ratio",
+    "cannot_count",
     "is_asymmetric",
     "score_asymmetry",
 ]
@@ -186,6 +187,35 @@ def is_asymmetric(slice: Slice, *, r: float, p: float, c: float, zeta: float) ->
         bool((flat < p).all() and (steep > c * p).all())
         for flat, steep in (sides.slopes(side, zeta, r) for side in (1, -1))
     )
+
+
+def cannot_count(part: Slice, *, c: float = 2.0) -> bool:
+    """Return whether the outer points of a slice rule out that it counts as asymmetric.
+
+    Whatever the points between are, the whole would be `"unresolved"`, because the centre is not
+    finite or a loss on either side is not; or its ratio is at most `c`, because that of the known
+    intervals is: more of them never raise the least slope nor lower the greatest.
+
+    Args:
+        part: The losses at 0 and at the outermost pairs of alphas, none left out between those.
+        c: How many times steeper the steep side must be to count, see `AsymmetryRate`.
+
+    Returns:
+        Whether it is ruled out. True is final; False says nothing.
+
+    Example:
+        >>> alphas = torch.tensor([-6.0, -5.0, 0.0, 5.0, 6.0])  # ±1 to ±4 are not known
+        >>> cannot_count(Slice(alphas, torch.tensor([7.0, 6.0, 0.0, 5.0, 6.5])))
+        True
+    """
+    sides = _Sides.of(part.alphas, part.mean)
+    if sides.plus.isnan().any() or (sides.plus.isinf().any() and sides.minus.isinf().any()):
+        return True
+    innermost, radius = float(sides.distance[1]), float(sides.distance[-1])
+    if innermost == radius:  # two points make no interval
+        return False
+    zeta = max(innermost, radius / 2)
+    return max(_ratio_with_flat_side(sides, side, zeta, radius) for side in (1, -1)) <= c
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ __all__ = [
     "Objective",
     "Slice",
     "check_direction",
+    "evaluate_pairs",
     "evaluate_slice",
     "grid_index",
     "line_grid",
@@ -105,8 +106,8 @@ class Objective(Protocol):
     """The loss of a module on fixed batches as a function of its weights.
 
     The same weights always give the same bits, whatever was evaluated before. An objective may also
-    have `mode: str`, and `gather(losses) -> losses`, which joins the batches of all processes once
-    per slice.
+    have `mode: str`, and `gather(losses) -> losses`, which joins the batches of all processes: once
+    per slice, or per pair where every pair decides whether there is another.
     """
 
     @property
@@ -219,16 +220,79 @@ def evaluate_slice(
         [2.0, 0.5, 0.0, 0.5, 2.0]
     """
     alphas = _checked_alphas(alphas)
+    losses = _gathered(objective, objective.along(direction), alphas)
+    return _slice(objective, direction, alphas, losses, label)
+
+
+def evaluate_pairs(
+    objective: Objective,
+    direction: Params,
+    alphas: Tensor,
+    centre: Tensor,
+    *,
+    enough: Callable[[Slice], bool],
+    label: str = "",
+) -> Slice | None:
+    """Evaluate `-alpha` and `+alpha` together, from the ends of a slice inwards, until enough.
+
+    Costs two evaluations a pair: `n_points - 1` for a whole slice, the same as `evaluate_slice`
+    gives, bit for bit. A slice that was stopped is not there: points that were not evaluated have
+    no loss, so that nothing can be computed from them as if they had.
+
+    Args:
+        objective: What to evaluate.
+        direction: Where to walk; names that it lacks stay where they are.
+        alphas: How far, a grid symmetric about 0.
+        centre: The losses at 0, the same in every direction: those of a slice, `[n_batches]`.
+        enough: Is shown 0 and the pairs so far after each of them, and says whether to stop. Alike
+            on all processes, for it sees the batches of all.
+        label: What the direction is, for people.
+
+    Returns:
+        The whole slice, or None if it was stopped.
+
+    Raises:
+        ValueError: If the grid is not symmetric about 0.
+
+    Example:
+        >>> bowl = FunctionObjective(lambda p: p["x"] ** 2 / 2, {"x": torch.tensor(0.0)})
+        >>> ahead, grid, zero = {"x": torch.tensor(1.0)}, symmetric_grid(2.0, 5), torch.zeros(1)
+        >>> evaluate_pairs(bowl, ahead, grid, zero, enough=lambda part: False).mean.tolist()
+        [2.0, 0.5, 0.0, 0.5, 2.0]
+        >>> evaluate_pairs(bowl, ahead, grid, zero, enough=lambda part: True) is None
+        True
+    """
+    alphas = _checked_alphas(alphas)
+    middle = len(alphas) // 2
+    if not torch.allclose(alphas, -alphas.flip(0), rtol=0, atol=1e-9 * float(alphas[-1])):
+        raise ValueError(
+            "`alphas` must be a grid symmetric about 0 to be evaluated in pairs. Got "
+            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points)."
+        )
     loss = objective.along(direction)
-    losses = torch.stack(list(map(loss, alphas.tolist())))
+    below: list[Tensor] = []
+    above: list[Tensor] = []
+    for i in range(middle):
+        low, high = _gathered(objective, loss, alphas[[i, -1 - i]])
+        below, above = [*below, low], [high, *above]
+        known = [*range(i + 1), middle, *range(-1 - i, 0)]
+        part = Slice(alphas[known], torch.stack([*below, centre, *above]))
+        if len(known) < len(alphas) and enough(part):
+            return None
+    losses = torch.stack([*below, centre, *above])
+    return _slice(objective, direction, alphas, losses, label)
+
+
+def _gathered(objective: Objective, loss: LossAlong, alphas: Tensor) -> Tensor:
     gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
-    return Slice(
-        alphas=alphas,
-        losses=gather(losses),
-        distance=l2_norm(direction),
-        mode=getattr(objective, "mode", "function"),
-        label=label,
-    )
+    return gather(torch.stack([loss(alpha) for alpha in alphas.tolist()]))
+
+
+def _slice(
+    objective: Objective, direction: Params, alphas: Tensor, losses: Tensor, label: str
+) -> Slice:
+    mode = getattr(objective, "mode", "function")
+    return Slice(alphas, losses, distance=l2_norm(direction), mode=mode, label=label)
 
 
 def symmetric_grid(radius: float, n_points: int) -> Tensor:
