@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from lightning_landscape._lightning import (
     rank_zero_info,
 )
 from lightning_landscape.asymmetry import (
-    AsymmetryScore,
+    cannot_count,
     score_asymmetry,
 )
 from lightning_landscape.batch_norm import batch_norms
@@ -35,7 +35,7 @@ from lightning_landscape.monitor import Monitor, OnError
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
 from lightning_landscape.probing import LossFn, ModuleObjective
-from lightning_landscape.ranks import everybody
+from lightning_landscape.ranks import everybody, lowest
 from lightning_landscape.rates import AsymmetryRate
 from lightning_landscape.reporting import (
     family_scalars,
@@ -46,7 +46,14 @@ from lightning_landscape.reporting import (
     tag,
 )
 from lightning_landscape.schedule import Schedule, check_whole
-from lightning_landscape.slices import Slice, evaluate_slice, line_grid, symmetric_grid
+from lightning_landscape.sequential import FIRST, check_precision, sequential_design
+from lightning_landscape.slices import (
+    Slice,
+    evaluate_pairs,
+    evaluate_slice,
+    line_grid,
+    symmetric_grid,
+)
 
 if TYPE_CHECKING:
     from lightning_landscape.swa import SWA
@@ -88,11 +95,21 @@ class AsymmetryMonitor(Monitor):
     An evaluation is a forward pass over each kept batch; two with `mode="recalibrated"`. The first
     log line says what that takes here.
 
+    With `n_directions="auto"` a family draws until its rate is known to `precision`: 17 directions
+    where all or none are asymmetric, 104 where half are, at the default. `rate_low` and `rate_high`
+    are then the interval of `SequentialDesign`, which such looking does not spoil, and
+    `landscape/<family>/n_directions` is how many it took. The first 8 directions are evaluated
+    whole, and all but the rate is about them alone. The others are evaluated in pairs, inwards from
+    the ends, and left as soon as `cannot_count` knows that they do not count: they tell the rate
+    what it would know anyway, and no other number, for those that are left are not like the others.
+    `max_overhead` decides before the first how many directions a probe can afford, 8 or more; the
+    interval may then be wider, and holds all the same.
+
     Args:
         every_n_epochs: Probe after every so many epochs; by default after each.
         every_n_steps: Or after every so many optimizer steps.
         families: How directions are drawn: `"<distribution>[@<group>]"`, see `sample_direction`.
-        n_directions: Directions a family.
+        n_directions: Directions a family; `"auto"` for as many as `precision` needs.
         n_points: Alphas a direction; 4 k + 1.
         radius: How far to walk, in units of `normalize`.
         normalize: How long directions are, see `sample_direction`.
@@ -108,6 +125,8 @@ class AsymmetryMonitor(Monitor):
         seed: Seed of the directions and of the random numbers inside evaluations.
         on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
             on. `"raise"`: it raises.
+        precision: With `n_directions="auto"`, half of the width that the interval of the rate shall
+            have, from 0.03 up; otherwise of no effect.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
@@ -128,7 +147,7 @@ class AsymmetryMonitor(Monitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         families: Sequence[str] = ("gaussian", "uniform@norm", "sign"),
-        n_directions: int = 8,
+        n_directions: int | Literal["auto"] = 8,
         n_points: int = 13,
         radius: float = 0.6,
         normalize: Normalize = "filter",
@@ -140,6 +159,7 @@ class AsymmetryMonitor(Monitor):
         max_overhead: float | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
+        precision: float = 0.1,
     ) -> None:
         super().__init__(
             Schedule.of(every_n_epochs, every_n_steps),
@@ -155,13 +175,14 @@ class AsymmetryMonitor(Monitor):
                 f"{getattr(swa, '__name__', type(swa).__name__)}."
             )
         self.families = (families,) if isinstance(families, str) else tuple(families)
-        self.n_directions = n_directions
+        self.n_directions: int | Literal["auto"] = n_directions
+        self.precision = precision
         self.n_batches = n_batches
         self.normalize: Normalize = normalize
         self.swa = swa
         self.validation = validation
         self.alphas = _checked_grid(radius, n_points)
-        _check(self.families, n_directions, n_batches, normalize)
+        _check(self.families, n_directions, precision, n_batches, normalize)
         self._moving = self.families  # those with something to move in the module at hand
         self._train: list[KeptBatch] = []
         self._validation: list[KeptBatch] = []
@@ -170,9 +191,26 @@ class AsymmetryMonitor(Monitor):
 
     @property
     def n_evaluations(self) -> int:
-        """Evaluations in one probe, besides those to learn from."""
+        """Evaluations in one probe, besides those to learn from; with `"auto"` the most."""
+        further = self._n_most - self._n_whole
+        return self._n_least + len(self._moving) * further * (len(self.alphas) - 1)
+
+    @property
+    def _n_least(self) -> int:
         line = len(_line()) if self.swa is not None and self.swa.n_averaged else 0
-        return len(self._moving) * self.n_directions * len(self.alphas) + line
+        return len(self._moving) * self._n_whole * len(self.alphas) + line
+
+    @property
+    def _n_whole(self) -> int:
+        """Directions a family whose slices are always whole."""
+        return FIRST if self.n_directions == "auto" else self.n_directions
+
+    @property
+    def _n_most(self) -> int:
+        """Directions a family at most."""
+        if self.n_directions == "auto":
+            return sequential_design(self.precision).n_most
+        return self.n_directions
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
@@ -278,29 +316,68 @@ class AsymmetryMonitor(Monitor):
             if not self.n_evaluations:
                 return None
             objective.learn()
-            if not self.announce(self.n_evaluations, objective.seconds, trainer):
+            most = self.n_evaluations
+            if not self.announce(self._n_least, objective.seconds, trainer, most=most):
                 return None
+            began = objective.n_evaluations
+            n_most = self._affordable(objective.seconds, module.device)
             families = {
-                family: [
-                    self._slice(objective, module, family, k) for k in range(self.n_directions)
-                ]
-                for family in self._moving
+                family: self._draw(objective, module, family, n_most) for family in self._moving
             }
             line: list[Slice] = []
             if self.swa is not None and self.swa.n_averaged:
                 direction = difference(self.swa.weights, objective.params)
                 line = self._split(evaluate_slice(objective, direction, _line(), label="swa"))
+            self._least = self._n_least / (objective.n_evaluations - began)
         return _Result(families, line)
 
-    def _slice(self, objective: ModuleObjective, module: Any, family: str, k: int) -> list[Slice]:
-        direction = sample_direction(
+    def _affordable(self, seconds: float, device: torch.device) -> int:
+        """Return how many directions a family may draw, fixed before what they show is known."""
+        if self.n_directions != "auto" or self.max_overhead is None:
+            return self._n_most
+        spare = self._budget.left(time.monotonic()) - self._n_least * seconds
+        one_more = len(self._moving) * (len(self.alphas) - 1) * seconds
+        further = int(max(spare, 0.0) // one_more) if one_more else self._n_most
+        return lowest(min(self._n_whole + further, self._n_most), device)
+
+    def _draw(self, objective: ModuleObjective, module: Any, family: str, n_most: int) -> _Drawn:
+        """Evaluate the slices of a family, and as many further ones as its rate needs."""
+        whole = [
+            evaluate_slice(
+                objective, self._direction(objective, module, family, k), self.alphas, label=family
+            )
+            for k in range(self._n_whole)
+        ]
+        slices = [self._split(joint) for joint in whole]
+        # ranks share their directions: summing over them would count each direction many times
+        precision = self.precision if self.n_directions == "auto" else None
+        rate = AsymmetryRate(precision=precision, sync_on_compute=False)
+        for train, *_ in slices:
+            rate.update(score_asymmetry(train))
+        centre = whole[0].losses[len(self.alphas) // 2]
+        for k in range(self._n_whole, n_most):
+            if rate.is_precise:
+                break
+            line = evaluate_pairs(
+                objective,
+                self._direction(objective, module, family, k),
+                self.alphas,
+                centre,
+                enough=lambda part: cannot_count(self._split(part)[0], c=rate.c),
+            )
+            rate.update(None if line is None else score_asymmetry(self._split(line)[0]))
+        return _Drawn(slices, rate)
+
+    def _direction(
+        self, objective: ModuleObjective, module: Any, family: str, k: int
+    ) -> dict[str, Tensor]:
+        return sample_direction(
             objective.params,
             family,
             module=module,
             generator=direction_generator(self.seed, family, k),
             normalize=self.normalize,
         )
-        return self._split(evaluate_slice(objective, direction, self.alphas, label=family))
 
     def _split(self, joint: Slice) -> list[Slice]:
         """Part the validation batches from the train batches they were evaluated with."""
@@ -314,12 +391,12 @@ class AsymmetryMonitor(Monitor):
         ]
 
     def _report_family(
-        self, trainer: Any, family: str, measured: list[list[Slice]], step: int
+        self, trainer: Any, family: str, measured: _Drawn, step: int
     ) -> dict[str, float]:
-        train = [pair[0] for pair in measured]
-        validation = [pair[1] for pair in measured if len(pair) > 1]
+        train = [pair[0] for pair in measured.slices]
+        validation = [pair[1] for pair in measured.slices if len(pair) > 1]
         scores = [score_asymmetry(line) for line in train]
-        rate = _rate(scores)
+        rate = measured.rate.compute()
         history = self._history.setdefault(family, [])
         history.append((step, _median_rise(train)))
         steps = [at for at, _ in history]
@@ -339,7 +416,8 @@ class AsymmetryMonitor(Monitor):
         save_slices(trainer, family, train, step)
         if validation:
             save_slices(trainer, f"{family}-val", validation, step)
-        return family_scalars(family, scores, rate)
+        drawn = {tag("n_directions", family=family): float(rate["n"])}
+        return family_scalars(family, scores, rate) | (drawn if measured.rate.precision else {})
 
     def _report_line(self, trainer: Any, line: list[Slice], step: int) -> dict[str, float]:
         scores = [compare_ends(part) for part in line]
@@ -381,10 +459,18 @@ class AsymmetryMonitor(Monitor):
 
 
 @dataclass(frozen=True)
-class _Result:
-    """Slices a family and direction, `[train]` or `[train, validation]`; and the line likewise."""
+class _Drawn:
+    """The whole slices, each `[train]` or `[train, validation]`; the rate, also of further ones."""
 
-    families: dict[str, list[list[Slice]]]
+    slices: list[list[Slice]]
+    rate: AsymmetryRate
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a family was found to be, and the line, `[train]` or `[train, validation]`."""
+
+    families: dict[str, _Drawn]
     line: list[Slice] = field(default_factory=list)
 
 
@@ -395,14 +481,6 @@ def direction_generator(seed: int, family: str, k: int) -> torch.Generator:
 
 def _line() -> Tensor:
     return line_grid(_LINE_OVERHANG)
-
-
-def _rate(scores: list[AsymmetryScore]) -> dict[str, Tensor]:
-    # ranks share their directions: summing over them would count each direction many times
-    rate = AsymmetryRate(sync_on_compute=False)
-    for score in scores:
-        rate.update(score)
-    return rate.compute()
 
 
 def _median_rise(slices: list[Slice]) -> Tensor:
@@ -434,7 +512,11 @@ def _checked_grid(radius: float, n_points: int) -> Tensor:
 
 
 def _check(
-    families: tuple[str, ...], n_directions: int, n_batches: int, normalize: Normalize
+    families: tuple[str, ...],
+    n_directions: int | Literal["auto"],
+    precision: float,
+    n_batches: int,
+    normalize: Normalize,
 ) -> None:
     if not families:
         raise ConfigurationError("`families` must name at least one, such as 'gaussian'. Got none.")
@@ -443,8 +525,15 @@ def _check(
             split_family(family)
     if len(set(families)) != len(families):
         raise ConfigurationError(f"`families` must not repeat one. Got {list(families)}.")
-    for name, n in (("n_directions", n_directions), ("n_batches", n_batches)):
-        check_whole(name, n)
+    if isinstance(n_directions, str) and n_directions != "auto":
+        raise ConfigurationError(
+            f"`n_directions` must be a whole number from 1 up or 'auto'. Got {n_directions!r}."
+        )
+    if n_directions != "auto":
+        check_whole("n_directions", n_directions)
+    with as_configuration():
+        check_precision(precision)
+    check_whole("n_batches", n_batches)
     if normalize not in get_args(Normalize):
         raise ConfigurationError(
             f"`normalize` must be one of {list(get_args(Normalize))}. Got {normalize!r}."

@@ -65,7 +65,8 @@ class Monitor(Callback):
         self._last_global_step = 0
         self._module: weakref.ref[Any] | None = None
         self._warned = False
-        self._forecast = float("nan")  # seconds the next probe will take
+        self._forecast = float("nan")  # seconds the next probe will take, at least
+        self._least = 1.0  # the share of the last probe that the next cannot do without
         self._promised: float | None = None  # what the first was said to take
         self._n_due, self._n_left_out = 0, 0
         self._budget = Budget(None, 0.0)
@@ -177,7 +178,7 @@ class Monitor(Callback):
         took = now - began
         self._budget.spent += took
         if self._n_left_out == left_out:  # else it was only opened and found too long
-            self._forecast = took
+            self._forecast = self._least * took
             self._correct(took)
         self._period_began = now
 
@@ -196,19 +197,21 @@ class Monitor(Callback):
                     "on; further failures are not reported. See it raised with on_error='raise'."
                 )
 
-    def announce(self, n_evaluations: int, seconds: float, trainer: Any) -> bool:
+    def announce(self, n_evaluations: int, seconds: float, trainer: Any, *, most: int = 0) -> bool:
         """Say once what a probe costs; return whether the budget allows this one.
 
         Args:
             n_evaluations: Evaluations in one probe.
             seconds: What one evaluation takes.
             trainer: Whose ranks all decide the same.
+            most: Evaluations in the longest probe, where they differ.
         """
         now = time.monotonic()
         self._forecast = n_evaluations * seconds
         if self._promised is None:
-            self._promised = self._forecast
-            cost = predicted_cost(n_evaluations, seconds, self.schedule, now - self._period_began)
+            self._promised = max(n_evaluations, most) * seconds
+            period = now - self._period_began
+            cost = predicted_cost(n_evaluations, seconds, self.schedule, period, most=most)
             rank_zero_info(f"\n{type(self).__name__}: {cost}.")
         return self._affords(trainer, now)
 

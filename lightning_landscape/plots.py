@@ -46,7 +46,8 @@ def plot_slices(
         family: What the directions are called.
         slices: One slice a direction, on one grid.
         scores: Their scores.
-        rate: `rate`, `low`, `high` and `n`, as `AsymmetryRate.compute` gives them.
+        rate: `rate`, `low`, `high` and `n`, as `AsymmetryRate.compute` gives them; of these and
+            perhaps of further directions.
         validation: The same directions on validation batches, if there are any.
         unit: What alpha is measured in.
         step: The training step, for the title.
@@ -67,7 +68,7 @@ def plot_slices(
     interval = "" if math.isnan(low) else f", 95 % interval [{low:+.2f}, {high:+.2f}]"
     lines = [
         f"area (+1: the + side is steep): median {area:+.2f}{interval}",
-        f"asymmetric: {_share(rate)}{_unjudged(scores)}",
+        f"asymmetric: {_share(rate)}{_unjudged(scores, rate)}",
         _MODES.get(slices[0].mode, slices[0].mode),
     ]
     n_nonfinite = sum(line.n_nonfinite for line in slices)
@@ -241,9 +242,10 @@ def _loss_label(line: Slice) -> str:
     return f"loss, mean of {n} batch{'es' if n > 1 else ''}"
 
 
-def _unjudged(scores: Sequence[AsymmetryScore]) -> str:
+def _unjudged(scores: Sequence[AsymmetryScore], rate: Mapping[str, Any]) -> str:
     off = sum(score.verdict == "off-minimum" for score in scores)
-    return f"; {off} still lead downhill and do not count" if off else ""
+    shown = f" of the {len(scores)} drawn here" if rate["n"] > len(scores) else ""
+    return f"; {off}{shown} still lead downhill and do not count" if off else ""
 
 
 def _share(rate: Mapping[str, Any]) -> str:

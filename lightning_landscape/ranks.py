@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["agree", "average_over_ranks", "everybody", "gather_batches", "n_ranks"]
+__all__ = ["agree", "average_over_ranks", "everybody", "gather_batches", "lowest", "n_ranks"]
 
 
 def n_ranks() -> int:
@@ -51,6 +51,15 @@ def everybody(ready: bool, device: torch.device) -> bool:
     missing = torch.tensor(0 if ready else 1, device=device)
     dist.all_reduce(missing)
     return not int(missing)
+
+
+def lowest(number: int, device: torch.device) -> int:
+    """Return the lowest number of all ranks; one small collective, none on a single rank."""
+    if n_ranks() == 1:
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return int(found)
 
 
 def gather_batches(losses: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ TAGS = {
     "rate": "landscape/{family}/rate",
     "rate_low": "landscape/{family}/rate_low",
     "rate_high": "landscape/{family}/rate_high",
+    "n_directions": "landscape/{family}/n_directions",  # where they draw until they know
     "area": "landscape/{family}/area",
     "area_low": "landscape/{family}/area_low",
     "area_high": "landscape/{family}/area_high",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_landscape._lightning import ConfigurationError
@@ -92,6 +93,17 @@ class Budget:
             return True
         return self.spent + seconds <= self.share * (now - self.started + seconds)
 
+    def left(self, now: float) -> float:
+        """Return how long a probe may take that begins now; inf without a limit.
+
+        Example:
+            >>> Budget(share=0.1, started=0.0).left(now=9.0)
+            1.0
+        """
+        if self.share is None:
+            return math.inf
+        return max((self.share * (now - self.started) - self.spent) / (1 - self.share), 0.0)
+
     def overhead(self, now: float) -> float:
         """Return the share of the time since the start of fit that went into probes."""
         elapsed = now - self.started
@@ -123,7 +135,9 @@ def check_share(max_overhead: float | None) -> float | None:
     return max_overhead
 
 
-def predicted_cost(n_evaluations: int, seconds: float, schedule: Schedule, period: float) -> str:
+def predicted_cost(
+    n_evaluations: int, seconds: float, schedule: Schedule, period: float, *, most: int = 0
+) -> str:
     """Say what probes will cost, before the first.
 
     Args:
@@ -131,19 +145,26 @@ def predicted_cost(n_evaluations: int, seconds: float, schedule: Schedule, perio
         seconds: Seconds one evaluation takes.
         schedule: How often.
         period: Seconds of training between two probes.
+        most: Evaluations in the longest probe, where they differ.
 
     Example:
         >>> predicted_cost(312, 0.006, Schedule.of(), 40.0)
         'one probe = 312 evaluations, about 1.9 s, every epoch of about 40 s: 4.5 % of the time'
     """
-    probe = n_evaluations * seconds
-    share = 100 * probe / (probe + period) if period > 0 else 100.0
+    numbers = [n_evaluations, most] if most > n_evaluations else [n_evaluations]
+    probes = [n * seconds for n in numbers]
+    shares = [100 * probe / (probe + period) if period > 0 else 100.0 for probe in probes]
+    share = shares[-1]
     remedy = "; probe less often, or set max_overhead=0.05" if share > 10 else ""
     return (
-        f"one probe = {n_evaluations} evaluations, about {_short(probe)} s, {schedule} of about "
-        f"{_short(period)} s: {_short(share)} % of the time{remedy}"
+        f"one probe = {_range(numbers, str)} evaluations, about {_range(probes)} s, {schedule} of "
+        f"about {_short(period)} s: {_range(shares)} % of the time{remedy}"
     )
 
 
 def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _range(numbers: Sequence[float], shown: Callable[[float], str] = _short) -> str:
+    return " to ".join(map(shown, numbers))
