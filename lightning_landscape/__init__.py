@@ -5,11 +5,11 @@ them as functions over tensors::
 
     LightningModule + batches -> objective -> direction -> slice -> score -> logger
 
-The map: `params`, `directions`, `slices`, `asymmetry`, `line`, `rates` and `breakdown` are the
-mathematics and know no Lightning; `fromage` is the optimizer. `contents`, `snapshot` and
-`isolation` put everything back, bit for bit; `probing` makes an objective of a module and batches.
-`schedule` says when, `plots` and `reporting` say where; `monitor` is what the callbacks share,
-`asymmetry_monitor`, `breakdown_monitor` and `swa` are the callbacks.
+The map: `params`, `directions`, `slices`, `asymmetry`, `line`, `sequential`, `rates` and
+`breakdown` are the mathematics and know no Lightning; `fromage` is the optimizer. `contents`,
+`snapshot` and `isolation` put everything back, bit for bit; `probing` makes an objective of a
+module and batches. `schedule` says when, `plots` and `reporting` say where; `monitor` is what the
+callbacks share, `asymmetry_monitor`, `breakdown_monitor` and `swa` are the callbacks.
 """
 
 from lightning_landscape.asymmetry import (
