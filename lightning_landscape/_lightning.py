@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -305,11 +307,24 @@ def batch_size(batch: Any) -> int | None:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Return whether the module or one inside is compiled."""
+    """Return whether the module or one inside is compiled, or a method of theirs."""
     return bool(getattr(module, "_compiler_ctx", None)) or any(
-        hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
+        hasattr(child, "_orig_mod")
+        or getattr(child, "_compiled_call_impl", None) is not None
+        or (FunctionType in map(type, vars(child).values()) and _any_compiled(vars(child)))
+        or _has_compiled_method(type(child))
         for child in module.modules()
     )
+
+
+@cache
+def _has_compiled_method(cls: type) -> bool:
+    return any(_any_compiled(vars(base)) for base in cls.__mro__)
+
+
+def _any_compiled(namespace: Mapping[str, Any]) -> bool:
+    functions = (value for value in namespace.values() if type(value) is FunctionType)
+    return any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)
 
 
 def logger_step(trainer: Trainer) -> int:

@@ -26,7 +26,7 @@ from lightning_landscape.params import Params
 from lightning_landscape.snapshot import Changes, Snapshot, put_back
 from lightning_landscape.weights import Path, Weights
 
-__all__ = ["Isolation", "Mode", "isolated_rng", "unchanged_rng"]
+__all__ = ["Isolation", "Mode", "compiling_nothing", "isolated_rng", "unchanged_rng"]
 
 Mode = Literal["train", "eval", "recalibrated"]
 
@@ -74,6 +74,7 @@ class Isolation:
     def __enter__(self) -> Isolation:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(compiling_nothing())
             self._ids = frozenset(map(id, self._module.parameters()))
             self._make_way()
             self._live_rng = _rng_states()
@@ -284,6 +285,17 @@ def unchanged_rng() -> Iterator[None]:
         yield
     finally:
         _set_rng_states(before, set(before))
+
+
+@contextmanager
+def compiling_nothing() -> Iterator[None]:
+    """Run what training has compiled, where it fits, and all else as it is written.
+
+    One graph more can change training: it may take the place of another, and there is a limit to
+    their number, beyond which nothing compiled is run any more.
+    """
+    with torch.compiler.set_stance("eager_on_recompile"):
+        yield
 
 
 def _rng_states() -> dict[str, Any]:

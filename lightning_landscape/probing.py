@@ -189,7 +189,7 @@ class ModuleObjective:
         self._alone = n_ranks() == 1
         self._failure: Exception | None = None  # of this rank, kept until all have heard of it
         self._norms = list(batch_norms(module).values()) if mode == "recalibrated" else []
-        # a compiled step would be compiled anew without gradients
+        # without gradients a compiled step would not run as it was compiled
         self._with_graph = is_compiled(module)
         self._by_backward = False
         self._to_see = {"losses": 2, "gradient": 2}  # evaluations of each kind still to learn from

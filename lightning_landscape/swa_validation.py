@@ -22,7 +22,7 @@ from lightning_landscape._lightning import (
     takes_batch_index,
 )
 from lightning_landscape.batches import bytes_of, clone_batch
-from lightning_landscape.isolation import unchanged_rng
+from lightning_landscape.isolation import compiling_nothing, unchanged_rng
 from lightning_landscape.params import Params
 from lightning_landscape.snapshot import Places, Snapshot, put_back
 
@@ -123,7 +123,7 @@ class SecondPass:
         drift = self._origin.changed()
         self._places |= self._origin.places(drift)
         live = self._places.read()
-        with unchanged_rng(), dummy_loggers(self._trainer):
+        with unchanged_rng(), dummy_loggers(self._trainer), compiling_nothing():
             try:
                 put_back(self._tensors, self._weights)
                 self._origin.restore(drift)
