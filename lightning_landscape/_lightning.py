@@ -33,6 +33,7 @@ __all__ = [
     "is_compiled",
     "lightning_modules",
     "logger_step",
+    "loss_scale",
     "muted",
     "new_results",
     "precision_context",
@@ -281,6 +282,19 @@ def _takes(step: Callable[..., Any], name: str, **options: Any) -> bool:
 def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     """Return the autocast context the trainer runs a training step in."""
     return nullcontext() if trainer is None else trainer.precision_plugin.train_step_context()
+
+
+def loss_scale(trainer: Any | None) -> float:
+    """Return what to scale a loss by before its gradient is taken; 1 without a GradScaler.
+
+    In half precision small gradients would vanish. Less than training scales by, which keeps its
+    scale close to where gradients overflow: those of moved weights are larger.
+    """
+    scaler = None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale() / _HEADROOM
+
+
+_HEADROOM = 64.0
 
 
 def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:

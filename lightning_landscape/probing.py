@@ -18,6 +18,7 @@ from lightning_landscape._lightning import (
     as_configuration,
     attached_trainer,
     is_compiled,
+    loss_scale,
     precision_context,
     user_step,
 )
@@ -365,12 +366,15 @@ class ModuleObjective:
         self._recalibrate()
         weights = list(self._isolation.trainable.values())
         total = [torch.zeros_like(weight) for weight in weights]
-        losses = []
+        scale, losses = loss_scale(self._trainer), []
         for i, batch in self._batches:
             with precision_context(self._trainer), torch.enable_grad():
                 loss = self._loss(i, batch)
             losses.append(loss.detach())
-            torch._foreach_add_(total, self._differentiate(loss / len(self._batches), weights))
+            share = loss / (len(self._batches) / scale)
+            torch._foreach_add_(total, self._differentiate(share, weights))
+        if scale != 1:
+            torch._foreach_div_(total, scale)
         return _wide(losses), total
 
     def _differentiate(self, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
