@@ -82,7 +82,7 @@ def keep_batch(
         data = clone_batch(batch)
     total = sum(bytes_of(other.data) for other in kept) + bytes_of(data)
     if total > _KEPT_ON_DEVICE:
-        data = apply_to_collection(data, Tensor, lambda tensor: tensor.cpu())
+        data = apply_to_collection(data, Tensor, lambda t: t.cpu(), allow_frozen=True)
     return KeptBatch(data, index, calibrates=calibrates)
 
 
@@ -94,7 +94,7 @@ def bytes_of(batch: Any) -> int:
         sizes.append(tensor.numel() * tensor.element_size())
         return tensor  # some collections are built anew and want their tensors back
 
-    apply_to_collection(batch, Tensor, note)
+    apply_to_collection(batch, Tensor, note, allow_frozen=True)
     return sum(sizes)
 
 
@@ -108,4 +108,6 @@ def _moved(batch: Any, device: torch.device) -> Any:
     """Bring a batch that was kept in host memory to the device."""
     if device.type == "cpu":
         return batch
-    return apply_to_collection(batch, Tensor, lambda t: t.to(device, non_blocking=True))
+    return apply_to_collection(
+        batch, Tensor, lambda t: t.to(device, non_blocking=True), allow_frozen=True
+    )
