@@ -253,8 +253,7 @@ class AsymmetryMonitor(Monitor):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let go of a batch that the step skipped, and probe when one is due."""
-        skipped = self.loss_fn is None and not outputs
-        if skipped and self._train and self._train[-1].index == batch_idx:
+        if self.skipped(outputs) and self._train and self._train[-1].index == batch_idx:
             self._train.pop()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_landscape._lightning import ConfigurationError, as_configuration
+from lightning_landscape._lightning import ConfigurationError, as_configuration, rank_zero_info
 from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.breakdown import (
     DEFAULT_ETAS,
@@ -150,6 +150,7 @@ class GradientBreakdownMonitor(Monitor):
         self.etas = _etas(self.directions, etas)
         self._windows: dict[int, _Window] = {}  # by the number of steps made before them
         self._history: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        self._said_so = False  # that a step changed nothing
 
     @property
     def n_evaluations(self) -> int:
@@ -179,6 +180,19 @@ class GradientBreakdownMonitor(Monitor):
             self._windows = {}
             return
         self.guarded(lambda: self._keep(pl_module, batch if due else None, batch_idx), "Keeping")
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let go of a batch that the step skipped, and probe when one is due."""
+        window = self._windows.get(self.n_steps)
+        if window is not None and window.batch is not None:
+            if self.skipped(outputs):
+                window.batch = None
+            elif batch is not window.source:  # the step has taken it from a `dataloader_iter`
+                self.guarded(lambda: self._keep(pl_module, batch, batch_idx), "Keeping")
+            window.source = None
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def probe(self, trainer: Any, module: Any, step: int) -> None:
         """Measure the step just taken, then report it."""
@@ -225,7 +239,8 @@ class GradientBreakdownMonitor(Monitor):
             self._windows = {n: w for n, w in self._windows.items() if n == self.n_steps - 1}
             self._windows[self.n_steps] = _Window(_copy(trainable(module)))
         if batch is not None:
-            self._windows[self.n_steps].batch = keep_batch([], batch, index)
+            window = self._windows[self.n_steps]
+            window.batch, window.source = keep_batch([], batch, index), batch
 
     def _measure(self, trainer: Any, module: Any) -> list[_Report]:
         window = self._windows.get(self.n_steps - 1)
@@ -238,8 +253,10 @@ class GradientBreakdownMonitor(Monitor):
         before, after = window.before, _copy(trainable(module))
         batch, window.batch = window.batch, None
         steps = optimizer_steps(trainer.optimizers, trainable(module), before, after)
-        if self.directions == ("update",) and not any(step.moves for step in steps.values()):
-            return []
+        if "update" in self.directions and not any(step.moves for step in steps.values()):
+            self._mention_standstill()
+            if self.directions == ("update",):
+                return []
         with self.opened(trainer, module, [batch], at=before) as live:
             objective = _Centred(live)
             n_evaluations = 1 + len(steps) * (self.n_evaluations - 1)
@@ -256,6 +273,14 @@ class GradientBreakdownMonitor(Monitor):
                         found = measure_breakdown(objective, direction, self.etas[name])
                         reports.append(_Report(who, name, found, sizes))
         return reports
+
+    def _mention_standstill(self) -> None:
+        if not self._said_so:
+            self._said_so = True
+            rank_zero_info(
+                "GradientBreakdownMonitor: a step changed no weight, as when a loss scaler skips "
+                "it: it has no 'update' to measure. Further ones are not mentioned."
+            )
 
     def _direction(self, name: str, objective: _Centred, step: Update) -> Params:
         if name == "update":
@@ -294,6 +319,7 @@ class _Window:
 
     before: Params
     batch: KeptBatch | None = None
+    source: Any = None  # what it is a copy of, until the step was made
 
 
 @dataclass(frozen=True)

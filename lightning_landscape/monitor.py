@@ -153,6 +153,10 @@ class Monitor(Callback):
         self.n_steps += 1
         return True
 
+    def skipped(self, outputs: Any) -> bool:
+        """Return whether the step gave no loss for the batch that just ended."""
+        return self.loss_fn is None and not outputs
+
     def opened(
         self, trainer: Any, module: Any, batches: list[KeptBatch], *, at: Params | None = None
     ) -> AbstractContextManager[ModuleObjective]:
