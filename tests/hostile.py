@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import math
 import random
 import types
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+
+from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
 
 class Meter:
@@ -229,25 +232,127 @@ class Ledger(Callback):
         self.entries.append((float(outputs["loss"]) if outputs else 0.0, rng_fingerprint()))
 
 
+class Numbers(Callback):
+    """Takes home the numbers that our callbacks found."""
+
+    def on_train_end(self, trainer, pl_module):
+        metrics = trainer.callback_metrics
+        self.values = {k: float(v) for k, v in metrics.items() if k.startswith(OURS)}
+
+
+def assert_invisible_and_at_work(
+    *, loss_fn=None, validation=False, mode="train", without=(), **options
+):
+    """Train plainly and with all our callbacks at work; compare, and look at their numbers.
+
+    Args:
+        loss_fn: Of the monitors.
+        validation: Whether to probe on validation batches too.
+        mode: Of the monitors.
+        without: The steps, from 1, at which the breakdown of the update cannot be measured.
+        options: What `fit` takes.
+
+    Returns:
+        The numbers by tag, and the steps of each breakdown that was measured.
+    """
+    common = {"loss_fn": loss_fn, "mode": mode, "on_error": "raise"}
+    swa, numbers, sizes = SWA(0), Numbers(), {"n_directions": 1, "n_points": 5}
+    asymmetry = AsymmetryMonitor(
+        every_n_steps=2, families=("gaussian",), swa=swa, validation=validation, **sizes, **common
+    )
+    breakdown = GradientBreakdownMonitor(every_n_steps=1, etas=[0.5, 1.0], **common)
+    plain = fit([], **options)
+    watched = fit([swa, asymmetry, breakdown, numbers], **options)
+    disturbed = differences(plain, watched)
+    assert disturbed == [], disturbed
+    for name in ("gaussian/area", "swa/distance", "swa/gap"):
+        assert math.isfinite(numbers.values[f"landscape/{name}"]), name
+    if "val_loss" in plain["callback_metrics"]:
+        assert math.isfinite(numbers.values["swa/val_loss"])
+        assert numbers.values["swa/n_averaged"] > 0
+    expected = [k for k in range(1, breakdown.n_steps + 1) if k not in without]
+    measured = {}
+    for name, rows in breakdown._history.items():
+        measured[name] = len(rows)
+        assert all(map(math.isfinite, (value for _, row in rows for value in row.values()))), name
+        assert all(row for _, row in rows), name
+        if name.endswith("update"):
+            assert len(rows) == len(expected), (name, len(rows))
+    assert any(name.endswith("update") for name in measured)
+    return numbers.values, measured
+
+
+class Classifier(LightningModule):
+    """A small network with a batch norm and dropout; tests change one thing about it each."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3)
+        )
+        self.build()
+
+    def build(self):
+        pass
+
+    def forward(self, x):
+        return self.net(x)
+
+    def parts(self, batch):
+        return batch["x"], batch["y"]
+
+    def loss(self, batch):
+        x, y = self.parts(batch)
+        return F.cross_entropy(self(x.to(self.dtype)), y)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("train_loss", loss, batch_size=6)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch), batch_size=8)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def loss_of(module, batch):
+    return module.loss(batch)
+
+
 def rng_fingerprint():
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return (
+        *(hash(state.numpy().tobytes()) for state in devices),
         hash(torch.get_rng_state().numpy().tobytes()),
         hash(np.random.get_state()[1].tobytes()) ^ np.random.get_state()[2],
         hash(random.getstate()),
     )
 
 
-def fit(callbacks, *, module=HostileModule, dtype=torch.float32, workers=0, **options):
+def fit(
+    callbacks,
+    *,
+    module=HostileModule,
+    loaders=None,
+    plugins=list,
+    dtype=torch.float32,
+    workers=0,
+    **options,
+):
     """Train from seed 0 with some callbacks; return all that could tell two runs apart."""
     seed_everything(0, verbose=False)
     model = module()
     loader_options = {"num_workers": workers, "persistent_workers": workers > 0}
     train = DataLoader(Samples(dtype=dtype), batch_size=6, shuffle=True, **loader_options)
     validation = DataLoader(Samples(24, dtype=dtype), batch_size=8)
+    if loaders is not None:
+        train, validation = loaders()
     logger, ledger = Rows(), Ledger()
     trainer = Trainer(
-        **{"max_epochs": 2, "limit_val_batches": 3, **options},
-        accelerator="cpu",
+        **{"max_epochs": 2, "limit_val_batches": 3, "accelerator": "cpu", **options},
+        plugins=plugins(),
         logger=logger,
         log_every_n_steps=1,
         callbacks=[ledger, *callbacks],
@@ -255,7 +360,8 @@ def fit(callbacks, *, module=HostileModule, dtype=torch.float32, workers=0, **op
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    has_validation = type(model).validation_step is not LightningModule.validation_step
+    inner = getattr(model, "_orig_mod", model)  # of a compiled one
+    has_validation = type(inner).validation_step is not LightningModule.validation_step
     trainer.fit(model, train, validation if has_validation else None)
     own = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(OURS)}
     return {
@@ -275,11 +381,13 @@ def fit(callbacks, *, module=HostileModule, dtype=torch.float32, workers=0, **op
 
 def attributes(model):
     skipped = {"_trainer", "_parameters", "_buffers", "_modules", "auxiliary", "frozen", "meter"}
+    skipped |= {"_torchdynamo_wrapper_id", "_compiler_ctx", "_compile_kwargs", "_flat_weight_refs"}
     found = {}
     for name, child in model.named_modules():
         for key, value in child.__dict__.items():
             if key not in skipped and not callable(value):
-                found[f"{name}.{key}"] = value
+                # the keys of hooks are counted up over all modules
+                found[f"{name}.{key}"] = len(value) if key.endswith("_hooks") else value
     if hasattr(model, "meter"):
         found["meter"] = (model.meter.total, model.meter.history)
         found["frozen"] = model.frozen.seen
