@@ -335,6 +335,7 @@ def test_a_step_that_stops_the_training_does_not_stop_it_in_a_probe():
 
 
 @pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+@pytest.mark.tried("steps", "None at the first batch of a fit")
 def test_a_batch_that_the_step_skips_is_not_kept():
     class Skipping(Net):
         def training_step(self, batch, batch_idx):
@@ -346,6 +347,7 @@ def test_a_batch_that_the_step_skips_is_not_kept():
     assert [kept.index for kept in monitor._train] == [1, 2]
 
 
+@pytest.mark.tried("steps", "norm layers that freeze from the second epoch on")
 def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
     class Freezing(Net):
         def on_train_epoch_start(self):
@@ -364,6 +366,7 @@ def test_a_fit_of_another_module_begins_a_new_history():
     assert monitor.n_steps == 6
 
 
+@pytest.mark.tried("steps", "packed sequences as batches")
 def test_packed_sequences_can_be_kept():
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
     kept = keep_batch([], packed, 0)

@@ -500,6 +500,7 @@ def test_an_optimizer_that_did_not_step_has_no_update_to_report(found):
     assert [set(direction) for _, direction in found] == [{"nets.a.weight"}]
 
 
+@pytest.mark.tried("steps", "several optimizers that share the parts of a module")
 def test_optimizers_whose_parameters_are_not_told_apart_by_a_module_have_numbers():
     class Mixed(Alternating):
         def configure_optimizers(self):

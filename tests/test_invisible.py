@@ -54,6 +54,7 @@ def test_training_is_bit_identical_in_every_mode(mode):
     assert differences(plain_run("plain"), fit([monitor])) == []
 
 
+@pytest.mark.tried("steps", "a GAN by hand, its loss given as loss_fn")
 def test_training_a_gan_by_hand_is_bit_identical():
     monitor = AsymmetryMonitor(
         every_n_steps=2, n_directions=1, n_points=5, loss_fn=gan_loss, on_error="raise"

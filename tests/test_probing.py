@@ -513,6 +513,7 @@ def test_the_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize(
     "kinds", [(Checkpointed, Reentrant), (CheckpointedBackward, ReentrantBackward)]
 )
+@pytest.mark.tried("steps", "the gradient through reentrant gradient checkpoints")
 def test_a_reentrant_checkpoint_has_the_gradient_of_a_plain_one(kinds):
     gradients = []
     for kind in kinds:
@@ -924,6 +925,7 @@ def test_the_default_dtype_does_not_matter():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.tried("steps", "a graph kept across batches, gone backward through after a probe")
 def test_a_graph_kept_across_batches_survives():
     gradients = []
     for probes in (False, True):
@@ -948,6 +950,7 @@ def test_a_graph_kept_across_batches_survives():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.tried("precision", "a plain module compiled as a whole, probed without a Trainer")
 def test_compiled_as_a_whole():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     compiled = torch.compile(net, backend="eager")

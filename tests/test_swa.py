@@ -179,6 +179,7 @@ def test_frozen_weights_are_part_of_the_average():
     assert_same(swa.weights, copied(module))
 
 
+@pytest.mark.tried("steps", "layers made in setup")
 def test_layers_made_in_setup_are_averaged():
     swa, twin = SWA(0), Snapshots()
     train(swa, twin, module=Line(late=True))
