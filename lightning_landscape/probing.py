@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ __all__ = ["LossFn", "ModuleObjective", "loss_step", "opened", "probing"]
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor | dict[str, Tensor]]
 
+Verify = Literal["first", "always"]
+
 Step: TypeAlias = Callable[[Any, int], Any]
 
 T = TypeVar("T")
@@ -50,6 +52,7 @@ def probing(
     loss_fn: LossFn | None = None,
     mode: Mode = "train",
     seed: int = 0,
+    verify: Verify = "first",
 ) -> Iterator[ModuleObjective]:
     """Open a module as an objective; inside, its weights move; afterwards nothing has changed.
 
@@ -77,13 +80,17 @@ def probing(
             `"eval"`: running statistics, no dropout; `"recalibrated"`: no dropout, batch-norm
             statistics averaged over all the batches anew at every point.
         seed: Where every evaluation's random numbers start.
+        verify: After which evaluations to look at all that the module holds: the `"first"`, putting
+            back only what was seen to be written after the others; or `"always"`, which is slow
+            and for debugging: where its losses are others, the module writes at some weights what
+            it does not write at the first.
 
     Yields:
         The objective.
 
     Raises:
         ConfigurationError: If the module cannot be asked for a loss, `batches` is empty, `at` names
-            unknown parameters, or the mode is unknown.
+            unknown parameters, or the mode or `verify` is unknown.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -95,12 +102,17 @@ def probing(
         >>> net.weight.item()
         1.0
     """
+    if verify not in get_args(Verify):
+        raise ConfigurationError(
+            f"`verify` must be one of {list(get_args(Verify))}. Got {verify!r}."
+        )
     trainer = attached_trainer(module) if trainer is None else trainer
     with torch.inference_mode(False):
         kept = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
     with opened(
         module, kept, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
     ) as objective:
+        objective.verifies = verify == "always"
         yield objective
 
 
@@ -165,6 +177,7 @@ class ModuleObjective:
         mode: How the module is run.
         n_evaluations: How many evaluations were made so far, those to learn from included.
         seconds: What the last evaluation that was learned from took; nan before.
+        verifies: Whether every evaluation is looked at, not only the first.
     """
 
     def __init__(
@@ -180,6 +193,7 @@ class ModuleObjective:
         self.mode = mode
         self.n_evaluations = 0
         self.seconds = math.nan
+        self.verifies = False
         self._isolation = isolation
         self._step = step
         self._trainer = trainer
@@ -208,7 +222,7 @@ class ModuleObjective:
         path = self._isolation.path(direction)
 
         def losses(alpha: float) -> Tensor:
-            if self._to_see["losses"] or not self._alone:
+            if self._to_see["losses"] or self.verifies or not self._alone:
                 return self._losses(path, alpha)
             self._isolation.move(path, alpha)
             self.n_evaluations += 1
@@ -318,9 +332,9 @@ class ModuleObjective:
         """Evaluate at a point; learn from it as long as too few of its kind were seen."""
         left = self._to_see[kind]
         # the second to learn from is the first that is moved
-        if left == 2 or (left and path.moving and alpha):
+        if left == 2 or (left and path.moving and alpha) or self.verifies:
             result = self._look(path, alpha, evaluate)
-            self._to_see[kind] -= 1
+            self._to_see[kind] = max(left - 1, 0)
             return result
         self._isolation.move(path, alpha)
         self.n_evaluations += 1

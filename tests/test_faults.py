@@ -262,6 +262,30 @@ def test_what_was_not_seen_at_first_is_put_back_and_named_once():
     assert "All was put back" in str(warning.message)
 
 
+class SometimesSlower(Sometimes):
+    """Lets what it wrote far away come back in the loss."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + self.worst
+
+
+def test_what_is_always_verified_depends_on_no_order():
+    module = SometimesSlower()
+    alphas = (40.0, 0.1, 30.0, 0.0)
+
+    def losses(verify, alphas):
+        with probing(module, module.inputs(), verify=verify) as objective:
+            objective.losses(direction_of(module), 0.1)
+            return [objective.losses(direction_of(module), alpha).tolist() for alpha in alphas]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward = losses("always", alphas)
+        assert forward == losses("always", alphas[::-1])[::-1]
+    with pytest.warns(UserWarning, match="may depend on the order"):
+        assert losses("first", alphas) != forward
+
+
 @pytest.mark.parametrize("module", [BatchNorm, Sometimes, HostileModule])
 def test_what_was_seen_is_no_reason_to_warn(module):
     module = module()

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from test_snapshot import seen
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
@@ -1151,6 +1152,7 @@ def any_loss(module, batch):
 
 BAD = {
     "mode": (lambda: (Step(), {"mode": "test"}), "`mode` must be one of .*'test'"),
+    "verify": (lambda: (Step(), {"verify": "never"}), "`verify` must be one of .*'never'"),
     "no batches": (lambda: (Step(), {"batches": []}), "`batches` must hold at least one batch"),
     "unknown names": (
         lambda: (Step(), {"at": {"nobody": torch.ones(1)}}),
@@ -1228,3 +1230,29 @@ def test_directions_must_fit(direction, message):
             with pytest.raises(ValueError, match=message):
                 use(direction, 1.0)
         assert objective.n_evaluations == 0
+
+
+# ------------------------------------------------------------------------------------------- cost
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the numbers read from tensors: on an accelerator each waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_slice_reads_no_number_from_the_device_before_its_end():
+    module = Step()
+    with probing(module, module.inputs()) as objective:
+        loss = objective.along(direction_of(module))
+        loss(0.1), loss(0.2)
+        with HostReads() as reads:
+            losses = [loss(alpha) for alpha in (-0.3, 0.0, 0.3)]
+        assert reads.n == 0
+        assert torch.stack(losses).isfinite().all()
