@@ -28,7 +28,7 @@ Normalize = Literal["filter", "layer", "model", "none"]
 _Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 _PIECE = 2**14  # elements drawn at a time: what stays in the cache is drawn in two thirds the time
-_SMALL = 2**12  # elements: tensors up to here are scaled together
+_SMALL = 2**14  # elements: tensors up to here are scaled together
 _TOGETHER = 2**20  # elements in all: what is scaled together needs memory
 
 

@@ -6,6 +6,7 @@ directions, averages, gradients and updates are all of this one type.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ __all__ = ["Params", "difference", "group_names", "l2_norm", "trainable"]
 Params: TypeAlias = Mapping[str, Tensor]
 
 _PIECE = 2**18  # elements that are summed at a time
-_SMALL = 2**12  # elements: calling torch for less costs more than summing
+_SMALL = 2**14  # elements: calling torch for less costs more than summing
 _NORM_CLASS_NAME = re.compile(r"Norm([123]d)?$")
 
 
@@ -68,7 +69,7 @@ def l2_norm(params: Params) -> float:
     """
     with torch.no_grad():
         norms = list(map(_norm, _pieces(params.values())))
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    return math.hypot(*map(float, norms))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -140,7 +141,7 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 
 
 def _norm(piece: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(piece, dtype=torch.float64).cpu()
+    return torch.linalg.vector_norm(piece, dtype=torch.float64)
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -385,4 +385,7 @@ def _checked_alphas(alphas: Tensor) -> Tensor:
             "`alphas` must contain 0, the point the others are compared with. Got "
             f"{values}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
-    return alphas.index_fill(0, torch.tensor(zero), 0.0)  # np.linspace may leave 1e-17 there
+    alphas = alphas.clone()
+    if values[zero]:  # np.linspace may leave 1e-17 there
+        alphas[zero] = 0.0
+    return alphas

@@ -222,8 +222,9 @@ def same_place(tensors: Sequence[Tensor], places: list[int]) -> bool:
 
 def _moves(step: Tensor) -> bool:
     # in pieces: `any` of all would take memory, and most often the first piece tells
-    pieces = step.reshape(-1).split(_PIECE) if is_dense(step) else (step,)
-    return any(bool(piece.any()) for piece in pieces)
+    if step.numel() <= _PIECE or not is_dense(step):
+        return bool(step.any())
+    return any(bool(piece.any()) for piece in step.reshape(-1).split(_PIECE))
 
 
 def _kind_of_small(tensor: Tensor) -> _Kind | None:
