@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from lightning_landscape.directions import (
 from lightning_landscape.isolation import Mode
 from lightning_landscape.line import compare_ends
 from lightning_landscape.monitor import Monitor, OnError
+from lightning_landscape.names import Named
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.plots import plot_history, plot_line, plot_slices
 from lightning_landscape.probing import LossFn, ModuleObjective
@@ -66,6 +67,8 @@ _UNITS = {
     "model": "relative to the weights (norm of the group)",
     "none": "L2 norm",
 }
+
+_DEFAULT_NAME = "landscape"
 
 _LINE_OVERHANG = 4.0  # with 2 the outward ratio is noisier, see the measurements in the README
 
@@ -113,7 +116,8 @@ class AsymmetryMonitor(Monitor):
         n_points: Alphas a direction; 4 k + 1.
         radius: How far to walk, in units of `normalize`.
         normalize: How long directions are, see `sample_direction`.
-        swa: An `SWA` callback of the same Trainer whose average to draw the line to.
+        swa: An `SWA` callback of the same Trainer whose average to draw the line to; or its name,
+            such as `"swa"`, where it cannot be handed over, as in a YAML file.
         n_batches: Training batches to keep and evaluate: the first of the fit, also of a resumed
             one, or as many as there are.
         validation: Whether to keep and evaluate as many validation batches too.
@@ -127,6 +131,8 @@ class AsymmetryMonitor(Monitor):
             on. `"raise"`: it raises.
         precision: With `n_directions="auto"`, half of the width that the interval of the rate shall
             have, from 0.03 up; otherwise of no effect.
+        name: The first part of its tags. Tells several monitors of one Trainer apart, there and in
+            checkpoints and files.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
@@ -151,7 +157,7 @@ class AsymmetryMonitor(Monitor):
         n_points: int = 13,
         radius: float = 0.6,
         normalize: Normalize = "filter",
-        swa: SWA | None = None,
+        swa: str | SWA | None = None,
         n_batches: int = 2,
         validation: bool = False,
         mode: Mode = "train",
@@ -160,6 +166,7 @@ class AsymmetryMonitor(Monitor):
         seed: int = 0,
         on_error: OnError = "warn",
         precision: float = 0.1,
+        name: str = _DEFAULT_NAME,
     ) -> None:
         super().__init__(
             Schedule.of(every_n_epochs, every_n_steps),
@@ -168,8 +175,9 @@ class AsymmetryMonitor(Monitor):
             max_overhead=max_overhead,
             seed=seed,
             on_error=on_error,
+            name=name,
         )
-        if swa is not None and not hasattr(type(swa), "averaged"):
+        if swa is not None and not isinstance(swa, str) and not _averages(swa):
             raise ConfigurationError(
                 "`swa` must be a lightning_landscape.SWA callback, or None. Got "
                 f"{getattr(swa, '__name__', type(swa).__name__)}."
@@ -180,6 +188,7 @@ class AsymmetryMonitor(Monitor):
         self.n_batches = n_batches
         self.normalize: Normalize = normalize
         self.swa = swa
+        self._swa = None if isinstance(swa, str) else swa  # by name it is found at the start
         self.validation = validation
         self.alphas = _checked_grid(radius, n_points)
         _check(self.families, n_directions, precision, n_batches, normalize)
@@ -197,7 +206,7 @@ class AsymmetryMonitor(Monitor):
 
     @property
     def _n_least(self) -> int:
-        line = len(_line()) if self.swa is not None and self.swa.n_averaged else 0
+        line = len(_line()) if self._swa is not None and self._swa.n_averaged else 0
         return len(self._moving) * self._n_whole * len(self.alphas) + line
 
     @property
@@ -219,17 +228,20 @@ class AsymmetryMonitor(Monitor):
             self._train, self._validation = [], []
 
     def forget(self) -> None:
-        """Forget what was seen of another module."""
+        """Forget what was seen in another training."""
         super().forget()
         self._history = {}
 
     def check(self, trainer: Any, module: Any) -> None:
         """Find out which families move anything, and whether the average is being kept."""
         super().check(trainer, module)
-        if self.swa is not None and self.swa not in trainer.callbacks:
+        if isinstance(self.swa, str):
+            self._swa = _find_swa(self.swa, trainer.callbacks)
+        elif self.swa is not None and self.swa not in trainer.callbacks:
             raise ConfigurationError(
                 "`swa` must be a callback of the same Trainer, or it averages nothing. "
-                "Use Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)])."
+                "Use Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)]); in a YAML file its name, "
+                "`swa: swa`."
             )
         with as_configuration():
             self._moving = tuple(family for family in self.families if _moves(family, module))
@@ -278,7 +290,7 @@ class AsymmetryMonitor(Monitor):
             scalars |= self._report_line(trainer, result.line, step)
         seconds, overhead = self.cost_scalars(time.monotonic() - began)
         scalars |= {tag("seconds"): seconds, tag("overhead"): overhead}
-        log_scalars(trainer, scalars, step)
+        log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
@@ -324,8 +336,8 @@ class AsymmetryMonitor(Monitor):
                 family: self._draw(objective, module, family, n_most) for family in self._moving
             }
             line: list[Slice] = []
-            if self.swa is not None and self.swa.n_averaged:
-                direction = difference(self.swa.weights, objective.params)
+            if self._swa is not None and self._swa.n_averaged:
+                direction = difference(self._swa.weights, objective.params)
                 line = self._split(evaluate_slice(objective, direction, _line(), label="swa"))
             self._least = self._n_least / (objective.n_evaluations - began)
         return _Result(families, line)
@@ -409,19 +421,19 @@ class AsymmetryMonitor(Monitor):
             unit=_UNITS[self.normalize],
             step=step,
         )
-        log_figure(trainer, tag("slices", family=family), figure, step)
+        log_figure(trainer, self.tag("slices", family=family), figure, step)
         figure = plot_history(family, steps, self.alphas, rises)
-        log_figure(trainer, tag("history", family=family), figure, step)
-        save_slices(trainer, family, train, step)
+        log_figure(trainer, self.tag("history", family=family), figure, step)
+        save_slices(trainer, self._file(family), train, step)
         if validation:
-            save_slices(trainer, f"{family}-val", validation, step)
+            save_slices(trainer, self._file(f"{family}-val"), validation, step)
         drawn = {tag("n_directions", family=family): float(rate["n"])}
         return family_scalars(family, scores, rate) | (drawn if measured.rate.precision else {})
 
     def _report_line(self, trainer: Any, line: list[Slice], step: int) -> dict[str, float]:
         scores = [compare_ends(part) for part in line]
-        assert self.swa is not None
-        self.swa.remember_line(scores, step)
+        assert self._swa is not None
+        self._swa.remember_line(scores, step)
         scalars = line_scalars(scores[0])
         if len(line) > 1:
             scalars |= line_scalars(scores[1], validation=True)
@@ -433,10 +445,13 @@ class AsymmetryMonitor(Monitor):
             validation_score=scores[1] if len(line) > 1 else None,
             step=step,
         )
-        log_figure(trainer, tag("line_figure"), figure, step)
+        log_figure(trainer, self.tag("line_figure"), figure, step)
         for part, kind in zip(line, ("swa-line", "swa-line-val"), strict=False):
-            save_slices(trainer, kind, [part], step)
+            save_slices(trainer, self._file(kind), [part], step)
         return scalars
+
+    def _file(self, kind: str) -> str:
+        return kind if self.name == _DEFAULT_NAME else f"{self.name}-{kind}"
 
     def _keep(self, kept: list[KeptBatch], batch: Any, index: int) -> None:
         others = [*self._train, *self._validation]
@@ -476,6 +491,21 @@ class _Result:
 def direction_generator(seed: int, family: str, k: int) -> torch.Generator:
     """Return the generator of the k-th direction of a family: alike on all ranks and devices."""
     return seeded_generator(seed, zlib.crc32(family.encode()), k)
+
+
+def _averages(callback: object) -> bool:
+    return hasattr(type(callback), "averaged")
+
+
+def _find_swa(name: str, callbacks: Sequence[Any]) -> SWA:
+    averages = [c for c in callbacks if isinstance(c, Named) and _averages(c)]
+    found = [swa for swa in averages if swa.name == name]
+    if not found:
+        raise ConfigurationError(
+            f"`swa` must be the name of an SWA callback of the same Trainer. Got {name!r}, and it "
+            f"has {[swa.name for swa in averages] or 'none'}: add SWA(name={name!r})."
+        )
+    return cast("SWA", found[0])  # names differ
 
 
 def _line() -> Tensor:

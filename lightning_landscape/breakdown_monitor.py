@@ -110,6 +110,8 @@ class GradientBreakdownMonitor(Monitor):
         seed: Seed of the random direction and of the random numbers inside evaluations.
         on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
             on. `"raise"`: it raises.
+        name: The first part of its tags. Tells several monitors of one Trainer apart, there and in
+            checkpoints and files.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
@@ -137,6 +139,7 @@ class GradientBreakdownMonitor(Monitor):
         max_overhead: float | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
+        name: str = "breakdown",
     ) -> None:
         super().__init__(
             Schedule.of(every_n_epochs, every_n_steps, default=Schedule(every_n_steps=100)),
@@ -145,6 +148,7 @@ class GradientBreakdownMonitor(Monitor):
             max_overhead=max_overhead,
             seed=seed,
             on_error=on_error,
+            name=name,
         )
         self.directions = (directions,) if isinstance(directions, str) else tuple(directions)
         self.etas = _etas(self.directions, etas)
@@ -164,7 +168,7 @@ class GradientBreakdownMonitor(Monitor):
             self._windows = {}
 
     def forget(self) -> None:
-        """Forget what was seen of another module."""
+        """Forget what was seen in another training."""
         super().forget()
         self._history = {}
 
@@ -204,7 +208,8 @@ class GradientBreakdownMonitor(Monitor):
         for report in reports:
             scalars |= self._report(trainer, module, report, step)
         seconds, _ = self.cost_scalars(time.monotonic() - began)
-        log_scalars(trainer, scalars | {tag("breakdown_seconds"): seconds}, step)
+        scalars[tag("breakdown_seconds")] = seconds
+        log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
@@ -300,16 +305,17 @@ class GradientBreakdownMonitor(Monitor):
         rows.append((step, dict(zip(found.names, breakdown, strict=True))))
         if trainer.loggers and trainer.is_global_zero:  # drawing takes longer than measuring
             figure = plot_breakdown(label, found, mode=self.mode, step=step)
-            log_figure(trainer, tag("breakdown_figure", who=who, direction=direction), figure, step)
+            name = self.tag("breakdown_figure", who=who, direction=direction)
+            log_figure(trainer, name, figure, step)
             layers = [name for name in trainable(module) if any(name in row for _, row in rows)]
             values = torch.tensor([[row.get(name, math.nan) for name in layers] for _, row in rows])
             steps, eta = [then for then, _ in rows], float(found.etas[at])
             figure = plot_breakdown_history(label, steps, layers, values, eta=eta)
-            name = tag("breakdown_history", who=who, direction=direction)
+            name = self.tag("breakdown_history", who=who, direction=direction)
             log_figure(trainer, name, figure, step)
         text = breakdown_text(found, report.sizes)
-        log_text(trainer, tag("breakdown_text", who=who, direction=direction), text, step)
-        save_breakdown(trainer, f"breakdown-{label}", found, report.sizes, step)
+        log_text(trainer, self.tag("breakdown_text", who=who, direction=direction), text, step)
+        save_breakdown(trainer, f"{self.name}-{label}", found, report.sizes, step)
         return breakdown_scalars(who, direction, found) | step_scalars(who, report.sizes)
 
 

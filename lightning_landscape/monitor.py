@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 from lightning_landscape._lightning import (
-    Callback,
     ConfigurationError,
     logger_step,
     rank_zero_info,
@@ -19,8 +18,10 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.batches import KeptBatch
 from lightning_landscape.isolation import Mode
+from lightning_landscape.names import Named
 from lightning_landscape.params import Params
 from lightning_landscape.probing import LossFn, ModuleObjective, loss_step, opened
+from lightning_landscape.reporting import tag
 from lightning_landscape.schedule import Budget, Schedule, check_share, check_whole, predicted_cost
 
 __all__ = ["Monitor", "OnError"]
@@ -28,7 +29,7 @@ __all__ = ["Monitor", "OnError"]
 OnError = Literal["warn", "raise"]
 
 
-class Monitor(Callback):
+class Monitor(Named):
     """A callback that probes the loss now and then while training goes on, and changes nothing.
 
     A subclass says what a probe is (`probe`) and may check more at the start of fit (`check`).
@@ -43,8 +44,9 @@ class Monitor(Callback):
         max_overhead: float | None,
         seed: int,
         on_error: OnError,
+        name: str,
     ) -> None:
-        super().__init__()
+        super().__init__(name)
         if mode not in get_args(Mode):
             raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
         if on_error not in get_args(OnError):
@@ -72,6 +74,19 @@ class Monitor(Callback):
         self._budget = Budget(None, 0.0)
         self._period_began = 0.0
 
+    @property
+    def state_key(self) -> str:
+        """What the state goes by in a checkpoint; one for each name."""
+        return f"{type(self).__name__}(name={self.name!r})"
+
+    def tag(self, key: str, **parts: str) -> str:
+        """Return a tag of the table under this monitor's name."""
+        return self.named(tag(key, **parts))
+
+    def named(self, table_tag: str) -> str:
+        """Return a tag with this monitor's name for its first part, the default name."""
+        return f"{self.name}/{table_tag.partition('/')[2]}"
+
     @abstractmethod
     def probe(self, trainer: Any, module: Any, step: int) -> None:
         """Measure and report, at the training step `step`."""
@@ -81,18 +96,18 @@ class Monitor(Callback):
         loss_step(module, self.loss_fn)
 
     def forget(self) -> None:
-        """Forget what was seen of another module."""
+        """Forget what was seen in another training."""
         self.n_steps = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin anew with another module; a checkpoint is loaded after this."""
+        """Begin anew at step 0 and with another module; a checkpoint is loaded after this."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if self._module is not None and self._module() is not pl_module:
+        another = self._module is not None and self._module() is not pl_module
+        if another or trainer.global_step == 0:
             self.forget()
         self._module = weakref.ref(pl_module)
-        if trainer.global_step == 0:
-            self.n_steps = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what cannot be sent to another process."""

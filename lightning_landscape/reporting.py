@@ -40,6 +40,7 @@ __all__ = [
     "tag",
 ]
 
+# the first part, `landscape` or `breakdown`, is the name of the monitor where it has another
 TAGS = {
     # asymmetry of one family; medians are over directions
     "rate": "landscape/{family}/rate",
@@ -230,7 +231,9 @@ def save_slices(trainer: Any, kind: str, slices: Sequence[Slice], step: int) -> 
         label=np.array([line.label for line in slices]),
         step=np.array(step),
     )
-    _write(folder / f"{kind.replace('@', '-')}-step={step}.npz", buffer.getvalue())
+    _write(
+        folder / f"{kind.replace('@', '-').replace('/', '-')}-step={step}.npz", buffer.getvalue()
+    )
 
 
 def save_breakdown(

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape._lightning import (
-    Callback,
     ConfigurationError,
     attached_trainer,
     logger_step,
@@ -29,6 +28,7 @@ from lightning_landscape._lightning import (
 from lightning_landscape.batch_norm import batch_norms, estimate_batch_norm, runner
 from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.line import LineScore, describe_line
+from lightning_landscape.names import Named
 from lightning_landscape.params import Params
 from lightning_landscape.reporting import log_scalars, tag
 from lightning_landscape.schedule import Schedule, check_whole
@@ -37,10 +37,11 @@ from lightning_landscape.swa_validation import SecondPass
 
 __all__ = ["SWA", "Average", "load_swa_weights"]
 
-Average: TypeAlias = Literal["equal", "ema"] | Callable[[Tensor, Tensor, int], Tensor]
+# it returns a Tensor; a LightningCLI would refuse functions that are not annotated to
+Average: TypeAlias = Literal["equal", "ema"] | Callable[[Tensor, Tensor, int], Any]
 
 
-class SWA(Callback):
+class SWA(Named):
     """Average the weights while a LightningModule trains; read, validate and keep the average.
 
     Changes nothing by default: no learning rate, no extra epoch, no swapped weights. The average is
@@ -102,7 +103,7 @@ class SWA(Callback):
         apply_at_end: bool = False,
         name: str = "swa",
     ) -> None:
-        super().__init__()
+        super().__init__(name)
         self.start = _checked_start(start)
         self.schedule = Schedule.of(every_n_epochs, every_n_steps)
         if not callable(average) and average not in ("equal", "ema"):
@@ -111,15 +112,12 @@ class SWA(Callback):
             )
         if not 0 <= decay < 1:
             raise ConfigurationError(f"`decay` must be at least 0 and below 1. Got {decay!r}.")
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.average: Average = average
         self.decay = decay
         self.validate = validate
         self.bn_batches = check_whole("bn_batches", bn_batches)
         self.device = _checked_device(device)
         self.apply_at_end = apply_at_end
-        self.name = name
         self._start_epoch, self._start_step = 0, 0
         self._module: weakref.ref[nn.Module] | None = None
         self._forget()
@@ -240,6 +238,7 @@ class SWA(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew with another module; a checkpoint is loaded after this."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if self._module is not None and self._module() is not pl_module:

@@ -358,10 +358,12 @@ def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
     assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
 
 
-def test_a_fit_of_another_module_begins_a_new_history():
+@pytest.mark.tried("configuration", "a second Trainer with the same callbacks, from step 0")
+@pytest.mark.parametrize("same", [False, True])
+def test_a_fit_from_step_0_begins_a_new_history(same):
     monitor = AsymmetryMonitor(**SMALL)
-    train(monitor)
-    train(monitor, max_epochs=1)
+    module, _ = train(monitor)
+    train(monitor, max_epochs=1, module=module if same else None)
     assert [step for step, _ in monitor._history["gaussian"]] == [5]
     assert monitor.n_steps == 6
 

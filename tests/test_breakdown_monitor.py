@@ -151,7 +151,7 @@ def found(monkeypatch):
     return every
 
 
-def run(module, *monitors, batches=4, recorder=None, logger=False, **options):
+def run(module, *monitors, batches=4, recorder=None, logger=False, ckpt_path=None, **options):
     """Fit on batches that hold 1, 2, 3 ..., each once, in order."""
     data = batches
     if isinstance(batches, int):
@@ -166,7 +166,7 @@ def run(module, *monitors, batches=4, recorder=None, logger=False, **options):
         enable_model_summary=False,
     )
     CALLS.clear()
-    trainer.fit(module, DataLoader(data, batch_size=None))
+    trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -685,13 +685,10 @@ def test_all_that_was_measured_lies_beside_as_arrays(written):
 
 def test_the_history_goes_on_after_a_restart(tmp_path):
     first, second = watching(), watching()
-    run(Bowl(lr=0.01), first, batches=2)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert second._history == first._history
-    assert second.n_steps == 2
-    run(Bowl(lr=0.01), second, batches=1)
-    assert len(second._history["update"]) == 3
+    run(Bowl(lr=0.01), first, batches=2).save_checkpoint(tmp_path / "some.ckpt")
+    run(Bowl(lr=0.01), second, batches=2, max_epochs=2, ckpt_path=tmp_path / "some.ckpt")
+    assert [step for step, _ in second._history["update"]] == [0, 1, 2, 3]
+    assert second.n_steps == 4
 
 
 def test_a_model_is_never_called_a_bound():

@@ -1,0 +1,37 @@
+"""What the callbacks of one Trainer are told apart by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_landscape._lightning import Callback, ConfigurationError
+
+__all__ = ["Named"]
+
+
+class Named(Callback):
+    """A callback with a name: the first part of its tags, and what its state goes by.
+
+    Args:
+        name: Different from the names of the others in the same Trainer.
+
+    Raises:
+        ConfigurationError: If it is empty; at the start of fit if another has it too.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
+        self.name = name
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse a name that would mix the numbers of two callbacks."""
+        others = [other for other in trainer.callbacks if other is not self]
+        twins = [o for o in others if isinstance(o, Named) and o.name == self.name]
+        if stage == "fit" and twins:
+            raise ConfigurationError(
+                "`name` must be different for each of the callbacks of one Trainer. Got "
+                f"{self.name!r} for {type(self).__name__} and {type(twins[0]).__name__}: give one "
+                f"of them another, such as name='{self.name}2'."
+            )
