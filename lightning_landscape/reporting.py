@@ -259,9 +259,23 @@ def _folder(trainer: Any) -> Path | None:
     if trainer.fast_dev_run or not trainer.loggers:
         return None
     log_dir = trainer.log_dir
-    if log_dir is None or not trainer.is_global_zero:
+    if not trainer.is_global_zero:
         return None
-    return Path(log_dir) / "landscape"
+    folder = None
+    with _forgiving(trainer.loggers[0]):
+        folder = _folder_of_run(trainer, trainer.loggers[0], log_dir)
+    return None if folder is None else folder / "landscape"
+
+
+def _folder_of_run(trainer: Any, logger: Any, log_dir: str | None) -> Path | None:
+    """Return a folder no other run writes to: the one where its checkpoints are by default."""
+    own = getattr(logger, "log_dir", None)  # TensorBoard, CSV
+    if own is not None:
+        return Path(own)
+    version = getattr(logger, "version", None)
+    if isinstance(version, str):  # W&B, MLflow, Comet: `log_dir` is that of all runs, or None
+        return Path(log_dir or trainer.default_root_dir, str(logger.name), version)
+    return None if log_dir is None else Path(log_dir)
 
 
 def _show(logger: Any, name: str, figure: Figure, step: int) -> bool:
