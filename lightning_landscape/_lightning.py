@@ -1,7 +1,8 @@
 """Every private name of Lightning, and everything that differs between its two import names.
 
 `lightning` and `pytorch_lightning` are the same code twice, so that a callback of one is a stranger
-to the other's isinstance checks. Ours inherit from both, where both are installed.
+to the other's isinstance checks. Ours inherit from both, where both are installed,
+and so do our errors.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def _namespaces() -> list[str]:
 
 _NAMESPACES = _namespaces()
 _LIGHTNING = _NAMESPACES[0]
-_FABRIC = "lightning.fabric" if _LIGHTNING == "lightning.pytorch" else "lightning_fabric"
+_FABRIC_OF = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
+_FABRICS = [_FABRIC_OF[name] for name in _NAMESPACES]
+_FABRIC = _FABRICS[0]
 
 
 def _import(path: str, name: str) -> Any:
@@ -69,7 +72,9 @@ def _import(path: str, name: str) -> Any:
 
 
 _MODULES: tuple[type, ...] = tuple(_import(path, "LightningModule") for path in _NAMESPACES)
-_Misconfiguration = _import(f"{_FABRIC}.utilities.exceptions", "MisconfigurationException")
+_MISCONFIGURATIONS: tuple[Any, ...] = tuple(
+    _import(f"{path}.utilities.exceptions", "MisconfigurationException") for path in _FABRICS
+)
 
 rank_zero_warn: Callable[..., None] = _import(f"{_FABRIC}.utilities.rank_zero", "rank_zero_warn")
 rank_zero_info: Callable[..., None] = _import(f"{_FABRIC}.utilities.rank_zero", "rank_zero_info")
@@ -82,7 +87,7 @@ if not TYPE_CHECKING:
     )
 
 
-class ConfigurationError(_Misconfiguration, ValueError):
+class ConfigurationError(*_MISCONFIGURATIONS, ValueError):
     """A setting that cannot work, found at construction or at the start of fit.
 
     Lightning's `MisconfigurationException` and Python's `ValueError` at once.
@@ -316,7 +321,7 @@ def batch_size(batch: Any) -> int | None:
         warnings.simplefilter("ignore")
         try:
             return _import(f"{_LIGHTNING}.utilities.data", "extract_batch_size")(batch)
-        except _Misconfiguration:
+        except _MISCONFIGURATIONS:
             return None
 
 
