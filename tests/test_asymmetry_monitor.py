@@ -114,6 +114,7 @@ def test_an_accumulation_window_is_one_step():
     assert monitor.n_steps == 4
 
 
+@pytest.mark.tried("configuration", "fast_dev_run: one probe, nothing written")
 def test_in_a_fast_development_run_it_probes_once_and_writes_nothing(tmp_path):
     monitor = AsymmetryMonitor(every_n_epochs=100, **SMALL)
     _, trainer = train(monitor, fast_dev_run=2, default_root_dir=tmp_path)
@@ -121,6 +122,7 @@ def test_in_a_fast_development_run_it_probes_once_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.tried("configuration", "Trainer.validate: AsymmetryMonitor does nothing")
 def test_outside_of_fit_it_does_nothing():
     monitor = AsymmetryMonitor(**SMALL)
     module, trainer = train(monitor)
@@ -285,6 +287,7 @@ def test_a_gan_is_probed_through_its_loss_fn():
 # -- where -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.tried("loggers", "TensorBoard: every scalar and figure of AsymmetryMonitor and SWA")
 def test_tensorboard_shows_the_scalars_and_the_figures(tmp_path):
     swa = SWA(0)
     monitor = AsymmetryMonitor(swa=swa, validation=True, **SMALL)
@@ -306,6 +309,7 @@ def test_tensorboard_shows_the_scalars_and_the_figures(tmp_path):
     assert {"swa/val_loss", "swa/n_averaged"} <= {*tags["scalars"]}
 
 
+@pytest.mark.tried("configuration", "Trainer.fit(ckpt_path=...): the history goes on")
 def test_history_goes_on_after_a_restart(tmp_path):
     first, second = AsymmetryMonitor(**SMALL), AsymmetryMonitor(**SMALL)
     module, trainer = train(first, max_epochs=2)
@@ -399,6 +403,7 @@ def test_a_loss_that_is_not_finite_is_data():
     assert "landscape/gaussian/area" in trainer.callback_metrics
 
 
+@pytest.mark.tried("loggers", "a logger whose `log_metrics` raises: one warning")
 def test_a_logger_that_raises_costs_one_warning():
     class Broken(Rows):
         def log_metrics(self, metrics, step=None):

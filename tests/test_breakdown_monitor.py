@@ -414,6 +414,7 @@ def test_by_default_it_probes_every_100th_step():
     assert str(GradientBreakdownMonitor().schedule) == "every 100 steps"
 
 
+@pytest.mark.tried("configuration", "fast_dev_run: one breakdown, nothing written")
 def test_a_fast_development_run_probes_once_and_writes_nothing(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(Bowl(lr=0.01), GradientBreakdownMonitor(on_error="raise"), fast_dev_run=True, logger=True)
@@ -641,6 +642,7 @@ def written(tmp_path_factory):
     return folder, events
 
 
+@pytest.mark.tried("loggers", "TensorBoard: every tag of GradientBreakdownMonitor")
 def test_tensorboard_has_every_tag_of_the_table_and_no_other(written):
     _, events = written
     tags = events.Tags()

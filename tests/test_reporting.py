@@ -177,6 +177,7 @@ def test_nothing_is_written_where_nothing_should_be(tmp_path, attributes):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.tried("faults", "a full disk: one warning, no half file")
 def test_a_full_disk_costs_a_warning_and_leaves_no_half_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left on device")

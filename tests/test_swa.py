@@ -315,6 +315,7 @@ def test_a_resumed_run_has_the_average_of_the_uninterrupted_one(tmp_path, option
         assert torch.equal(resumed.weights[name], tensor)
 
 
+@pytest.mark.tried("configuration", "two SWA callbacks in one Trainer")
 def test_two_averages_keep_their_own_state(tmp_path):
     early, late = SWA(0, name="early"), SWA(2, name="late")
     module, trainer = train(early, late)

@@ -123,6 +123,7 @@ def test_training_is_bit_identical_in_other_settings(options):
     assert differences(fit([], **options), fit([SWA(0)], **options)) == []
 
 
+@pytest.mark.tried("configuration", "ModelCheckpoint(monitor=swa/val_loss)")
 def test_a_checkpoint_may_follow_the_average(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="swa/val_loss", filename="best")
     train(SWA(1), checkpoint, enable_checkpointing=True)
@@ -234,6 +235,7 @@ def test_early_stopping_on_an_average_that_is_not_there_yet_is_refused(tmp_path)
         train(SWA(2), *callbacks, enable_checkpointing=True)
 
 
+@pytest.mark.tried("configuration", "Trainer.validate and test: SWA does nothing")
 def test_validate_and_test_outside_of_fit_are_left_alone():
     swa = SWA(0)
     model, trainer, validation = train(swa)
