@@ -104,6 +104,7 @@ SETTINGS = {
         "max_overhead": 0.9,
         "seed": 7,
         "on_error": "raise",
+        "precision": 0.2,
         "name": "own",
     },
     GradientBreakdownMonitor: {
