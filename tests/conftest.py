@@ -11,6 +11,8 @@ settings.load_profile("calm")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+pytest_plugins = ["reliability"]  # `--reliability` writes docs/reliability.md
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
