@@ -75,6 +75,7 @@ def test_the_faults_below_meet_every_evaluation():
     assert probe(module) == FAULTS["calls"] == 9
 
 
+@pytest.mark.tried("faults", "out of memory, and an interrupt, at every evaluation of a probe")
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("after", range(1, 10))
 def test_a_failure_at_any_evaluation_leaves_no_trace(after, mode):
@@ -85,6 +86,10 @@ def test_a_failure_at_any_evaluation_leaves_no_trace(after, mode):
             probe(module, mode)
 
 
+@pytest.mark.tried(
+    "faults",
+    "any exception from the user's step, `SystemExit` and `GeneratorExit` among them",
+)
 @pytest.mark.parametrize("after", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", ERRORS)
 def test_any_failure_leaves_no_trace(name, after):
@@ -99,6 +104,7 @@ def test_any_failure_leaves_no_trace(name, after):
             assert (name, after) in {("one as torch raises", 2), ("an error", 2)}
 
 
+@pytest.mark.tried("faults", "a probe that goes on after a failure: its numbers are the same")
 def test_after_a_failure_that_was_caught_the_numbers_are_the_same():
     module = Failing()
     direction = direction_of(module)
@@ -124,12 +130,18 @@ def raise_after_a_move(module, error, *, alpha=1.0):
         raise error
 
 
+@pytest.mark.tried(
+    "faults", "a probe that is left in the middle, by an error or by a generator nobody finishes"
+)
 def test_a_failure_between_evaluations_leaves_no_trace():
     module = BatchNorm()
     with unchanged(module), pytest.raises(KeyError, match="mine"):
         raise_after_a_move(module, KeyError("mine"))
 
 
+@pytest.mark.tried(
+    "faults", "a probe that is left in the middle, by an error or by a generator nobody finishes"
+)
 def test_a_generator_that_is_never_finished():
     module = BatchNorm()
 
@@ -144,6 +156,7 @@ def test_a_generator_that_is_never_finished():
         values.close()
 
 
+@pytest.mark.tried("faults", "losses and weights of NaN")
 def test_nan_is_a_number_like_any_other():
     class Nan(BatchNorm):
         def write(self, loss, batch):
@@ -163,6 +176,7 @@ def test_nan_is_a_number_like_any_other():
         assert objective.losses().equal(start)
 
 
+@pytest.mark.tried("faults", "out of memory, and an interrupt, while a probe opens")
 @pytest.mark.parametrize("k", range(1, 12))
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
 def test_a_failure_while_opening_leaves_no_trace(k, error, monkeypatch):
@@ -186,6 +200,7 @@ def test_a_failure_while_opening_leaves_no_trace(k, error, monkeypatch):
     assert not isolation._open
 
 
+@pytest.mark.tried("faults", "out of memory, and an interrupt, while a probe opens")
 def test_a_snapshot_that_fails_leaves_no_trace(monkeypatch):
     module = HostileModule()
     module.auxiliary = None
@@ -202,6 +217,7 @@ def test_a_snapshot_that_fails_leaves_no_trace(monkeypatch):
         opening.__enter__()
 
 
+@pytest.mark.tried("faults", "no memory to compare in when a probe ends")
 @pytest.mark.parametrize("failing", [False, True])
 def test_no_memory_to_compare_in_at_the_end(failing, monkeypatch):
     module = BatchNorm()
@@ -244,6 +260,7 @@ class Sometimes(Step):
             torch.rand(1)
 
 
+@pytest.mark.tried("faults", "a step that writes to its state at some weights only")
 def test_what_was_not_seen_at_first_is_put_back_and_named_once():
     module = Sometimes()
 
@@ -300,6 +317,7 @@ def test_what_was_seen_is_no_reason_to_warn(module):
                 objective.gradient(direction_of(module, scale=0.1), alpha)
 
 
+@pytest.mark.tried("faults", "a step that writes to its state at some weights only")
 def test_after_a_failure_there_is_no_warning_besides():
     module = Sometimes()
     with warnings.catch_warnings():
@@ -379,6 +397,9 @@ def signal_handlers():
     SAVING.clear()
 
 
+@pytest.mark.tried(
+    "faults", "a checkpoint in the middle of a probe, by a signal too: it holds what was before"
+)
 @pytest.mark.filterwarnings("ignore:.*weights_only")
 @pytest.mark.parametrize("mode", ["train", "recalibrated"])
 @pytest.mark.parametrize("how", [by_trainer, by_trainer_weights_only, by_strategy, by_signal])
@@ -422,6 +443,9 @@ def assert_same_checkpoint(path, expected):
     assert all(same_bits(found["state_dict"][k], v) for k, v in expected["state_dict"].items())
 
 
+@pytest.mark.tried(
+    "faults", "a checkpoint in the middle of a probe, by a signal too: it holds what was before"
+)
 def test_a_state_dict_that_was_asked_for_stays_as_it_is(trained):
     trainer, module = trained
     expected = {key: value.clone() for key, value in module.state_dict().items()}
@@ -449,6 +473,9 @@ class Poisoned(HostileModule):
         return output
 
 
+@pytest.mark.tried(
+    "faults", "a probe that fails now and then while training: one warning, the same training"
+)
 @pytest.mark.parametrize(
     ("after", "error"),
     [
@@ -485,6 +512,9 @@ def test_a_failure_can_be_had_raised():
         fit([monitor], module=Poisoned, max_epochs=1)
 
 
+@pytest.mark.tried(
+    "faults", "Ctrl-C at any evaluation of a probe: the fit ends with the weights that were trained"
+)
 def test_an_interrupt_ends_the_fit_with_the_trained_weights(tmp_path):
     class Remembers(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -513,6 +543,7 @@ def test_an_interrupt_ends_the_fit_with_the_trained_weights(tmp_path):
     assert differences(watch.before, watch.after) == []
 
 
+@pytest.mark.tried("faults", "checkpoints that training writes between probes")
 def test_checkpoints_that_training_writes_are_the_same(tmp_path):
     states = []
     for callbacks in ([], [AsymmetryMonitor(every_n_steps=1, n_directions=1, n_points=5)]):
