@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,15 @@ from lightning_landscape.params import Params
 from lightning_landscape.snapshot import Changes, Snapshot, put_back
 from lightning_landscape.weights import Path, Weights
 
-__all__ = ["Isolation", "Mode", "compiling_nothing", "isolated_rng", "unchanged_rng"]
+__all__ = [
+    "Isolation",
+    "Mode",
+    "checkpoints_unmoved",
+    "compiling_nothing",
+    "isolated_rng",
+    "rng_at",
+    "unchanged_rng",
+]
 
 Mode = Literal["train", "eval", "recalibrated"]
 
@@ -90,7 +98,7 @@ class Isolation:
             self.keeps_graph = self._snapshot.keeps_graph()
             self._gradients = _Gradients([*weights.tensors, *self._snapshot.leaves()])
             stack.callback(self._gradients.put_back)
-            stack.enter_context(_checkpoints_unmoved(self, self._trainer))
+            stack.enter_context(checkpoints_unmoved(self.as_before, self._trainer))
             stack.callback(self._finish)
             self._gradients.take_away()
             self._is_open = True
@@ -278,11 +286,11 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def unchanged_rng() -> Iterator[None]:
-    """Put every global random stream back at the end as it was at the start."""
+def unchanged_rng() -> Iterator[dict[str, Any]]:
+    """Put every global random stream back at the end as it was at the start, which is yielded."""
     before = _rng_states()
     try:
-        yield
+        yield before
     finally:
         _set_rng_states(before, set(before))
 
@@ -295,6 +303,14 @@ def compiling_nothing() -> Iterator[None]:
     their number, beyond which nothing compiled is run any more.
     """
     with torch.compiler.set_stance("eager_on_recompile"):
+        yield
+
+
+@contextmanager
+def rng_at(states: dict[str, Any]) -> Iterator[None]:
+    """Let the global random streams be as `unchanged_rng` found them, for a while."""
+    with unchanged_rng():
+        _set_rng_states(states, set(states))
         yield
 
 
@@ -386,8 +402,15 @@ def _flags_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _checkpoints_unmoved(isolation: Isolation, trainer: Any | None) -> Iterator[None]:
-    """Save what was, not what a probe has moved: signal handlers save at any moment."""
+def checkpoints_unmoved(
+    as_before: Callable[[], AbstractContextManager[None]], trainer: Any | None
+) -> Iterator[None]:
+    """Save what was, not what was moved since: signal handlers save at any moment.
+
+    Args:
+        as_before: A context in which all is as it was.
+        trainer: Whose checkpoints.
+    """
     if trainer is None:
         yield
         return
@@ -398,11 +421,11 @@ def _checkpoints_unmoved(isolation: Isolation, trainer: Any | None) -> Iterator[
     )
 
     def save_checkpoint(*args: Any, **kwargs: Any) -> None:
-        with isolation.as_before():
+        with as_before():
             save(*args, **kwargs)
 
     def lightning_module_state_dict() -> dict[str, Any]:
-        with isolation.as_before():
+        with as_before():
             return {
                 key: value.clone() if isinstance(value, Tensor) else value
                 for key, value in weights().items()

@@ -22,7 +22,12 @@ from lightning_landscape._lightning import (
     takes_batch_index,
 )
 from lightning_landscape.batches import bytes_of, clone_batch
-from lightning_landscape.isolation import compiling_nothing, unchanged_rng
+from lightning_landscape.isolation import (
+    checkpoints_unmoved,
+    compiling_nothing,
+    rng_at,
+    unchanged_rng,
+)
 from lightning_landscape.params import Params
 from lightning_landscape.snapshot import Places, Snapshot, put_back
 
@@ -123,7 +128,12 @@ class SecondPass:
         drift = self._origin.changed()
         self._places |= self._origin.places(drift)
         live = self._places.read()
-        with unchanged_rng(), dummy_loggers(self._trainer), compiling_nothing():
+        with (
+            unchanged_rng() as rng,
+            dummy_loggers(self._trainer),
+            compiling_nothing(),
+            checkpoints_unmoved(lambda: self._outside(weights, live, rng), self._trainer),
+        ):
             try:
                 put_back(self._tensors, self._weights)
                 self._origin.restore(drift)
@@ -139,3 +149,20 @@ class SecondPass:
                 put_back(self._tensors, weights)
                 self._origin.restore(drift)
                 self._places.write(live)
+
+    @contextmanager
+    def _outside(
+        self, weights: list[Tensor], live: list[Any], rng: dict[str, Any]
+    ) -> Iterator[None]:
+        """Let somebody look at the live world from inside: a signal handler that saves it."""
+        average = [tensor.detach().clone() for tensor in self._tensors]
+        inside = Snapshot([("", self._module)], besides=self._tensors)
+        put_back(self._tensors, weights)
+        self._origin.restore(self._origin.changed())
+        self._places.write(live)
+        try:
+            with rng_at(rng):
+                yield
+        finally:
+            put_back(self._tensors, average)
+            inside.restore(inside.changed())
