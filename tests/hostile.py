@@ -339,6 +339,7 @@ def fit(
     plugins=list,
     dtype=torch.float32,
     workers=0,
+    logger=None,
     **options,
 ):
     """Train from seed 0 with some callbacks; return all that could tell two runs apart."""
@@ -349,7 +350,7 @@ def fit(
     validation = DataLoader(Samples(24, dtype=dtype), batch_size=8)
     if loaders is not None:
         train, validation = loaders()
-    logger, ledger = Rows(), Ledger()
+    logger, ledger = logger or Rows(), Ledger()
     trainer = Trainer(
         **{"max_epochs": 2, "limit_val_batches": 3, "accelerator": "cpu", **options},
         plugins=plugins(),
