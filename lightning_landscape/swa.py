@@ -134,6 +134,7 @@ class SWA(Named):
         self._n_before = 0  # how many were averaged before this fit
         self._last_global_step = 0
         self._second_pass: SecondPass | None = None
+        self._saving = False
         self._warned = False
         self.line: list[LineScore] = []  # the last one measured, on train and validation batches
         self._line_at = (0, 0)  # how many were averaged then, and the training step
@@ -339,8 +340,13 @@ class SWA(Named):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save batch-norm statistics with the average they belong to."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state and self._n_averaged and self._kept:
-            self._guarded(lambda: state.update(statistics=self._batch_norm(pl_module)))
+        # a step that saves is run to estimate, and would save, and be run to estimate
+        if state and self._n_averaged and self._kept and not self._saving:
+            self._saving = True
+            try:
+                self._guarded(lambda: state.update(statistics=self._batch_norm(pl_module)))
+            finally:
+                self._saving = False
             state["statistics_of"] = self._statistics_of
 
     def state_dict(self) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class Injected(HostileModule):
         super().validation_step(batch, batch_idx)
         return strike(self, None)
 
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["rng"] = rng_fingerprint()
+
     def configure_optimizers(self):
         optimizer = OPTIMIZERS[self.optimizer](self.parameters())
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
@@ -181,6 +184,7 @@ def assert_saved(path, expected):
     saved = torch.load(path, weights_only=False)
     assert differences(dict(saved["state_dict"]), expected["state_dict"]) == []
     assert differences(saved["optimizer_states"], expected["optimizers"]) == []
+    assert saved["rng"] == expected["rng"]
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """One training, the same fault at each call that a probe makes in turn: nothing of it stays."""
 
 import functools
+import inspect
 import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hostile import differences
+from hostile import differences, fit
 from injection import (
     Files,
+    Injected,
     assert_saved,
     assert_whole,
     failing,
@@ -165,3 +167,24 @@ def test_a_callback_that_always_fails_warns_once(tmp_path):
     ]
     assert len(found.warned) == 2
     assert_whole(tmp_path)
+
+
+class SavesItself(Injected):
+    """Has a step that saves a checkpoint, whoever calls it."""
+
+    def training_step(self, batch, batch_idx):
+        self.trainer.save_checkpoint(SavesItself.path)
+        SavesItself.depth = max(SavesItself.depth, len(inspect.stack()))
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.tried("faults", "a training step that saves a checkpoint itself, with an average kept")
+def test_a_step_that_saves_does_not_estimate_for_ever(tmp_path):
+    SavesItself.path, SavesItself.depth = tmp_path / "saved.ckpt", 0
+    short = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
+    swa = SWA(0, every_n_steps=1)
+    found = fit([swa], module=SavesItself, **short)  # a warning would be an error
+    assert SavesItself.depth < 200
+    saved = torch.load(SavesItself.path, weights_only=False)["callbacks"][swa.state_key]
+    assert saved["statistics_of"] == saved["n_averaged"] == 3
+    assert differences(fit([], module=SavesItself, **short), found) == []
