@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -299,16 +299,26 @@ def _show(logger: Any, name: str, figure: Figure, step: int) -> bool:
 
 def _write(path: Path, content: bytes) -> None:
     """Write all or nothing: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):  # there may be nothing, or no way, to take it away
+                partial.unlink()
+            raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        rank_zero_warn(f"Could not write {path}: {error}. Training goes on without this file.")
+        if path.parent not in _unwritable:
+            _unwritable.add(path.parent)
+            rank_zero_warn(
+                f"Could not write {path}: {error}. Training goes on without this file; further "
+                "failures in this folder are not reported."
+            )
 
 
+_unwritable: set[Path] = set()  # folders that were warned about
 _failed: WeakSet[Any] = WeakSet()  # loggers that were warned about
 
 

@@ -352,14 +352,19 @@ def fit(
         train, validation = loaders()
     logger, ledger = logger or Rows(), Ledger()
     trainer = Trainer(
-        **{"max_epochs": 2, "limit_val_batches": 3, "accelerator": "cpu", **options},
+        **{
+            "max_epochs": 2,
+            "limit_val_batches": 3,
+            "accelerator": "cpu",
+            "enable_checkpointing": False,
+            **options,
+        },
         plugins=plugins(),
         logger=logger,
         log_every_n_steps=1,
         callbacks=[ledger, *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
     )
     inner = getattr(model, "_orig_mod", model)  # of a compiled one
     has_validation = type(inner).validation_step is not LightningModule.validation_step

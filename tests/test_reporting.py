@@ -178,12 +178,32 @@ def test_nothing_is_written_where_nothing_should_be(tmp_path, attributes):
 
 
 @pytest.mark.tried("faults", "a full disk: one warning, no half file")
-def test_a_full_disk_costs_a_warning_and_leaves_no_half_file(tmp_path, monkeypatch):
+def test_a_full_disk_costs_one_warning_and_leaves_no_half_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.warns(UserWarning, match="no space left on device. Training goes on"):
+        save_slices(trainer(tmp_path, FakeLogger()), "gaussian", [line()], 0)
+    save_slices(
+        trainer(tmp_path, FakeLogger()), "gaussian", [line()], 1
+    )  # a second one is an error
+    assert list((tmp_path / "landscape").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path):
+    (tmp_path / "landscape").write_text("in the way")
+    with pytest.warns(UserWarning, match="File exists.*Training goes on"):
+        save_slices(trainer(tmp_path, FakeLogger()), "gaussian", [line()], 0)
+
+
+def test_an_interrupt_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
+    def interrupted(self, content):
+        self.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         save_slices(trainer(tmp_path, FakeLogger()), "gaussian", [line()], 0)
     assert list((tmp_path / "landscape").iterdir()) == []
 
