@@ -33,6 +33,7 @@ class Injected(HostileModule):
 
     def __init__(self, optimizer="Adam"):
         super().__init__()
+        self.save_hyperparameters()
         self.optimizer = optimizer
 
     def training_step(self, batch, batch_idx):

@@ -42,8 +42,9 @@ Every row is a marker on tests, and this file is written by the run of those tes
 training without, the numbers were right, or the fault left no trace, whatever the test asserts. A
 row that was not run says so. Hypothesis draws many examples for what counts as one case here.
 
-Made with {versions}, by `python -m pytest --reliability`, then `-m slow`, `-m clients` and `-m gpu`
-besides where the machine has what these need. Each run adds to the ones before.
+It takes several runs, each of which adds to the ones before: `python -m pytest --reliability`, then
+the same with `-m slow`, `-m clients` and `-m gpu` where the machine has what these need. The last
+was made with {versions}.
 """
 
 

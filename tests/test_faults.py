@@ -513,7 +513,7 @@ def test_a_failure_can_be_had_raised():
 
 
 @pytest.mark.tried(
-    "faults", "Ctrl-C at any evaluation of a probe: the fit ends with the weights that were trained"
+    "faults", "Ctrl-C in a probe after an epoch: the fit ends with the weights that were trained"
 )
 def test_an_interrupt_ends_the_fit_with_the_trained_weights(tmp_path):
     class Remembers(Callback):

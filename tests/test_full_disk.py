@@ -59,7 +59,9 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.tried("faults", "a disk that fills up in the middle of each file in turn")
+@pytest.mark.tried(
+    "faults", "a disk that fills up in the middle of the first, second or fourth file"
+)
 @pytest.mark.parametrize("n_bytes", [0, 100])
 @pytest.mark.parametrize("n_writes", [1, 2, 4])
 def test_a_disk_that_fills_up_costs_a_file_and_a_warning(n_writes, n_bytes, tmp_path, plain):
@@ -86,7 +88,9 @@ def test_a_disk_that_is_really_full_costs_one_warning(small_disk, plain):
     assert_whole(folder)
 
 
-@pytest.mark.tried("faults", "a full disk where a checkpoint with the average goes")
+@pytest.mark.tried(
+    "faults", "a full disk where checkpoints go: Lightning ends the fit, the one before is whole"
+)
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_whole(small_disk):
     folder = small_disk("80k")
     saver = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)

@@ -16,7 +16,7 @@ def case(
 
 def test_a_row_says_what_was_tried_how_it_came_out_and_where():
     written = table([case(test=f"tests/test_a.py::test[{i}]") for i in range(2)], "torch 0")
-    assert "Made with torch 0" in written
+    assert "was made with torch 0." in written
     assert written.endswith(
         "## Faults\n\n"
         "| what was tried | outcome | cases | tests |\n| --- | --- | ---: | --- |\n"

@@ -177,7 +177,7 @@ def test_nothing_is_written_where_nothing_should_be(tmp_path, attributes):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.tried("faults", "a full disk: one warning, no half file")
+@pytest.mark.tried("faults", "no way to rename a file or make a folder; Ctrl-C while writing")
 def test_a_full_disk_costs_one_warning_and_leaves_no_half_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left on device")
@@ -191,12 +191,14 @@ def test_a_full_disk_costs_one_warning_and_leaves_no_half_file(tmp_path, monkeyp
     assert list((tmp_path / "landscape").iterdir()) == []
 
 
+@pytest.mark.tried("faults", "no way to rename a file or make a folder; Ctrl-C while writing")
 def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path):
     (tmp_path / "landscape").write_text("in the way")
     with pytest.warns(UserWarning, match="File exists.*Training goes on"):
         save_slices(trainer(tmp_path, FakeLogger()), "gaussian", [line()], 0)
 
 
+@pytest.mark.tried("faults", "no way to rename a file or make a folder; Ctrl-C while writing")
 def test_an_interrupt_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
     def interrupted(self, content):
         self.touch()

@@ -285,6 +285,7 @@ def test_it_can_be_sent_to_another_process():
     assert_same(pickle.loads(pickle.dumps(swa)).weights, swa.weights)
 
 
+@pytest.mark.tried("faults", "an average that cannot be taken or validated: one warning")
 def test_a_failing_update_costs_one_warning_and_no_training():
     plain, _ = train()
     with pytest.warns(UserWarning, match="could not run the average: ZeroDivisionError") as caught:

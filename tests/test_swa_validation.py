@@ -164,6 +164,7 @@ def test_the_logger_gets_them_at_the_step_of_the_users_own():
     assert steps["val_loss"] == steps["swa/val_loss"] == [5, 11, 17]
 
 
+@pytest.mark.tried("faults", "an average that cannot be taken or validated: one warning")
 def test_a_failing_pass_costs_one_warning_and_no_training(monkeypatch):
     plain = fit([])
     calls = []
