@@ -20,7 +20,7 @@ from lightning_landscape.batches import KeptBatch
 from lightning_landscape.isolation import Mode
 from lightning_landscape.names import Named
 from lightning_landscape.params import Params
-from lightning_landscape.probing import LossFn, ModuleObjective, loss_step, opened
+from lightning_landscape.probing import LossFn, ModuleObjective, check_loss_fn, loss_step, opened
 from lightning_landscape.reporting import tag
 from lightning_landscape.schedule import Budget, Schedule, check_share, check_whole, predicted_cost
 
@@ -53,13 +53,9 @@ class Monitor(Named):
             raise ConfigurationError(
                 f"`on_error` must be one of {list(get_args(OnError))}. Got {on_error!r}."
             )
-        if loss_fn is not None and not callable(loss_fn):
-            raise ConfigurationError(
-                f"`loss_fn` must be a function of a module and a batch. Got {loss_fn!r}."
-            )
         self.schedule = schedule
         self.mode: Mode = mode
-        self.loss_fn = loss_fn
+        self.loss_fn = check_loss_fn(loss_fn)
         self.max_overhead = check_share(max_overhead)
         self.seed = check_whole("seed", seed, least=0)
         self.on_error: OnError = on_error

@@ -31,7 +31,7 @@ from lightning_landscape.slices import LossAlong, check_direction
 from lightning_landscape.snapshot import same_bits
 from lightning_landscape.weights import Path
 
-__all__ = ["LossFn", "ModuleObjective", "loss_step", "opened", "probing"]
+__all__ = ["LossFn", "ModuleObjective", "check_loss_fn", "loss_step", "opened", "probing"]
 
 # it returns a Tensor or a dict[str, Tensor] with "loss"; a LightningCLI would refuse functions that
 # are not annotated to
@@ -432,6 +432,19 @@ class ModuleObjective:
         with estimating(self._norms), precision_context(self._trainer), torch.no_grad():
             for i, batch in self._batches.calibrating():
                 self._loss(i, clone_batch(batch))
+
+
+def check_loss_fn(loss_fn: LossFn | None) -> LossFn | None:
+    """Return a setting that is a function or nothing.
+
+    Raises:
+        ConfigurationError: If it is something else.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise ConfigurationError(
+            f"`loss_fn` must be a function of a module and a batch. Got {loss_fn!r}."
+        )
+    return loss_fn
 
 
 def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:

@@ -30,6 +30,7 @@ from lightning_landscape.batches import KeptBatch, keep_batch
 from lightning_landscape.line import LineScore, describe_line
 from lightning_landscape.names import Named
 from lightning_landscape.params import Params
+from lightning_landscape.probing import LossFn, check_loss_fn, loss_step
 from lightning_landscape.reporting import log_scalars, tag
 from lightning_landscape.schedule import Schedule, check_whole
 from lightning_landscape.snapshot import put_back
@@ -68,6 +69,9 @@ class SWA(Named):
         apply_at_end: Whether to leave the averaged weights in the module at the end of fit. The one
             option that changes what you trained.
         name: Tells several SWA callbacks apart in checkpoints, and is the prefix of their metrics.
+        loss_fn: `loss_fn(module, batch)` runs a batch to estimate batch-norm statistics on, where
+            `training_step` cannot be called (manual optimisation, `dataloader_iter`) and
+            `module(batch)` is not the way either.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, if a setting is out of
@@ -102,6 +106,7 @@ class SWA(Named):
         device: str | None = None,
         apply_at_end: bool = False,
         name: str = "swa",
+        loss_fn: LossFn | None = None,
     ) -> None:
         super().__init__(name)
         self.start = _checked_start(start)
@@ -117,6 +122,7 @@ class SWA(Named):
         self.validate = validate
         self.bn_batches = check_whole("bn_batches", bn_batches)
         self.device = _checked_device(device)
+        self.loss_fn = check_loss_fn(loss_fn)
         self.apply_at_end = apply_at_end
         self._start_epoch, self._start_step = 0, 0
         self._module: weakref.ref[nn.Module] | None = None
@@ -469,7 +475,7 @@ class SWA(Named):
                 module,
                 [self._kept[i] for i in sorted(self._kept)],
                 at=self._average,
-                step=runner(module),
+                step=loss_step(module, self.loss_fn) if self.loss_fn else runner(module),
                 trainer=attached_trainer(module),
             )
             self._statistics_of = self._n_averaged

@@ -87,6 +87,7 @@ SETTINGS = {
         "device": "cpu",
         "apply_at_end": True,
         "name": "late",
+        "loss_fn": "test_cli.double_loss",
     },
     AsymmetryMonitor: {
         "every_n_epochs": 2,

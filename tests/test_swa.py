@@ -360,6 +360,33 @@ def test_recalibrating_changes_nothing_but_the_statistics():
     assert rng_fingerprint() == rng
 
 
+class ByHand(Line):
+    """Optimises by hand, and its `forward` does not take a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def forward(self, scale, x):
+        return self.net(scale * x)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.late(self(1.0, batch["x"])).square().mean())
+        optimizer.step()
+
+
+@pytest.mark.tried("steps", "batch norm under manual optimisation, where forward takes no batch")
+def test_a_loss_fn_runs_the_batches_that_batch_norm_is_estimated_on():
+    swa = SWA(0, loss_fn=lambda module, batch: module(1.0, batch["x"]))
+    module, _ = train(swa, module=ByHand(), shuffle=False)
+    inputs = [batch["x"] for batch in DataLoader(Samples(), batch_size=6)][:8]
+    with swa.averaged(module):
+        means = torch.stack([module.net[0](x).mean(0) for x in inputs])
+        assert torch.allclose(module.net[1].running_mean, means.mean(0), atol=1e-6)
+
+
 def test_recalibrating_on_nothing_is_refused():
     with pytest.raises(ValueError, match="`batches` must hold at least one"):
         recalibrate_batch_norm(nn.BatchNorm1d(2), [])
@@ -378,6 +405,7 @@ def test_recalibrating_on_nothing_is_refused():
         ({"bn_batches": 0}, "`bn_batches` must be"),
         ({"device": "cud"}, "`device` must be one this machine has"),
         ({"name": ""}, "`name` must be a word"),
+        ({"loss_fn": "loss"}, "`loss_fn` must be a function"),
     ],
     ids=str,
 )
