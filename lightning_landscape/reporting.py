@@ -255,27 +255,25 @@ def save_breakdown(
 
 
 def _folder(trainer: Any) -> Path | None:
-    """Return where files go; None if nowhere. Called on every rank: `log_dir` is broadcast."""
-    if trainer.fast_dev_run or not trainer.loggers:
+    """Return where files go; None if nowhere, as on all ranks but the first."""
+    if trainer.fast_dev_run or not trainer.loggers or not trainer.is_global_zero:
         return None
-    log_dir = trainer.log_dir
-    if not trainer.is_global_zero:
-        return None
-    folder = None
-    with _forgiving(trainer.loggers[0]):
-        folder = _folder_of_run(trainer, trainer.loggers[0], log_dir)
+    logger, folder = trainer.loggers[0], None
+    with _forgiving(logger):
+        folder = _folder_of_run(trainer, logger)
     return None if folder is None else folder / "landscape"
 
 
-def _folder_of_run(trainer: Any, logger: Any, log_dir: str | None) -> Path | None:
+def _folder_of_run(trainer: Any, logger: Any) -> Path | None:
     """Return a folder no other run writes to: the one where its checkpoints are by default."""
+    # not `trainer.log_dir`: it is broadcast, and the other ranks may not be here to hear it
     own = getattr(logger, "log_dir", None)  # TensorBoard, CSV
     if own is not None:
         return Path(own)
-    version = getattr(logger, "version", None)
-    if isinstance(version, str):  # W&B, MLflow, Comet: `log_dir` is that of all runs, or None
-        return Path(log_dir or trainer.default_root_dir, str(logger.name), version)
-    return None if log_dir is None else Path(log_dir)
+    root, version = logger.save_dir, getattr(logger, "version", None)
+    if isinstance(version, str):  # W&B, MLflow, Comet: `save_dir` is that of all runs, or None
+        return Path(root or trainer.default_root_dir, str(logger.name), version)
+    return None if root is None else Path(root)
 
 
 def _show(logger: Any, name: str, figure: Figure, step: int) -> bool:

@@ -36,10 +36,12 @@ class FakeLogger:
 
 
 def trainer(tmp_path, *loggers, **attributes):
+    log_dir = attributes.pop("log_dir", str(tmp_path))
+    for logger in loggers:
+        logger.log_dir = logger.save_dir = log_dir
     defaults = {
         "loggers": list(loggers),
         "fast_dev_run": 0,
-        "log_dir": str(tmp_path),
         "is_global_zero": True,
         "callback_metrics": {},
     }

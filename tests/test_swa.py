@@ -380,8 +380,8 @@ class ByHand(Line):
 @pytest.mark.tried("steps", "batch norm under manual optimisation, where forward takes no batch")
 def test_a_loss_fn_runs_the_batches_that_batch_norm_is_estimated_on():
     swa = SWA(0, loss_fn=lambda module, batch: module(1.0, batch["x"]))
-    module, _ = train(swa, module=ByHand(), shuffle=False)
-    inputs = [batch["x"] for batch in DataLoader(Samples(), batch_size=6)][:8]
+    module, _ = train(swa, module=ByHand(), shuffle=False, dataset=Still())
+    inputs = [batch["x"] for batch in DataLoader(Still(), batch_size=6)]
     with swa.averaged(module):
         means = torch.stack([module.net[0](x).mean(0) for x in inputs])
         assert torch.allclose(module.net[1].running_mean, means.mean(0), atol=1e-6)
