@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_landscape.fromage import trust_lr
 from lightning_landscape.params import Params
+from lightning_landscape.sharding import distribute_like, local, sum_over_shards, with_local
 from lightning_landscape.slices import Objective, check_direction
 
 __all__ = ["DEFAULT_ETAS", "GradientBreakdown", "gradient_direction", "measure_breakdown"]
@@ -167,8 +168,16 @@ def gradient_direction(objective: Objective) -> Params:
         >>> gradient_direction(line)  # ||W|| = 4, and each of four equal parts takes half of it
         {'w': tensor([-2., -2., -2., -2.])}
     """
-    gradients = objective.gradient()[1]
-    return {name: _rescaled(gradients[name], w) for name, w in objective.params.items()}
+    params, gradients = objective.params, objective.gradient()[1]
+    dots = [
+        _dots(((w, w), (g, g)) for w, g in _pieces(w, gradients[name]))
+        for name, w in params.items()
+    ]
+    norms = _stacked(dots, list(params.values())).sqrt().unbind()
+    return {
+        name: _rescaled(gradients[name], w, *both.to(w.device))
+        for (name, w), both in zip(params.items(), norms, strict=True)
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +200,9 @@ class _Start:
         losses, gradients = objective.gradient()
         # as the objective walks it: in the dtype and on the device of the weights
         steps = {
-            name: direction[name].detach().to(w) for name, w in params.items() if name in direction
+            name: distribute_like(direction[name].detach(), w).to(w)
+            for name, w in params.items()
+            if name in direction
         }
         dots = [
             _dots(
@@ -200,7 +211,7 @@ class _Start:
             )
             for n, step in steps.items()
         ]
-        dots = _stacked(dots).to("cpu", torch.float64)
+        dots = _stacked(dots, list(steps.values())).to("cpu", torch.float64)
         moves = dots[:, 2] != 0  # also where it is nan
         names = [name for name, move in zip(steps, moves.tolist(), strict=True) if move]
         gradient, weight, step = dots[moves, :3].sqrt().unbind(dim=1)
@@ -236,7 +247,8 @@ def _dots_along(
         )
         for name, before in start.gradients.items()
     ]
-    return losses, _stacked(dots)  # the gradients end here: no two etas are held together
+    summed = _stacked(dots, list(start.direction.values()))
+    return losses, summed  # the gradients end here: no two etas are held together
 
 
 def _conclude(start: _Start, etas: Tensor, loss: Tensor, dots: Tensor) -> GradientBreakdown:
@@ -316,7 +328,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    tensor = _dense(tensor)
+    tensor = _dense(local(tensor))
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.reshape(-1)
@@ -334,18 +346,18 @@ def _dots(pieces: Iterable[Sequence[tuple[Tensor, Tensor]]]) -> Tensor:
     )
 
 
-def _stacked(dots: list[Tensor]) -> Tensor:
+def _stacked(dots: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    if not dots:
+        return torch.zeros(0, 4)
     # layers may live on several devices; these are four numbers each
-    return torch.stack([four.to(dots[0].device) for four in dots]) if dots else torch.zeros(0, 4)
+    return sum_over_shards(torch.stack([some.to(dots[0].device) for some in dots]), tensors)
 
 
-def _rescaled(gradient: Tensor, weights: Tensor) -> Tensor:
-    pieces = _pieces(weights, gradient)
-    weight_norm, norm = _dots(((w, w), (g, g)) for w, g in pieces).sqrt().unbind()
-    gradient = _dense(gradient)
+def _rescaled(gradient: Tensor, weights: Tensor, weight_norm: Tensor, norm: Tensor) -> Tensor:
+    gradient = _dense(local(gradient))
     unit = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / norm
     nothing = (weight_norm == 0) | (norm == 0)
-    return torch.where(nothing, 0.0, -weight_norm * unit).to(weights.dtype)
+    return with_local(torch.where(nothing, 0.0, -weight_norm * unit).to(weights.dtype), weights)
 
 
 # -- the words ---------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from lightning_landscape.reporting import (
     tag,
 )
 from lightning_landscape.schedule import Schedule
+from lightning_landscape.sharding import reshard, sharded_modules
 from lightning_landscape.slices import LossAlong
 from lightning_landscape.updates import (
     StepSizes,
@@ -240,6 +241,7 @@ class GradientBreakdownMonitor(Monitor):
 
     def _keep(self, module: Any, batch: Any | None, index: int) -> None:
         """Keep the weights once a window, they do not move inside it; of its batches the last."""
+        reshard(sharded_modules(module))
         if self.n_steps not in self._windows:
             self._windows = {n: w for n, w in self._windows.items() if n == self.n_steps - 1}
             self._windows[self.n_steps] = _Window(_copy(trainable(module)))
@@ -254,6 +256,7 @@ class GradientBreakdownMonitor(Monitor):
             return []
         assert window is not None
         assert window.batch is not None
+        reshard(sharded_modules(module))
         earlier = self._windows.pop(self.n_steps - 2, None)
         before, after = window.before, _copy(trainable(module))
         batch, window.batch = window.batch, None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape.params import Params, group_names, l2_norm
+from lightning_landscape.sharding import distribute_like, full
 
 __all__ = ["DISTRIBUTIONS", "Normalize", "sample_direction", "seeded_generator", "split_family"]
 
@@ -119,7 +120,7 @@ def sample_direction(
         tensors = list(block.values())
         parts = _like(step, tensors[0]).split([tensor.numel() for tensor in tensors])
         for name, tensor, part in zip(block, tensors, parts, strict=True):
-            drawn[name] = part.view(tensor.shape)
+            drawn[name] = distribute_like(part.view(tensor.shape), tensor)
     return {
         name: drawn[name] if name in drawn else torch.zeros_like(tensor.detach())
         for name, tensor in params.items()
@@ -190,7 +191,7 @@ def _drawn_and_scaled(
     distribution: str, block: dict[str, Tensor], normalize: Normalize, generator: torch.Generator
 ) -> Tensor:
     """Return a flat step for a block of tensors, on the CPU."""
-    tensors = list(block.values())
+    tensors = [full(tensor) for tensor in block.values()]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors]) if len(block) > 1 else tensors[0]
     weights = _as_real_cpu(flat).reshape(-1)
     step = torch.empty_like(weights)

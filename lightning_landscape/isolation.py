@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_landscape._lightning import muted, rank_zero_warn
 from lightning_landscape.params import Params
+from lightning_landscape.sharding import recover, reshard, sharded_modules
 from lightning_landscape.snapshot import Changes, Snapshot, put_back
 from lightning_landscape.weights import Path, Weights
 
@@ -83,6 +84,8 @@ class Isolation:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(compiling_nothing())
+            self._sharded = sharded_modules(self._module)
+            reshard(self._sharded)
             self._ids = frozenset(map(id, self._module.parameters()))
             self._make_way()
             self._live_rng = _rng_states()
@@ -96,7 +99,7 @@ class Isolation:
             weights.stand(self._at)
             self._snapshot = self._look()
             self.keeps_graph = self._snapshot.keeps_graph()
-            self._gradients = _Gradients([*weights.tensors, *self._snapshot.leaves()])
+            self._gradients = _Gradients([*weights.parameters, *self._snapshot.leaves()])
             stack.callback(self._gradients.put_back)
             stack.enter_context(checkpoints_unmoved(self.as_before, self._trainer))
             stack.callback(self._finish)
@@ -119,19 +122,17 @@ class Isolation:
     @property
     def params(self) -> dict[str, Tensor]:
         """The trainable weights at the start, by name."""
-        weights = self._weights
-        rows = zip(weights.names, weights.start, weights.tensors, strict=True)
-        return {name: start for name, start, tensor in rows if tensor.requires_grad}
+        return {name: self._weights.start_of(name) for name in self.trainable}
 
     def handed_out(self) -> dict[str, Tensor]:
         """Return `params` for anybody to read, and to write to at no risk."""
-        return {name: self._weights.copied(name) for name in self.params}
+        return {name: self._weights.copied(name) for name in self.trainable}
 
     @property
     def trainable(self) -> dict[str, Tensor]:
         """The live trainable parameters, in the order of `params`."""
-        pairs = zip(self._weights.names, self._weights.tensors, strict=True)
-        return {name: tensor for name, tensor in pairs if tensor.requires_grad}
+        pairs = zip(self._weights.names, self._weights.parameters, strict=True)
+        return {name: parameter for name, parameter in pairs if parameter.requires_grad}
 
     def path(self, direction: Params) -> Path:
         """Prepare a direction to be walked often."""
@@ -144,7 +145,7 @@ class Isolation:
                 "An objective must be used inside the `with probing(...)` that made it: outside, "
                 "nothing would put the weights back."
             )
-        if len(_open) > 1 or self._set_aside:
+        if len(_open) > 1 or self._set_aside or self._sharded:
             self._make_way()
         for restore in self._restore_state:
             restore()
@@ -155,6 +156,7 @@ class Isolation:
 
         Written, not different: what stands at a fixed point here will drift elsewhere.
         """
+        reshard(self._sharded)
         changes = self._snapshot.changed()
         self._snapshot.restore(changes)
         self._learned = self._learned.merged(changes)
@@ -188,6 +190,7 @@ class Isolation:
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """Let somebody look at the module in mid-probe: it is as it was before."""
+        reshard(self._sharded)
         tensors = self._weights.tensors
         weights = [tensor.detach().clone() for tensor in tensors]
         now, rng = self._look(), _rng_states()
@@ -196,6 +199,7 @@ class Isolation:
         try:
             yield
         finally:
+            reshard(self._sharded)
             put_back(tensors, weights)
             now.restore(now.changed())
             _set_rng_states(rng, set(rng))
@@ -205,14 +209,16 @@ class Isolation:
         _open.remove(self)
 
     def _look(self) -> Snapshot:
-        return Snapshot([("", self._module)], besides=self._weights.tensors)
+        return Snapshot([("", self._module)], besides=self._weights.parameters)
 
     def _put_all_back(self, *, suspect: bool = False) -> None:
+        (recover if suspect else reshard)(self._sharded)
         self._weights.put_back()
         self._snapshot.restore(self._snapshot.changed(suspect=suspect))
 
     def _make_way(self) -> None:
         """Let other probes of the same weights put everything back, and go on from there."""
+        reshard(self._sharded)
         for other in _open:
             if other is not self and not self._ids.isdisjoint(other._ids):
                 other._step_aside()

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from lightning_landscape._lightning import (
     ConfigurationError,
+    check_strategy,
     logger_step,
     rank_zero_info,
     rank_zero_warn,
@@ -100,6 +101,7 @@ class Monitor(Named):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        check_strategy(trainer, type(self).__name__)
         another = self._module is not None and self._module() is not pl_module
         if another or trainer.global_step == 0:
             self.forget()

@@ -15,6 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_landscape.sharding import distribute_like, is_sharded, local, norms_over_shards
+
 __all__ = ["Params", "difference", "group_names", "l2_norm", "trainable"]
 
 Params: TypeAlias = Mapping[str, Tensor]
@@ -57,7 +59,10 @@ def difference(a: Params, b: Params) -> dict[str, Tensor]:
                 f"{tuple(b[name].shape)} for {name!r}: are they from the same architecture?"
             )
     with torch.no_grad():
-        return {name: a[name].detach().to(b[name]) - b[name].detach() for name in names}
+        return {
+            name: distribute_like(a[name].detach(), b[name]).to(b[name]) - b[name].detach()
+            for name in names
+        }
 
 
 def l2_norm(params: Params) -> float:
@@ -67,8 +72,12 @@ def l2_norm(params: Params) -> float:
         >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
+    sharded = [tensor.detach() for tensor in params.values() if is_sharded(tensor)]
     with torch.no_grad():
-        norms = list(map(_norm, _pieces(params.values())))
+        norms = list(map(_norm, _pieces(t for t in params.values() if not is_sharded(t))))
+        if sharded:  # their parts, and one collective for all of them
+            parts = torch.stack([_norm(_real(local(tensor))) for tensor in sharded])
+            norms += norms_over_shards(parts, sharded)
     return math.hypot(*map(float, norms))
 
 

@@ -27,6 +27,7 @@ from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepare
 from lightning_landscape.isolation import Isolation, Mode
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import agree, average_over_ranks, gather_batches, n_ranks
+from lightning_landscape.sharding import can_recover, is_sharded, sharded_modules
 from lightning_landscape.slices import LossAlong, check_direction
 from lightning_landscape.snapshot import same_bits
 from lightning_landscape.weights import Path
@@ -156,6 +157,11 @@ def _check_weights(module: nn.Module, at: Params) -> None:
             "`module` must hold its weights: run it once if it has lazy layers, and move it off "
             f"the meta device with to_empty(). Got no values for {absent[:3]}."
         )
+    if sharded_modules(module) and not can_recover():
+        raise ConfigurationError(
+            "`module` must not be sharded by `fully_shard` here: this torch cannot put it right "
+            "after a pass that failed. Use torch 2.13 or newer."
+        )
     unknown = [name for name in at if name not in known]
     if unknown:
         raise ConfigurationError(
@@ -208,7 +214,8 @@ class ModuleObjective:
         self._norms = list(batch_norms(module).values()) if mode == "recalibrated" else []
         # without gradients a compiled step would not run as it was compiled
         self._with_graph = is_compiled(module)
-        self._by_backward = False
+        # what is differentiated are the whole tensors, which only a backward pass leads to shards
+        self._by_backward = any(map(is_sharded, self._params.values()))
         self._to_see = {"losses": 2, "gradient": 2}  # evaluations of each kind still to learn from
 
     @property

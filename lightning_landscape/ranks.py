@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_landscape.sharding import is_sharded
+
 __all__ = ["agree", "average_over_ranks", "everybody", "gather_batches", "lowest", "n_ranks"]
 
 
@@ -72,9 +74,11 @@ def gather_batches(losses: Tensor) -> Tensor:
 
 
 def average_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
-    """Return the mean of gradients over ranks, in place."""
+    """Return the mean of gradients over ranks, in place; sharded ones are means already."""
     if n_ranks() > 1:
         for gradient in gradients:
+            if is_sharded(gradient):
+                continue
             dist.all_reduce(gradient)
             gradient.div_(n_ranks())
     return gradients

@@ -47,6 +47,7 @@ from lightning_landscape.contents import (
     state_of,
     version_of,
 )
+from lightning_landscape.sharding import is_freed
 
 __all__ = ["Changes", "Places", "Snapshot", "put_back", "same_bits"]
 
@@ -286,7 +287,7 @@ class Snapshot:
                 pending.append((value, prefix + key))
 
     def _visit_tensor(self, tensor: Tensor, name: str) -> None:
-        if is_lazy(tensor):  # nothing there yet
+        if is_lazy(tensor) or is_freed(tensor):  # nothing there
             return
         self._tensors.append(tensor)
         self._versions.append(version_of(tensor))

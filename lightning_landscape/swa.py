@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_landscape._lightning import (
     ConfigurationError,
     attached_trainer,
+    check_strategy,
     logger_step,
     rank_zero_warn,
     validation_loader,
@@ -33,6 +34,14 @@ from lightning_landscape.params import Params
 from lightning_landscape.probing import LossFn, check_loss_fn, loss_step
 from lightning_landscape.reporting import log_scalars, tag
 from lightning_landscape.schedule import Schedule, check_whole
+from lightning_landscape.sharding import (
+    distribute_like,
+    full,
+    local,
+    reshard,
+    shard_of,
+    sharded_modules,
+)
 from lightning_landscape.snapshot import put_back
 from lightning_landscape.swa_validation import SecondPass
 
@@ -166,6 +175,7 @@ class SWA(Named):
 
     def update(self, module: nn.Module) -> None:
         """Take the module's present weights into the average."""
+        reshard(sharded_modules(module))
         live = {
             name: p.detach()
             for name, p in module.named_parameters()
@@ -174,6 +184,8 @@ class SWA(Named):
         for name, tensor in live.items():
             if name not in self._average:
                 self._average[name] = _wide(tensor, self.device, copy=True)
+            # one from a checkpoint is whole
+            self._average[name] = distribute_like(self._average[name], tensor)
         averages = [self._average[name] for name in live]
         news = [_wide(live[name], self._average[name].device) for name in live]
         if self._n_averaged:
@@ -200,6 +212,7 @@ class SWA(Named):
             put_back(targets, list(replaced.values()))
             yield module
         finally:
+            reshard(sharded_modules(module))
             put_back(targets, before)
 
     def apply_to(self, module: nn.Module) -> None:
@@ -220,7 +233,7 @@ class SWA(Named):
             ValueError: If the module has other parameters.
         """
         with self.averaged(module):
-            state = {f"module.{name}": t.clone() for name, t in module.state_dict().items()}
+            state = {f"module.{name}": full(t).clone() for name, t in module.state_dict().items()}
         return {"n_averaged": torch.tensor(self._n_averaged), **state}
 
     def summary(self) -> str:
@@ -248,6 +261,7 @@ class SWA(Named):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        check_strategy(trainer, type(self).__name__)
         if self._module is not None and self._module() is not pl_module:
             self._forget()
         self._module = weakref.ref(pl_module)
@@ -361,7 +375,7 @@ class SWA(Named):
             "n_averaged": self._n_averaged,
             "n_steps": self._n_steps,
             "last_epoch": self._last_epoch,
-            "weights": {name: tensor.clone() for name, tensor in self._average.items()},
+            "weights": {name: full(tensor).clone() for name, tensor in self._average.items()},
             "statistics": dict(self._statistics),
             "statistics_of": self._statistics_of,
         }
@@ -448,6 +462,7 @@ class SWA(Named):
     def _replacements(self, module: nn.Module) -> dict[Tensor, Tensor]:
         """Return the module's tensors and what the average has for them."""
         average = self._known()
+        reshard(sharded_modules(module))
         tensors: dict[str, Tensor] = dict(module.named_parameters())
         if missing := [name for name in average if name not in tensors]:
             raise ValueError(
@@ -455,7 +470,10 @@ class SWA(Named):
                 f"{type(module).__name__} the module that was trained?"
             )
         with torch.no_grad():
-            replaced = {tensors[name]: value.to(tensors[name]) for name, value in average.items()}
+            replaced = {
+                local(tensors[name]): shard_of(value, tensors[name]).to(local(tensors[name]))
+                for name, value in average.items()
+            }
             buffers = dict(module.named_buffers())
             for name, value in self._batch_norm(module).items():
                 replaced[buffers[name]] = value.to(buffers[name])

@@ -29,6 +29,8 @@ from lightning_landscape.isolation import (
     unchanged_rng,
 )
 from lightning_landscape.params import Params
+from lightning_landscape.ranks import everybody
+from lightning_landscape.sharding import local, recover, reshard, shard_of, sharded_modules
 from lightning_landscape.snapshot import Places, Snapshot, put_back
 
 __all__ = ["SecondPass"]
@@ -51,13 +53,21 @@ class SecondPass:
         self._module = module
         self._trainer = trainer
         self._buffers = buffers
-        tensors: dict[str, Tensor] = dict(module.named_parameters())
-        self._tensors = [tensors[name] for name in weights]
-        self._weights = [value.to(tensors[name]) for name, value in weights.items()]
+        self._sharded = sharded_modules(module)
+        reshard(self._sharded)
+        known: dict[str, Tensor] = dict(module.named_parameters())
+        parameters = [known[name] for name in weights]
+        self._tensors = [local(parameter) for parameter in parameters]
+        self._weights = [
+            shard_of(value, parameter).to(tensor)
+            for value, parameter, tensor in zip(
+                weights.values(), parameters, self._tensors, strict=True
+            )
+        ]
         self._results = new_results(trainer)
         self._modules = lightning_modules(module)
         self._takes_index = takes_batch_index(module.validation_step)
-        self._origin = Snapshot([("", module)], besides=self._tensors)  # where both worlds part
+        self._origin = Snapshot([("", module)], besides=parameters)  # where both worlds part
         self._places = Places()
         self._contents: list[Any] = []
         self._waiting: list[tuple[Any, int, int | None]] = []
@@ -76,7 +86,10 @@ class SecondPass:
 
     def catch_up(self) -> None:
         """Run the waiting batches, if they are many."""
-        if len(self._waiting) >= self._wait or self._waiting_bytes >= _WAITING_BYTES:
+        due = len(self._waiting) >= self._wait or self._waiting_bytes >= _WAITING_BYTES
+        if self._sharded:  # passes are collectives: all ranks make the same at the same time
+            due = not everybody(not due, self._module.device)
+        if due:
             self._wait = min(2 * self._wait, _LONGEST_WAIT)
             with self._inside():
                 self._run_waiting()
@@ -123,6 +136,7 @@ class SecondPass:
 
         What either world has written since they parted is swapped; all else is as it was then.
         """
+        reshard(self._sharded)
         # taken now: another callback may have swapped them since the last visit
         weights = [tensor.detach().clone() for tensor in self._tensors]
         drift = self._origin.changed()
@@ -139,10 +153,12 @@ class SecondPass:
                 self._origin.restore(drift)
                 self._places.write(self._contents)
                 yield
+                reshard(self._sharded)
                 drift = self._origin.changed()
                 self._places |= self._origin.places(drift)
                 self._contents = self._places.read()
             except BaseException:
+                recover(self._sharded)
                 drift = self._origin.changed()
                 raise
             finally:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.breakdown import _dots, _pieces
+from lightning_landscape.breakdown import _dots, _pieces, _stacked
 from lightning_landscape.params import Params, difference
+from lightning_landscape.sharding import local, sum_over_shards
 
 __all__ = ["StepSizes", "Update", "measure_step", "optimizer_steps", "successive_cosine"]
 
@@ -46,7 +47,9 @@ class Update(dict[str, Tensor]):
     @property
     def moves(self) -> bool:
         """Whether the step changed anything: one that a loss scaler skipped did not."""
-        return any(bool(step.count_nonzero()) for step in self.values())
+        steps = list(self.values())
+        counts = torch.stack([local(step).count_nonzero().cpu() for step in steps])
+        return bool(sum_over_shards(counts, steps).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +112,10 @@ def measure_step(
             ((w, w), (step, step), (g, g), (w, g))
             for w, to, g in _pieces(before[name], after[name], gradient[name])
             for step in [to - w]
-        ).cpu()
+        )
         for name in layers
     ]
-    table = torch.stack(dots).double() if dots else torch.zeros(0, 4, dtype=torch.float64)
+    table = _stacked(dots, [before[name] for name in layers]).to("cpu", torch.float64)
     weight, step, slope = table[:, :3].sqrt().unbind(dim=1)
     weight = weight.where(weight > 0, math.nan)
     return StepSizes(
@@ -136,16 +139,19 @@ def successive_cosine(
         >>> round(successive_cosine(there, back, there, ["w"]), 6)
         -1.0
     """
+    names = [name for name in names if name in previous]
+    if not names:
+        return math.nan
     dots = [
         _dots(
             ((first, first), (second, second), (first, second))
             for a, b, c in _pieces(previous[name], before[name], after[name])
             for first, second in [(b - a, c - b)]
-        ).cpu()
+        )
         for name in names
-        if name in previous
     ]
-    first, second, both = torch.stack(dots).double().sum(dim=0).tolist() if dots else (0, 0, 0)
+    table = _stacked(dots, [before[name] for name in names]).to("cpu", torch.float64)
+    first, second, both = table.sum(dim=0).tolist()
     norms = math.sqrt(first * second)
     return max(-1.0, min(1.0, both / norms)) if norms else math.nan
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_landscape.contents import differing, is_dense, overwriter, put_back, same_bits
 from lightning_landscape.params import Params
+from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, with_local
 
 __all__ = ["Path", "Weights", "same_place"]
 
@@ -53,7 +54,8 @@ class Weights:
 
     Attributes:
         names: Their names; tied ones once.
-        tensors: The live tensors, in the same order.
+        parameters: The live parameters, in the same order.
+        tensors: What holds their values here: themselves, or what this rank has of them.
         live: What they held.
         start: What they hold at `alpha = 0`.
         everything: All of them, by index.
@@ -63,7 +65,11 @@ class Weights:
 
     def __init__(self, module: nn.Module) -> None:
         named = dict(module.named_parameters())
-        self.names, self.tensors = list(named), list(named.values())
+        if any(map(is_sharded, named.values())):  # a step may have kept a whole one that is gone
+            named = {name: p for name, p in named.items() if not is_freed(p)}
+        self.names, self.parameters = list(named), list(named.values())
+        self.tensors = [local(parameter) for parameter in self.parameters]
+        self._is_sharded = [t is not p for t, p in zip(self.tensors, self.parameters, strict=True)]
         self.index = {name: i for i, name in enumerate(self.names)}
         self.live = [tensor.detach().clone() for tensor in self.tensors]
         self.start = self.live
@@ -79,12 +85,18 @@ class Weights:
         self.start = [self._standing(i, at.get(name)) for i, name in enumerate(self.names)]
         self.displaced = self.everything if at else frozenset()
 
+    def start_of(self, name: str) -> Tensor:
+        """Return where a parameter starts, whole or sharded as it is."""
+        i = self.index[name]
+        return with_local(self.start[i], self.parameters[i])
+
     def copied(self, name: str) -> Tensor:
-        """Return a copy of where a tensor starts; one that takes memory when it is written to."""
+        """Return a copy of that; one that takes memory when it is written to."""
         i = self.index[name]
         start = self.start[i]
         # not of a tensor that others own: it would move in memory when they write to it
-        return torch._lazy_clone(start) if start is self.live[i] else start.clone()
+        copy = torch._lazy_clone(start) if start is self.live[i] else start.clone()
+        return with_local(copy, self.parameters[i])
 
     def path(self, direction: Params) -> Path:
         """Prepare a direction: what it moves, on the devices of the weights and in their types."""
@@ -93,6 +105,8 @@ class Weights:
         kinds: dict[_Kind, list[int]] = {}
         for i, step in steps.items():
             start = self.start[i]
+            if self._is_sharded[i]:
+                steps[i] = step = shard_of(step, self.parameters[i])
             if step.dtype is not start.dtype or step.device != start.device:
                 steps[i] = step = step.to(start)
             kind = self._kinds[i]
@@ -104,7 +118,8 @@ class Weights:
         moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
         ends: Params = getattr(direction, "end", {})
         placed = {self.index[name]: end for name, end in ends.items()}
-        return Path(moving, single, blocks, {i: placed[i] for i in placed if i in moving})
+        placed = {i: shard_of(end, self.parameters[i]) for i, end in placed.items() if i in moving}
+        return Path(moving, single, blocks, placed)
 
     def move(self, path: Path, alpha: float) -> None:
         """Go to `start + alpha * direction`, wherever the weights are now."""
@@ -161,7 +176,7 @@ class Weights:
     def _standing(self, i: int, at: Tensor | None) -> Tensor:
         tensor, live = self.tensors[i], self.live[i]
         if at is not None:
-            at = at.detach()
+            at = shard_of(at.detach(), self.parameters[i])
             return at.clone() if _storage(at) in self._storages else at.to(live)
         return live if same_bits(tensor, live) else tensor.detach().clone()
 

@@ -12,6 +12,7 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__ini
 
 # each may import those before it; those of one row do not know each other
 ORDER = [
+    {"sharding"},
     {"_lightning", "params", "fromage", "ranks", "sequential"},
     {"directions", "slices", "contents", "names"},
     {"snapshot"},

@@ -1,0 +1,167 @@
+"""Weights that live in parts on several processes, as FSDP2's `fully_shard` leaves them.
+
+Such a parameter is a `DTensor`: each rank holds a shard of it, which is an ordinary tensor and is
+moved like one. Only while a layer runs does the whole tensor stand in the module in its place, and
+that of the outermost module stays there after a forward pass without gradients. A shard that is
+moved then has no effect, and nobody says so. Hence `reshard` before weights are looked at or moved.
+
+With ordinary tensors everything here returns what it was given, and sends nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = [
+    "can_recover",
+    "distribute_like",
+    "full",
+    "is_freed",
+    "is_sharded",
+    "local",
+    "norms_over_shards",
+    "recover",
+    "reshard",
+    "shard_of",
+    "sharded_modules",
+    "sum_over_shards",
+    "with_local",
+]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this process holds only its part of a tensor."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    known = sys.modules.get("torch.distributed.tensor")  # else nobody can have made one
+    return known is not None and isinstance(tensor, known.DTensor)
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Return whether a tensor's memory was taken away, as that of whole weights between passes."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        return False
+    return tensor.numel() > 0 and not tensor.is_meta and not tensor.untyped_storage().nbytes()
+
+
+def sharded_modules(module: nn.Module) -> list[Any]:
+    """Return the modules at or below one whose weights `fully_shard` has sharded."""
+    known = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(known, "FSDPModule", None)
+    return [] if kind is None else [child for child in module.modules() if isinstance(child, kind)]
+
+
+def reshard(modules: Iterable[Any]) -> None:
+    """Let the shards stand in the modules again; what is moved then is what the next pass uses."""
+    for module in modules:
+        module.reshard()
+
+
+def can_recover() -> bool:
+    """Return whether this torch has `recover`; torch 2.13 does."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, "reset_iter_state")
+
+
+def recover(modules: Iterable[Any]) -> None:
+    """Let the shards stand in the modules again after a pass that was cut short."""
+    for module in modules:
+        with suppress(RuntimeError):  # only the outermost can; the others are reset with it
+            module.reset_iter_state()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that is here, in the very same memory."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor.detach()
+    return sharded.to_local()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor; one collective if it is sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor.detach()
+    return sharded.full_tensor()
+
+
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor in the parts that `like` is in; sends nothing if every rank has it whole."""
+    if is_sharded(tensor) == is_sharded(like):
+        return tensor
+    if is_sharded(tensor):
+        return full(tensor)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    kind: Any = like
+    mesh = kind.device_mesh
+    whole = DTensor.from_local(
+        tensor.detach().to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False
+    )
+    return whole.redistribute(placements=kind.placements)
+
+
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a tensor that belongs to the part of `like` that is here."""
+    return local(distribute_like(tensor, like))
+
+
+def with_local(part: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor whose part here is `part`, sharded as `like` is; sends nothing."""
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    kind: Any = like
+    return DTensor.from_local(
+        part,
+        kind.device_mesh,
+        kind.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def sum_over_shards(sums: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Add up what each rank found on its shards; one collective for all of them.
+
+    Args:
+        sums: A row for each tensor, `[n_tensors, ...]`.
+        tensors: What the rows were found on; rows of tensors that are whole stay as they are.
+    """
+    for group, rows in _groups(tensors):
+        device = local(tensors[rows[0]]).device
+        part = sums[rows].to(device)
+        dist.all_reduce(part, group=group)
+        sums = sums.index_copy(0, torch.tensor(rows, device=sums.device), part.to(sums.device))
+    return sums
+
+
+def norms_over_shards(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norms of tensors from those of the parts that are here, `[n_tensors]`."""
+    if not any(map(is_sharded, tensors)):
+        return norms
+    return sum_over_shards(norms.square(), tensors).sqrt()
+
+
+def _groups(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, list[int]]]:
+    """Yield the process groups that tensors are sharded over, and which tensors."""
+    found: dict[int, tuple[Any, list[int]]] = {}
+    for i, tensor in enumerate(tensors):
+        if is_sharded(tensor):
+            kind: Any = tensor
+            for axis, placement in enumerate(kind.placements):
+                if placement.is_shard():
+                    group = kind.device_mesh.get_group(axis)
+                    found.setdefault(id(group), (group, []))[1].append(i)
+    yield from found.values()
