@@ -44,6 +44,7 @@ __all__ = [
     "prepare_batch",
     "rank_zero_info",
     "rank_zero_warn",
+    "rates_kept",
     "takes_batch_index",
     "user_step",
     "validation_loader",
@@ -189,7 +190,7 @@ def muted(module: nn.Module, trainer: Any | None) -> Iterator[None]:
     for child in modules:
         child.__dict__.update(log=_ignore, log_dict=_ignore)
     try:
-        with _throwaway_results(modules, trainer), dummy_loggers(trainer):
+        with _throwaway_results(modules, trainer), dummy_loggers(trainer), rates_kept(trainer):
             yield
     finally:
         for child, before in zip(modules, own, strict=True):
@@ -214,6 +215,38 @@ def dummy_loggers(trainer: Any | None) -> Iterator[None]:
         yield
     finally:
         trainer.loggers = loggers
+
+
+@contextmanager
+def rates_kept(trainer: Any | None) -> Iterator[None]:
+    """Leave schedulers and learning rates as they are: a module may step its schedulers itself."""
+    if trainer is None:
+        yield
+        return
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    states = [_copied(scheduler.state_dict()) for scheduler in schedulers]
+    settings = [{key: group[key] for key in group if key != "params"} for group in groups]
+    contents = [_copied(values) for values in settings]
+    try:
+        yield
+    finally:
+        for scheduler, state in zip(schedulers, states, strict=True):
+            scheduler.load_state_dict(state)
+        for group, values, content in zip(groups, settings, contents, strict=True):
+            group.update(values)
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor):  # the very tensor: a graph may know it
+                    value.copy_(content[key])
+
+
+def _copied(value: Any) -> Any:
+    """Copy what a state dict is made of, not the objects it may refer to."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if type(value) is dict:
+        return {key: _copied(child) for key, child in value.items()}
+    return [_copied(child) for child in value] if type(value) is list else value
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from lightning_landscape._lightning import (
     epoch_metrics,
     lightning_modules,
     new_results,
+    rates_kept,
     takes_batch_index,
 )
 from lightning_landscape.batches import bytes_of, clone_batch
@@ -145,6 +146,7 @@ class SecondPass:
         with (
             unchanged_rng() as rng,
             dummy_loggers(self._trainer),
+            rates_kept(self._trainer),
             compiling_nothing(),
             checkpoints_unmoved(lambda: self._outside(weights, live, rng), self._trainer),
         ):

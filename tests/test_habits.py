@@ -1,0 +1,94 @@
+"""Habits of other people's modules that once disturbed a training, each in a module of its own.
+
+They were found with the clients of `tests/clients`.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hostile import differences, fit
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_landscape import SWA, AsymmetryMonitor
+
+
+class Small(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(8, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch))
+
+    def loss(self, batch):
+        return F.cross_entropy(self.net(batch["x"]), batch["y"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class StepsItsScheduler(Small):
+    """As Lightning recommends with manual optimisation, and scvi-tools' TOTALVI does."""
+
+    def __init__(self, lr=0.1):
+        super().__init__()
+        self.automatic_optimization = False
+        self.lr = lr
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+    def on_validation_epoch_end(self):
+        self.lr_schedulers().step(self.trainer.callback_metrics["val_loss"])
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        # never satisfied: every step of it halves the rate
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, factor=0.5, threshold=1e9, threshold_mode="abs"
+        )
+        return {"optimizer": optimizer, "lr_scheduler": plateau}
+
+
+class StepsItsSchedulerInTheStep(Small):
+    def training_step(self, batch, batch_idx):
+        self.lr_schedulers().step()
+        return self.loss(batch)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": decay, "interval": "epoch", "frequency": 1000},
+        }
+
+
+def tensor_rate():
+    return StepsItsScheduler(lr=torch.tensor(0.1))
+
+
+@pytest.mark.tried("clients", "a module that steps its scheduler at the end of validation")
+@pytest.mark.parametrize("module", [StepsItsScheduler, tensor_rate])
+def test_a_scheduler_stepped_by_a_validation_hook_steps_once(module):
+    swa = SWA(start=0)
+    options = {"module": module, "max_epochs": 4}
+    plain, watched = fit([], **options), fit([swa], **options)
+    assert differences(plain, watched) == []
+    assert swa.n_averaged == 4
+    assert float(plain["optimizers"][0]["param_groups"][0]["lr"]) == pytest.approx(0.1 / 2**4)
+
+
+@pytest.mark.tried("clients", "a module that steps its scheduler in its training step")
+def test_a_scheduler_stepped_by_the_training_step_is_left_alone_by_probes():
+    monitor = AsymmetryMonitor(every_n_steps=2, n_directions=1, n_points=5, on_error="raise")
+    plain, watched = (fit(c, module=StepsItsSchedulerInTheStep) for c in ([], [monitor]))
+    assert differences(plain, watched) == []
+    assert monitor.n_steps == 12
