@@ -232,7 +232,8 @@ def rates_kept(trainer: Any | None) -> Iterator[None]:
         yield
     finally:
         for scheduler, state in zip(schedulers, states, strict=True):
-            scheduler.load_state_dict(state)
+            if not _alike(scheduler.state_dict(), state):
+                scheduler.load_state_dict(state)
         for group, values, content in zip(groups, settings, contents, strict=True):
             group.update(values)
             for key, value in values.items():
@@ -247,6 +248,16 @@ def _copied(value: Any) -> Any:
     if type(value) is dict:
         return {key: _copied(child) for key, child in value.items()}
     return [_copied(child) for child in value] if type(value) is list else value
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if type(a) is dict:
+        return type(b) is dict and a.keys() == b.keys() and all(_alike(a[k], b[k]) for k in a)
+    if type(a) is list:
+        return type(b) is list and len(a) == len(b) and all(map(_alike, a, b))
+    return a is b or a == b
 
 
 @contextmanager

@@ -92,3 +92,20 @@ def test_a_scheduler_stepped_by_the_training_step_is_left_alone_by_probes():
     plain, watched = (fit(c, module=StepsItsSchedulerInTheStep) for c in ([], [monitor]))
     assert differences(plain, watched) == []
     assert monitor.n_steps == 12
+
+
+class Touchy(torch.optim.lr_scheduler.ExponentialLR):
+    """Cannot be loaded: nobody who left it alone may ask it to."""
+
+    def load_state_dict(self, state_dict):
+        raise AssertionError("loaded")
+
+
+def test_a_scheduler_that_nobody_stepped_is_not_loaded():
+    class WithTouchy(Small):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [Touchy(optimizer, 0.9)]
+
+    callbacks = [SWA(0), AsymmetryMonitor(n_directions=1, n_points=5, on_error="raise")]
+    assert differences(fit([], module=WithTouchy), fit(callbacks, module=WithTouchy)) == []
