@@ -177,7 +177,7 @@ def test_a_fault_at_any_call_costs_training_nothing(make, training, kind, at):
     "faults", "any fault at any call, under configurations and trainings that Hypothesis draws"
 )
 @law
-@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 def test_a_fault_at_any_call_costs_training_nothing_many_times(make, training, kind, at):
     with tempfile.TemporaryDirectory() as folder:
         check(make, training, kind, at, Path(folder))
