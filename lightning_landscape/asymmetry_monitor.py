@@ -221,6 +221,11 @@ class AsymmetryMonitor(Monitor):
             return sequential_design(self.precision).n_most
         return self.n_directions
 
+    @property
+    def n_figures(self) -> int:
+        """Figures in one probe: slices and history of each family, and the line."""
+        return 2 * len(self._moving) + (self.swa is not None and self.swa.n_averaged > 0)
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
         super().setup(trainer, pl_module, stage)
@@ -330,7 +335,7 @@ class AsymmetryMonitor(Monitor):
             most = self.n_evaluations
             if not self.announce(self._n_least, objective.seconds, trainer, most=most):
                 return None
-            began = objective.n_evaluations
+            began, made = time.monotonic(), objective.n_evaluations
             n_most = self._affordable(objective.seconds, module.device)
             families = {
                 family: self._draw(objective, module, family, n_most) for family in self._moving
@@ -339,14 +344,15 @@ class AsymmetryMonitor(Monitor):
             if self._swa is not None and self._swa.n_averaged:
                 direction = difference(self._swa.weights, objective.params)
                 line = self._split(evaluate_slice(objective, direction, _line(), label="swa"))
-            self._least = self._n_least / (objective.n_evaluations - began)
+            self._evaluating = time.monotonic() - began
+            self._least = self._n_least / (objective.n_evaluations - made)
         return _Result(families, line)
 
     def _affordable(self, seconds: float, device: torch.device) -> int:
         """Return how many directions a family may draw, fixed before what they show is known."""
         if self.n_directions != "auto" or self.max_overhead is None:
             return self._n_most
-        spare = self._budget.left(time.monotonic()) - self._n_least * seconds
+        spare = self._budget.left(time.monotonic()) - self._n_least * seconds - self.reporting
         one_more = len(self._moving) * (len(self.alphas) - 1) * seconds
         further = int(max(spare, 0.0) // one_more) if one_more else self._n_most
         return lowest(min(self._n_whole + further, self._n_most), device)

@@ -162,6 +162,11 @@ class GradientBreakdownMonitor(Monitor):
         """Gradient evaluations in a probe of one optimizer, besides those to learn from."""
         return 1 + sum(map(len, self.etas.values()))
 
+    @property
+    def n_figures(self) -> int:
+        """Figures in a probe of one optimizer: breakdown and history of each direction."""
+        return 2 * len(self.directions)
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
         super().setup(trainer, pl_module, stage)
@@ -178,7 +183,8 @@ class GradientBreakdownMonitor(Monitor):
     ) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""
         due = self._due(trainer, pl_module, batch_idx, ahead=0)
-        if batch is None or not (due or self._due(trainer, pl_module, batch_idx, ahead=1)):
+        wanted = due or self._due(trainer, pl_module, batch_idx, ahead=1)
+        if batch is None or not wanted or not self.nearly_affords():
             self._windows = {}
             return
         if any(map(is_lazy, pl_module.parameters())):  # nothing to keep before the first pass

@@ -29,6 +29,8 @@ __all__ = ["Monitor", "OnError"]
 
 OnError = Literal["warn", "raise"]
 
+_FIGURE_SECONDS = 0.4  # twice what drawing one took where measured; a guess until one is timed
+
 
 class Monitor(Named):
     """A callback that probes the loss now and then while training goes on, and changes nothing.
@@ -64,8 +66,10 @@ class Monitor(Named):
         self._last_global_step = 0
         self._module: weakref.ref[Any] | None = None
         self._warned = False
-        self._forecast = float("nan")  # seconds the next probe will take, at least
-        self._least = 1.0  # the share of the last probe that the next cannot do without
+        self._forecast = math.nan  # seconds the next probe will take, at least
+        self._besides: float | None = None  # seconds of it besides evaluations; None: untimed
+        self._evaluating = 0.0  # seconds of evaluations in the last probe, 0 if there were none
+        self._least = 1.0  # the share of them that the next cannot do without
         self._promised: float | None = None  # what the first was said to take
         self._n_due, self._n_left_out = 0, 0
         self._budget = Budget(None, 0.0)
@@ -88,6 +92,16 @@ class Monitor(Named):
     def probe(self, trainer: Any, module: Any, step: int) -> None:
         """Measure and report, at the training step `step`."""
 
+    @property
+    def n_figures(self) -> int:
+        """Figures drawn in one probe."""
+        return 0
+
+    @property
+    def reporting(self) -> float:
+        """Seconds a probe takes besides evaluations: mostly figures, guessed before the first."""
+        return self.n_figures * _FIGURE_SECONDS if self._besides is None else self._besides
+
     def check(self, trainer: Any, module: Any) -> None:
         """Raise if the settings do not fit the module."""
         loss_step(module, self.loss_fn)
@@ -95,6 +109,7 @@ class Monitor(Named):
     def forget(self) -> None:
         """Forget what was seen in another training."""
         self.n_steps = 0
+        self._forecast, self._besides = math.nan, None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew at step 0 and with another module; a checkpoint is loaded after this."""
@@ -190,17 +205,16 @@ class Monitor(Named):
         left_out, began = self._n_left_out, time.monotonic()
         if not self._affords(trainer, began):
             return
+        self._evaluating = 0.0
         self.guarded(lambda: self.probe(trainer, module, step), "The probe")
         now = time.monotonic()
-        took = now - began
-        self._budget.spent += took
-        if self._n_left_out == left_out:  # else it was only opened and found too long
-            self._forecast = self._least * took
-            self._correct(took)
+        if self._evaluating and self._n_left_out == left_out:  # else it was only opened
+            self._learn_cost(now - began)
         self._period_began = now
 
     def guarded(self, action: Callable[[], None], what: str) -> None:
-        """Do something that must not stop the training."""
+        """Do something that must not stop the training, on the budget's time."""
+        began = time.monotonic()
         try:
             action()
         except Exception as error:
@@ -213,6 +227,8 @@ class Monitor(Named):
                     "Weights, buffers, random numbers and logs are as they were, and training goes "
                     "on; further failures are not reported. See it raised with on_error='raise'."
                 )
+        finally:
+            self._budget.spent += time.monotonic() - began
 
     def announce(self, n_evaluations: int, seconds: float, trainer: Any, *, most: int = 0) -> bool:
         """Say once what a probe costs; return whether the budget allows this one.
@@ -224,13 +240,18 @@ class Monitor(Named):
             most: Evaluations in the longest probe, where they differ.
         """
         now = time.monotonic()
-        self._forecast = n_evaluations * seconds
+        self._evaluating = n_evaluations * seconds
+        self._forecast = self._evaluating + self.reporting
         if self._promised is None:
             self._promised = max(n_evaluations, most) * seconds
             period = now - self._period_began
             cost = predicted_cost(n_evaluations, seconds, self.schedule, period, most=most)
             rank_zero_info(f"\n{type(self).__name__}: {cost}.")
         return self._affords(trainer, now)
+
+    def nearly_affords(self) -> bool:
+        """Return whether it is worth preparing for a probe; ranks may differ."""
+        return self._budget.affords(0.9 * self._forecast, time.monotonic())
 
     def cost_scalars(self, seconds: float) -> tuple[float, float]:
         """Return the seconds of a probe and the share of the fit that went into probes with it."""
@@ -245,6 +266,14 @@ class Monitor(Named):
             decision = trainer.strategy.reduce_boolean_decision(decision, all=True)
         self._n_left_out += not decision
         return decision
+
+    def _learn_cost(self, took: float) -> None:
+        """Expect of the next probe what this one took, and only half of what it was quicker."""
+        besides = max(took - self._evaluating, 0.0)
+        before = besides if self._besides is None else self._besides
+        self._besides = max(besides, (besides + before) / 2)
+        self._forecast = self._least * self._evaluating + self._besides
+        self._correct(took)
 
     def _correct(self, took: float) -> None:
         """Say after the first probe if it took much longer than was said."""

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_landscape import (
     SWA,
     AsymmetryMonitor,
+    asymmetry_monitor,
     difference,
     evaluate_slice,
     line_grid,
+    monitor,
     probing,
     sample_direction,
     score_asymmetry,
@@ -133,16 +135,53 @@ def test_outside_of_fit_it_does_nothing():
 
 def test_a_budget_holds_probes_to_their_share(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    from lightning_landscape import monitor as module
-
     clock = iter(range(10**9))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: float(next(clock)))
     free, held = (AsymmetryMonitor(max_overhead=share, **SMALL) for share in (None, 0.01))
     _, everything = train(free, logger=AllRows(), max_epochs=3)
     _, little = train(held, logger=AllRows(), max_epochs=3)
     assert len(steps_of(everything, "landscape/seconds")) == 3
     assert len(steps_of(little, "landscape/seconds")) == 0
     assert "3 of 3 probes were left out to stay within max_overhead=0.01" in caplog.text
+
+
+class Timed(Net):
+    """A batch of training takes a tenth of a second, a step a thousandth, a figure .3."""
+
+    now = 0.0
+
+    def on_train_batch_start(self, batch, batch_idx):
+        Timed.now += 0.1
+
+    def training_step(self, batch, batch_idx):
+        Timed.now += 0.001
+        return super().training_step(batch, batch_idx)
+
+
+def test_figures_and_kept_batches_are_on_the_budget_from_the_first_probe_on(monkeypatch):
+    def taking(seconds, function):
+        def slow(*args, **kwargs):
+            Timed.now += seconds
+            return function(*args, **kwargs)
+
+        return slow
+
+    monkeypatch.setattr(Timed, "now", 0.0)
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: Timed.now)
+    for name, seconds in (("plot_slices", 0.3), ("plot_history", 0.3), ("keep_batch", 0.1)):
+        monkeypatch.setattr(
+            asymmetry_monitor, name, taking(seconds, getattr(asymmetry_monitor, name))
+        )
+    watching = AsymmetryMonitor(
+        every_n_steps=1, families="gaussian", n_batches=1, max_overhead=0.05, **SMALL
+    )
+    _, trainer = train(watching, module=Timed(), logger=AllRows(), max_epochs=60)
+    rows = [row for _, row in trainer.logger.rows if "landscape/overhead" in row]
+    overheads = [row["landscape/overhead"] for row in rows]
+    # a probe takes .61 s, .71 with keeping the batch; it is guessed to take .81 until one is timed
+    assert len(overheads) == 2
+    assert overheads[0] == pytest.approx(0.71 / 0.81 * 0.05, abs=0.005)
+    assert overheads[1] == pytest.approx(0.05, abs=0.001)
 
 
 def test_a_schedule_longer_than_the_fit_is_said_to_be(caplog):

@@ -198,7 +198,7 @@ def test_the_next_probe_is_only_asked_to_afford_its_eight_directions():
     monitor = AsymmetryMonitor(every_n_epochs=4, **AUTO)
     train(monitor)
     assert 0 < monitor._least < 1
-    assert monitor._forecast == pytest.approx(monitor._least * monitor._budget.spent)
+    assert monitor._least * monitor._budget.spent < monitor._forecast < monitor._budget.spent
 
 
 @pytest.mark.parametrize(

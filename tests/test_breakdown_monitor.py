@@ -564,6 +564,16 @@ def test_a_probe_over_the_budget_is_left_out():
     assert trainer.global_step == 4
 
 
+def test_nothing_is_kept_for_a_probe_that_the_budget_will_not_allow(monkeypatch):
+    kept = []
+    keep = breakdown_monitor.keep_batch
+    monkeypatch.setattr(
+        breakdown_monitor, "keep_batch", lambda *args: (kept.append(args[-1]), keep(*args))[1]
+    )
+    run(Bowl(lr=0.01), watching(max_overhead=1e-6))
+    assert kept == [0]  # the first says what a probe takes
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 
