@@ -3,7 +3,7 @@
     python benchmarks/report.py          # sets the environment, runs them, says what regressed
     pytest benchmarks --benchmark-only   # within that environment
 
-They measure whichever `lightning_landscape` is importable: another checkout by PYTHONPATH.
+Run directly, they measure whichever `lightning_landscape` is importable.
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ def measure(*, full: bool, only: str | None) -> Numbers:
         command += ["--benchmark-timer=time.process_time", "--benchmark-columns=min,median,rounds"]
         command += [] if full else ["--quick"]
         command += ["-k", only] if only else []
-        subprocess.run(command, cwd=HERE, env=os.environ | ENVIRONMENT, check=True)
+        checkout = os.environ.get("PYTHONPATH") or str(HERE.parent)  # the one to be measured
+        environment = os.environ | ENVIRONMENT | {"PYTHONPATH": checkout}
+        subprocess.run(command, cwd=HERE, env=environment, check=True)
         found: Numbers = {}
         content = json.loads(path.read_text(), parse_float=lambda digits: round(float(digits), 4))
         for benchmark in content["benchmarks"]:
