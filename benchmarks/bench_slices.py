@@ -53,7 +53,8 @@ def test_slices(benchmark, record, quick, name, mode):
 
     one_round(2)  # to warm up
     clock.seconds.clear()
-    benchmark.pedantic(one_round, (4 if quick else N_DIRECTIONS,), rounds=network.rounds)
+    n_directions, rounds = (3, network.rounds * 3 // 2) if quick else (N_DIRECTIONS, network.rounds)
+    benchmark.pedantic(one_round, (n_directions,), rounds=rounds)
     slices = clock.ratio("slice", to="bare")
     parts = in_forwards(clock)
     opening = sum(parts[what] for what in ("open", "learn", "first slice", "close"))
