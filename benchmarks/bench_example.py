@@ -97,7 +97,7 @@ def test_budget(benchmark, record, example, kind, frequency):
         monitor = MONITORS[kind](max_overhead=SHARE, on_error="raise", **frequency)
         hooks = timed_hooks(monitor)
         began = time.perf_counter()
-        train(example, [monitor], epochs=260 if "light" in kind else 65)
+        train(example, [monitor], epochs=520 if "light" in kind else 65)
         shares.append(sum(hooks.values()) / (time.perf_counter() - began))
         probes.append(monitor._n_due - monitor._n_left_out)
 
