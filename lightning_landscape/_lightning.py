@@ -401,6 +401,23 @@ def loss_scale(trainer: Any | None) -> float:
 _HEADROOM = 64.0
 
 
+_TRANSFER_HOOKS = (
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
+
+
+def has_transfer_hooks(module: nn.Module) -> bool:
+    """Return whether code of the user's own brings batches to the device."""
+    return any(
+        name in module.__dict__ or getattr(type(module), name) is not getattr(kind, name)
+        for kind in _MODULES
+        if isinstance(module, kind)
+        for name in _TRANSFER_HOOKS
+    )
+
+
 def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:
     """Bring a batch as a dataloader yields it to where and what the training step expects."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))

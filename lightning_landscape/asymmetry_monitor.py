@@ -224,7 +224,7 @@ class AsymmetryMonitor(Monitor):
     @property
     def n_figures(self) -> int:
         """Figures in one probe: slices and history of each family, and the line."""
-        return 2 * len(self._moving) + (self.swa is not None and self.swa.n_averaged > 0)
+        return 2 * len(self._moving) + (self._swa is not None and self._swa.n_averaged > 0)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""

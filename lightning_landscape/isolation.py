@@ -88,8 +88,7 @@ class Isolation:
             reshard(self._sharded)
             self._ids = frozenset(map(id, self._module.parameters()))
             self._make_way()
-            self._live_rng = _rng_states()
-            stack.enter_context(isolated_rng(self._seed))
+            self._live_rng = stack.enter_context(isolated_rng(self._seed))
             self._start_rng = _rng_states()
             self._weights = weights = Weights(self._module)
             stack.callback(weights.put_back)
@@ -269,8 +268,10 @@ class Isolation:
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
-    """Start every global random stream at a seed, and put all back as they were at the end.
+def isolated_rng(seed: int) -> Iterator[dict[str, Any]]:
+    """Start every global random stream at a seed, and put all back at the end as they were.
+
+    What they were is yielded.
 
     Example:
         >>> with isolated_rng(1):
@@ -279,7 +280,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
         ...     bool((a == torch.rand(3)).all())
         True
     """
-    with unchanged_rng():
+    with unchanged_rng() as before:
         # not `torch.manual_seed`: it would also seed an accelerator that nobody has woken yet
         torch.default_generator.manual_seed(seed)
         if _cuda_is_up():
@@ -288,7 +289,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
             torch.mps.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
-        yield
+        yield before
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lightning_landscape._lightning import (
     ConfigurationError,
     as_configuration,
     attached_trainer,
+    has_transfer_hooks,
     is_compiled,
     loss_scale,
     precision_context,
@@ -140,7 +141,8 @@ def opened(
     with Isolation(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
         if any(batch.raw for batch in batches):
             batches = [prepared(module, batch, trainer) for batch in batches]
-            isolation.learn(Path(), 0.0)  # the user's transfer hooks may have written too
+            if has_transfer_hooks(module):  # that may have written too
+                isolation.learn(Path(), 0.0)
         isolation.include("batch", [batch.data for batch in batches])
         objective = ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
         yield objective

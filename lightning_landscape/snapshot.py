@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import is_, itemgetter
 from typing import Any
 
@@ -94,6 +94,7 @@ class Snapshot:
         self._generators: list[tuple[Any, bytes]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
+        self._sizes: list[int] = []  # of their __dict__
         self._empty: list[Any] = []
         self._names_of_empty: list[str] = []
         self._names: dict[str, list[str]] = {kind: [] for kind in vars(Changes())}
@@ -145,6 +146,8 @@ class Snapshot:
             if not same_content(container, saved):
                 changes.containers.add(i)
         for i, (owner, saved) in enumerate(self._namespaces):
+            if _is_as_saved(getattr(owner, "__dict__", {}), saved, self._sizes[i]):
+                continue
             now = attributes_of(owner)
             if not (len(now) == len(saved) and all(map(is_, now.values(), saved.values()))):
                 changes.keys.update((i, key) for key in differing_keys(now, saved))
@@ -197,7 +200,7 @@ class Snapshot:
         def reset() -> None:
             for owner, space, known, saved, size in rows:
                 space.update(known)
-                if len(space) != size or not all(map(is_, map(space.get, saved), saved.values())):
+                if not _is_as_saved(space, saved, size):
                     for key in list(differing_keys(attributes_of(owner), saved)):
                         set_attribute(owner, key, saved)
 
@@ -313,6 +316,7 @@ class Snapshot:
 
     def _add_namespace(self, owner: Any, saved: dict[str, Any], name: str) -> None:
         self._namespaces.append((owner, saved))
+        self._sizes.append(len(getattr(owner, "__dict__", {})))
         self._names["keys"].append(name)
 
     def _add_container(self, container: Any, content: Any, name: str) -> None:
@@ -365,6 +369,12 @@ class Places:
 
 
 _MISSING = object()
+
+
+def _is_as_saved(space: dict[str, Any], saved: dict[str, Any], size: int) -> bool:
+    """Return whether a `__dict__` surely holds what it did; quick, and wrong only by saying no."""
+    same = map(is_, map(space.get, saved, repeat(_MISSING)), saved.values())
+    return len(space) == size and all(same)
 
 
 def _read(place: Any, key: str) -> Any:
