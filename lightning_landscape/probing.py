@@ -230,16 +230,7 @@ class ModuleObjective:
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
-        path = self._isolation.path(direction)
-
-        def losses(alpha: float) -> Tensor:
-            if self._to_see["losses"] or self.verifies or not self._alone:
-                return self._losses(path, alpha)
-            self._isolation.move(path, alpha)
-            self.n_evaluations += 1
-            return self._forward()
-
-        return losses
+        return _Along(self, self._isolation.path(direction))
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
         """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
@@ -363,10 +354,13 @@ class ModuleObjective:
         return result
 
     def _forward(self) -> Tensor:
+        return _wide(self._run())
+
+    def _run(self) -> list[Tensor]:
+        """Return the losses as the step gave them: the next evaluation may write to them."""
         self._recalibrate()
         with precision_context(self._trainer), torch.set_grad_enabled(self._with_graph):
-            losses = [self._loss(i, batch) for i, batch in self._batches]
-        return _wide(losses)
+            return [self._loss(i, batch) for i, batch in self._batches]
 
     def _forward_with_outputs(self) -> Tensor:
         """Return the losses, and with them a number for each output of each module.
@@ -443,6 +437,32 @@ class ModuleObjective:
                 self._loss(i, clone_batch(batch))
 
 
+class _Along:
+    """The losses along one direction, which is prepared once."""
+
+    def __init__(self, objective: ModuleObjective, path: Path) -> None:
+        self._objective = objective
+        self._path = path
+
+    def __call__(self, alpha: float) -> Tensor:
+        """Return the losses at an alpha, float64 `[n_batches]`."""
+        return self._objective._losses(self._path, alpha)
+
+    def each(self, alphas: list[float]) -> Tensor:
+        """Return the losses at some alphas, float64 `[n_points, n_batches]`."""
+        if self._objective._device.type != "cpu":  # reading each would wait for the device
+            return torch.stack([self(alpha) for alpha in alphas])
+        return torch.tensor([self._read(alpha) for alpha in alphas], dtype=torch.float64)
+
+    def _read(self, alpha: float) -> list[float]:
+        objective = self._objective
+        if objective._to_see["losses"] or objective.verifies or not objective._alone:
+            return self(alpha).tolist()
+        objective._isolation.move(self._path, alpha)
+        objective.n_evaluations += 1
+        return [loss.item() for loss in objective._run()]
+
+
 def check_loss_fn(loss_fn: LossFn | None) -> LossFn | None:
     """Return a setting that is a function or nothing.
 
@@ -468,7 +488,7 @@ def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:
 
 
 def _wide(losses: list[Tensor]) -> Tensor:
-    stacked = losses[0].detach().reshape(1) if len(losses) == 1 else torch.stack(losses).detach()
+    stacked = torch.stack(losses).detach()
     return (stacked.cpu() if stacked.device.type == "mps" else stacked).double()
 
 

@@ -116,7 +116,10 @@ class Objective(Protocol):
         ...
 
     def along(self, direction: Params) -> LossAlong:
-        """Prepare a direction once; the call gives the losses `[n_batches]` at an alpha."""
+        """Prepare a direction once; the call gives the losses `[n_batches]` at an alpha.
+
+        What is returned may have `each(alphas: list[float])`, which gives `[n_points, n_batches]`.
+        """
         ...
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
@@ -285,7 +288,8 @@ def evaluate_pairs(
 
 def _gathered(objective: Objective, loss: LossAlong, alphas: Tensor) -> Tensor:
     gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
-    return gather(torch.stack([loss(alpha) for alpha in alphas.tolist()]))
+    each = getattr(loss, "each", lambda values: torch.stack([loss(alpha) for alpha in values]))
+    return gather(each(alphas.tolist()))
 
 
 def _slice(

@@ -22,6 +22,7 @@ from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, 
 __all__ = ["Path", "Weights", "same_place"]
 
 _SMALL = 2**12  # elements: below, calling torch costs more than adding
+_MANY = 16  # small tensors: fewer are faster moved one by one
 _PIECE = 2**18  # elements that are compared at a time: a comparison must not need a copy
 # with these a sum has the same bits alone and within a block; half types round tails otherwise
 _BLOCK_TYPES = (torch.float32, torch.float64)
@@ -186,6 +187,8 @@ class Weights:
         self._plain = [tensor for tensor in self.tensors if is_dense(tensor)]
         self._places = [tensor.data_ptr() for tensor in self._plain]
         self._kinds = [_kind_of_small(tensor) for tensor in self.tensors]
+        if len(self._kinds) - self._kinds.count(None) < _MANY:
+            self._kinds = [None] * len(self._kinds)
         for block in self._blocks.values():
             block.aim([self._data[i] for i in block.own])
 
