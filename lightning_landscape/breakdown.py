@@ -14,15 +14,16 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from lightning_landscape.fromage import trust_lr
+from lightning_landscape.inner_products import dense, gathered, in_pieces, inner_products
 from lightning_landscape.params import Params
-from lightning_landscape.sharding import distribute_like, local, sum_over_shards, with_local
+from lightning_landscape.sharding import distribute_like, local, with_local
 from lightning_landscape.slices import Objective, check_direction
 
 __all__ = ["DEFAULT_ETAS", "GradientBreakdown", "gradient_direction", "measure_breakdown"]
@@ -170,10 +171,10 @@ def gradient_direction(objective: Objective) -> Params:
     """
     params, gradients = objective.params, objective.gradient()[1]
     dots = [
-        _dots(((w, w), (g, g)) for w, g in _pieces(w, gradients[name]))
+        inner_products(((w, w), (g, g)) for w, g in in_pieces(w, gradients[name]))
         for name, w in params.items()
     ]
-    norms = _stacked(dots, list(params.values())).sqrt().unbind()
+    norms = gathered(dots, list(params.values())).sqrt().unbind()
     return {
         name: _rescaled(gradients[name], w, *both.to(w.device))
         for (name, w), both in zip(params.items(), norms, strict=True)
@@ -205,13 +206,13 @@ class _Start:
             if name in direction
         }
         dots = [
-            _dots(
+            inner_products(
                 ((g, g), (w, w), (d, d), (g, d))
-                for g, w, d in _pieces(gradients[n], params[n], step)
+                for g, w, d in in_pieces(gradients[n], params[n], step)
             )
             for n, step in steps.items()
         ]
-        dots = _stacked(dots, list(steps.values())).to("cpu", torch.float64)
+        dots = gathered(dots, list(steps.values())).to("cpu", torch.float64)
         moves = dots[:, 2] != 0  # also where it is nan
         names = [name for name, move in zip(steps, moves.tolist(), strict=True) if move]
         gradient, weight, step = dots[moves, :3].sqrt().unbind(dim=1)
@@ -240,14 +241,14 @@ def _dots_along(
     """Return the losses at one eta, and four products per moved tensor, `[n_moved, 4]`."""
     losses, gradients = objective.gradient(direction, eta)
     dots = [
-        _dots(
+        inner_products(
             ((now, now), (now, then), (now, step), (change, change))
-            for now, then, step in _pieces(gradients[name], before, start.direction[name])
+            for now, then, step in in_pieces(gradients[name], before, start.direction[name])
             for change in [now - then]
         )
         for name, before in start.gradients.items()
     ]
-    summed = _stacked(dots, list(start.direction.values()))
+    summed = gathered(dots, list(start.direction.values()))
     return losses, summed  # the gradients end here: no two etas are held together
 
 
@@ -313,48 +314,8 @@ def _checked_etas(etas: Sequence[float] | Tensor) -> Tensor:
     return etas
 
 
-# -- the algebra: products of whole tensors, without whole tensors in float64 ------------------
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield tensors of one shape part by part, flat, in float64: half precision would overflow."""
-    device = tensors[0].device.type
-    wide = torch.float32 if device == "mps" else torch.float64  # Metal has no float64
-    # within a cache and below what torch gives to several threads, which waited longer than they
-    # worked where measured; few launches elsewhere
-    size = 2**14 if device == "cpu" else 2**22
-    for parts in zip(*(_flat(tensor).split(size) for tensor in tensors), strict=True):
-        yield tuple(part.to(wide) for part in parts)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    tensor = _dense(local(tensor))
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.reshape(-1)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
-
-
-def _dots(pieces: Iterable[Sequence[tuple[Tensor, Tensor]]]) -> Tensor:
-    """Sum the products of pairs over the pieces, `[n_pairs]`, on their device."""
-    return torch.stack([torch.stack([(a * b).sum() for a, b in pairs]) for pairs in pieces]).sum(
-        dim=0
-    )
-
-
-def _stacked(dots: list[Tensor], tensors: list[Tensor]) -> Tensor:
-    if not dots:
-        return torch.zeros(0, 4)
-    # layers may live on several devices; these are four numbers each
-    return sum_over_shards(torch.stack([some.to(dots[0].device) for some in dots]), tensors)
-
-
 def _rescaled(gradient: Tensor, weights: Tensor, weight_norm: Tensor, norm: Tensor) -> Tensor:
-    gradient = _dense(local(gradient))
+    gradient = dense(local(gradient))
     unit = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / norm
     nothing = (weight_norm == 0) | (norm == 0)
     return with_local(torch.where(nothing, 0.0, -weight_norm * unit).to(weights.dtype), weights)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_landscape.breakdown import GradientBreakdown
-from lightning_landscape.plots import _MODES, _QUIET, _caption, _edges, _figure, _title
+from lightning_landscape.plots import MODES, QUIET, cell_edges, new_figure, set_caption, title_at
 
 __all__ = ["plot_breakdown", "plot_breakdown_history"]
 
@@ -37,7 +37,7 @@ def plot_breakdown(
     Returns:
         A figure.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.set_xscale("log")
     etas = found.etas.numpy()
     is_update = direction.rpartition("/")[2] == "update"
@@ -50,7 +50,7 @@ def plot_breakdown(
         axes.set_yscale("log")
     axes.set_xlim(etas[0] / 1.25, etas[-1] * 1.25)
     if is_update:
-        axes.axvline(1.0, color=_QUIET, linewidth=4, alpha=0.5, label="the step taken", zorder=1)
+        axes.axvline(1.0, color=QUIET, linewidth=4, alpha=0.5, label="the step taken", zorder=1)
     for eta, colour, style, name in (
         (found.descent_limit, _MEASURED, "-", "descent limit (measured)"),
         (found.break_even, _MEASURED, ":", "break-even (measured)"),
@@ -61,10 +61,10 @@ def plot_breakdown(
     unit = "1 is the step taken" if is_update else "in units of the direction"
     axes.set_xlabel(f"eta: how far along the direction, {unit}")
     axes.set_ylabel("breakdown: change of the gradient,\nrelative to its size")
-    axes.set_title(_title(f"gradient breakdown along {direction}", step), loc="left")
+    axes.set_title(title_at(f"gradient breakdown along {direction}", step), loc="left")
     _name_ticks(axes, etas, found.relative_step)
     axes.legend(loc="upper left", fontsize=7, framealpha=0.85, edgecolor="none")
-    _caption(figure, _breakdown_lines(found, is_update, mode))
+    set_caption(figure, _breakdown_lines(found, is_update, mode))
     return figure
 
 
@@ -83,10 +83,10 @@ def plot_breakdown_history(
     Returns:
         A figure.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     grid = np.ma.masked_invalid(_drawable(values).T)
     mesh = axes.pcolormesh(
-        _edges(np.asarray(steps, dtype=float)),
+        cell_edges(np.asarray(steps, dtype=float)),
         np.arange(len(layers) + 1) - 0.5,
         grid,
         norm=LogNorm(*_limits(grid)) if grid.count() else Normalize(0, 1),
@@ -108,7 +108,7 @@ def plot_breakdown_history(
     lines = [f"{len(steps)} probes; blank: the layer had no gradient, or it was not finite"]
     if every > 1:
         lines.append(f"{len(layers)} layers, every {every}th is named")
-    _caption(figure, lines)
+    set_caption(figure, lines)
     return figure
 
 
@@ -157,7 +157,7 @@ def _breakdown_lines(found: GradientBreakdown, is_update: bool, mode: str) -> li
         f"break-even {_relative(found, found.break_even)},",
         f"trust_lr of deep relative trust (model) {found.trust_lr:.3g}"
         + (" (no step is promised)" if found.trust_lr <= 0 else ""),
-        f"{len(found.names)} layers, one batch; {_MODES.get(mode, mode)}",
+        f"{len(found.names)} layers, one batch; {MODES.get(mode, mode)}",
     ]
     if found.dead:
         lines.append(f"{len(found.dead)} layers without a gradient left out")

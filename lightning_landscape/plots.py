@@ -20,10 +20,23 @@ from lightning_landscape.line import LineScore
 from lightning_landscape.rates import median_interval
 from lightning_landscape.slices import Slice
 
-__all__ = ["Figure", "pixels", "plot_history", "plot_line", "plot_slices", "png"]
+__all__ = [
+    "MODES",
+    "QUIET",
+    "Figure",
+    "cell_edges",
+    "new_figure",
+    "pixels",
+    "plot_history",
+    "plot_line",
+    "plot_slices",
+    "png",
+    "set_caption",
+    "title_at",
+]
 
-_TRAIN, _VALIDATION, _QUIET = "#1f5fa8", "#d1661b", "0.55"
-_MODES = {
+_TRAIN, _VALIDATION, QUIET = "#1f5fa8", "#d1661b", "0.55"
+MODES = {
     "train": "train mode (batch statistics, one fixed dropout mask)",
     "eval": "eval mode (running statistics, no dropout)",
     "recalibrated": "batch-norm statistics re-estimated at every point, no dropout",
@@ -55,26 +68,26 @@ def plot_slices(
     Returns:
         A figure.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     _draw_family(axes, slices, _TRAIN, "train" if validation else None)
     if validation:
         _draw_family(axes, validation, _VALIDATION, "validation")
-    axes.axvline(0.0, color=_QUIET, linewidth=0.8, linestyle=":")
+    axes.axvline(0.0, color=QUIET, linewidth=0.8, linestyle=":")
     axes.set_xlabel(f"alpha: distance along the direction, {unit}")
     axes.set_ylabel(_loss_label(slices[0]))
-    axes.set_title(_title(f"{family}: {len(slices)} random directions", step), loc="left")
+    axes.set_title(title_at(f"{family}: {len(slices)} random directions", step), loc="left")
     axes.legend(frameon=False, fontsize=8)
     area, low, high = median_interval([score.area for score in scores])
     interval = "" if math.isnan(low) else f", 95 % interval [{low:+.2f}, {high:+.2f}]"
     lines = [
         f"area (+1: the + side is steep): median {area:+.2f}{interval}",
         f"asymmetric: {_share(rate)}{_unjudged(scores, rate)}",
-        _MODES.get(slices[0].mode, slices[0].mode),
+        MODES.get(slices[0].mode, slices[0].mode),
     ]
     n_nonfinite = sum(line.n_nonfinite for line in slices)
     if n_nonfinite:
         lines.append(f"{n_nonfinite} losses were not finite: drawn as gaps")
-    _caption(figure, lines)
+    set_caption(figure, lines)
     return figure
 
 
@@ -92,13 +105,13 @@ def plot_history(
     Returns:
         A figure.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     values = np.ma.masked_invalid(rises.T.numpy())
     largest = float(np.abs(values).max()) if values.count() else 1.0
     largest = largest or 1.0
     mesh = axes.pcolormesh(
-        _edges(np.asarray(steps, dtype=float)),
-        _edges(alphas.numpy()),
+        cell_edges(np.asarray(steps, dtype=float)),
+        cell_edges(alphas.numpy()),
         values,
         norm=SymLogNorm(linthresh=largest / 100, vmin=-largest, vmax=largest),
         cmap="RdBu_r",
@@ -110,7 +123,9 @@ def plot_history(
     axes.set_xlabel("training step")
     axes.set_ylabel("alpha")
     axes.set_title(f"{family}: median slice over training", loc="left")
-    _caption(figure, [f"{len(steps)} probes; blue: below the current loss; symmetric if mirrored"])
+    set_caption(
+        figure, [f"{len(steps)} probes; blue: below the current loss; symmetric if mirrored"]
+    )
     return figure
 
 
@@ -134,7 +149,7 @@ def plot_line(
     Returns:
         A figure.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     named = [("train", train, score, _TRAIN)]
     if validation is not None and validation_score is not None:
         named.append(("validation", validation, validation_score, _VALIDATION))
@@ -153,16 +168,16 @@ def plot_line(
             f"{its_score.outward_ratio:.3g} (> 1: the average is on the flat side)"
         )
     for t, name in ((0.0, "current"), (1.0, "average")):
-        axes.axvline(t, color=_QUIET, linewidth=0.8, linestyle=":")
+        axes.axvline(t, color=QUIET, linewidth=0.8, linestyle=":")
         axes.annotate(
             name, (t, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
             textcoords="offset points", fontsize=8, color="0.35", ha="right" if t == 0 else "left",
         )  # fmt: skip
     axes.set_xlabel(f"t along the line; the distance from 0 to 1 is {score.distance:.3g} (L2)")
     axes.set_ylabel(_loss_label(train))
-    axes.set_title(_title("from the current to the SWA weights", step), loc="left", pad=14)
+    axes.set_title(title_at("from the current to the SWA weights", step), loc="left", pad=14)
     axes.legend(frameon=False, fontsize=8)
-    _caption(figure, [*lines, f"bands: ± 1 standard error over batches; {train.mode} mode"])
+    set_caption(figure, [*lines, f"bands: ± 1 standard error over batches; {train.mode} mode"])
     return figure
 
 
@@ -212,7 +227,7 @@ def _mean_and_error(line: Slice) -> tuple[np.ndarray, np.ndarray]:
     return losses.mean(axis=1), error
 
 
-def _edges(centres: np.ndarray) -> np.ndarray:
+def cell_edges(centres: np.ndarray) -> np.ndarray:
     """Return the borders halfway between cells, so that unequal spacing is drawn as it is."""
     if len(centres) == 1:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
@@ -220,7 +235,8 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
 
 
-def _figure() -> tuple[Figure, Axes]:
+def new_figure() -> tuple[Figure, Axes]:
+    """Return an empty figure in the style of all."""
     figure = Figure(figsize=(5.6, 4.2), dpi=125, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -228,12 +244,14 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _caption(figure: Figure, lines: Sequence[str]) -> None:
+def set_caption(figure: Figure, lines: Sequence[str]) -> None:
+    """Write under a figure what its numbers are, one line or more each."""
     wrapped = [textwrap.fill(line, 84, subsequent_indent="    ") for line in lines]
     figure.supxlabel("\n".join(wrapped), fontsize=8, color="0.3", x=0.01, ha="left")
 
 
-def _title(text: str, step: int | None) -> str:
+def title_at(text: str, step: int | None) -> str:
+    """Return a title with the training step, if there is one."""
     return text if step is None else f"{text}, step {step}"
 
 

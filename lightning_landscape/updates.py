@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.breakdown import _dots, _pieces, _stacked
+from lightning_landscape.inner_products import gathered, in_pieces, inner_products
 from lightning_landscape.params import Params, difference
 from lightning_landscape.sharding import local, sum_over_shards
 
@@ -108,14 +108,14 @@ def measure_step(
     """
     layers = [name for name in names if before[name].ndim >= 2]
     dots = [
-        _dots(
+        inner_products(
             ((w, w), (step, step), (g, g), (w, g))
-            for w, to, g in _pieces(before[name], after[name], gradient[name])
+            for w, to, g in in_pieces(before[name], after[name], gradient[name])
             for step in [to - w]
         )
         for name in layers
     ]
-    table = _stacked(dots, [before[name] for name in layers]).to("cpu", torch.float64)
+    table = gathered(dots, [before[name] for name in layers]).to("cpu", torch.float64)
     weight, step, slope = table[:, :3].sqrt().unbind(dim=1)
     weight = weight.where(weight > 0, math.nan)
     return StepSizes(
@@ -143,14 +143,14 @@ def successive_cosine(
     if not names:
         return math.nan
     dots = [
-        _dots(
+        inner_products(
             ((first, first), (second, second), (first, second))
-            for a, b, c in _pieces(previous[name], before[name], after[name])
+            for a, b, c in in_pieces(previous[name], before[name], after[name])
             for first, second in [(b - a, c - b)]
         )
         for name in names
     ]
-    table = _stacked(dots, [before[name] for name in names]).to("cpu", torch.float64)
+    table = gathered(dots, [before[name] for name in names]).to("cpu", torch.float64)
     first, second, both = table.sum(dim=0).tolist()
     norms = math.sqrt(first * second)
     return max(-1.0, min(1.0, both / norms)) if norms else math.nan
