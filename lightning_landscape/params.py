@@ -150,7 +150,8 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 
 
 def _norm(piece: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(piece, dtype=torch.float64)
+    wide = piece.reshape(-1).double()
+    return torch.dot(wide, wide).sqrt()
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

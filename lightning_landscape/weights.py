@@ -239,9 +239,12 @@ def same_place(tensors: Sequence[Tensor], places: list[int]) -> bool:
 
 
 def _moves(step: Tensor) -> bool:
-    # in pieces: `any` of all would take memory, and most often the first piece tells
-    if step.numel() <= _PIECE or not is_dense(step):
+    if not is_dense(step) or not step.numel():
         return bool(step.any())
+    on_cpu = step.device.type == "cpu" and step.dtype in _BLOCK_TYPES
+    if on_cpu and step.detach().numpy().item(0):  # most often the first number tells
+        return True
+    # in pieces: `any` of all would take memory
     return any(bool(piece.any()) for piece in step.reshape(-1).split(_PIECE))
 
 
