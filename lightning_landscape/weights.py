@@ -7,7 +7,6 @@ out together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,7 +18,7 @@ from lightning_landscape.contents import differing, is_dense, overwriter, put_ba
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, with_local
 
-__all__ = ["Path", "Weights", "same_place"]
+__all__ = ["Path", "Weights"]
 
 _SMALL = 2**12  # elements: below, calling torch costs more than adding
 _MANY = 16  # small tensors: fewer are faster moved one by one
@@ -114,17 +113,21 @@ class Weights:
             if kind:
                 kinds.setdefault(kind, []).append(i)
             elif _moves(step):
-                single.append((i, step.detach()))
+                single.append((i, self._still(step)))
         blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
         moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
         ends: Params = getattr(direction, "end", {})
         placed = {self.index[name]: end for name, end in ends.items()}
-        placed = {i: shard_of(end, self.parameters[i]) for i, end in placed.items() if i in moving}
+        placed = {
+            i: self._still(shard_of(end, self.parameters[i]))
+            for i, end in placed.items()
+            if i in moving
+        }
         return Path(moving, single, blocks, placed)
 
     def move(self, path: Path, alpha: float) -> None:
         """Go to `start + alpha * direction`, wherever the weights are now."""
-        if not same_place(self._plain, self._places):
+        if [tensor.data_ptr() for tensor in self._plain] != self._places:
             self._alias()  # somebody gave a parameter other storage
         moving = path.moving if alpha else frozenset()
         if self.displaced is not moving or self.own:
@@ -177,9 +180,13 @@ class Weights:
     def _standing(self, i: int, at: Tensor | None) -> Tensor:
         tensor, live = self.tensors[i], self.live[i]
         if at is not None:
-            at = shard_of(at.detach(), self.parameters[i])
-            return at.clone() if _storage(at) in self._storages else at.to(live)
+            return self._still(shard_of(at, self.parameters[i])).to(live)
         return live if same_bits(tensor, live) else tensor.detach().clone()
+
+    def _still(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that does not move with the weights, though it may have been one."""
+        tensor = tensor.detach()
+        return tensor.clone() if _storage(tensor) in self._storages else tensor
 
     def _alias(self) -> None:
         """Look through the parameters at their data, past their version counters."""
@@ -233,11 +240,6 @@ class _Block:
         self._write()
 
 
-def same_place(tensors: Sequence[Tensor], places: list[int]) -> bool:
-    """Return whether the tensors are in memory where they were."""
-    return [tensor.data_ptr() for tensor in tensors] == places
-
-
 def _moves(step: Tensor) -> bool:
     if not is_dense(step) or not step.numel():
         return bool(step.any())
@@ -254,7 +256,6 @@ def _kind_of_small(tensor: Tensor) -> _Kind | None:
 
 
 def _storage(tensor: Tensor) -> int:
-    # weights to stand at may be the module's own, which are about to move
     return tensor.untyped_storage()._cdata if is_dense(tensor) else id(tensor)
 
 

@@ -115,6 +115,16 @@ def test_the_weights_to_stand_at_may_be_the_modules_own(own):
     assert losses == [16.0, 36.0, 4.0, 16.0]
 
 
+@pytest.mark.parametrize("n", [2, 5000])
+def test_a_direction_may_be_the_live_weights_themselves(n):
+    module = module_of(torch.full((n,), 2.0))
+    weights = Weights(module)
+    path = weights.path(dict(module.named_parameters()))
+    for alpha in (1.0, 2.0, -1.0):
+        weights.move(path, alpha)
+        assert torch.equal(module.p0, torch.full((n,), 2.0 + 2.0 * alpha))
+
+
 @pytest.mark.parametrize(
     "write",
     [
