@@ -57,12 +57,13 @@ def test_slices(benchmark, record, quick, name, mode):
     benchmark.pedantic(one_round, (n_directions,), rounds=rounds)
     slices = clock.ratio("slice", to="bare")
     parts = in_forwards(clock)
-    opening = sum(parts[what] for what in ("open", "learn", "first slice", "close"))
+    opening, learning = parts["open"] + parts["close"], parts["learn"] + parts["first slice"]
     n = N_DIRECTIONS * N_POINTS
-    every = slices["value"] + (opening + N_DIRECTIONS * parts["draw"]) / n
+    every = slices["value"] + (opening + learning + N_DIRECTIONS * parts["draw"]) / n
     key = f"{name}/{mode}"
     record(f"{key}/slices", "x", limit=network.limit, **slices)
-    record(f"{key}/open and close", "forwards", opening, 10.0, parts=parts)
+    record(f"{key}/open and close", "forwards", opening, 10.0)
+    record(f"{key}/learn", "forwards", learning)
     record(f"{key}/draw", "forwards", parts["draw"])
     record(f"{key}/all", "x", every)
 

@@ -134,10 +134,11 @@ def table(numbers: Numbers, where: str) -> str:
     rows = [
         ("slices through `probing`", "eval/slices", ""),
         ("the same in train mode", "train/slices", ""),
-        ("opening, drawing, slices and closing", "eval/all", ""),
+        ("all of it: opening, learning, drawing, slices, closing", "eval/all", ""),
         ("loss-landscapes 3.0.6", "eval/loss-landscapes", ""),
         ("landscaper 1.3.1", "eval/landscaper", ""),
         ("opening and closing `probing`", "eval/open and close", " passes"),
+        ("learning what evaluations write", "eval/learn", " passes"),
         ("drawing a direction", "eval/draw", " passes"),
         ("a breakdown / its gradients", "train/breakdown", ""),
         ("an update of `SWA` / of `AveragedModel`", "swa update", ""),
