@@ -92,7 +92,7 @@ def main():
         names = (tag + name for name in ("area", "rate", "rate_low", "rate_high"))
         area, rate, low, high = (float(trainer.callback_metrics[name]) for name in names)
         print(f"{family:<16}{area:>+8.2f}{rate:>13.0%} {f'[{low:.0%}, {high:.0%}]':>19}")
-    print(f"\ntensorboard --logdir {logger.log_dir}")
+    print(f"\n{swa.summary()}\n\ntensorboard --logdir {logger.log_dir}")
 
 
 if __name__ == "__main__":

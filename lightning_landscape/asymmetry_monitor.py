@@ -147,6 +147,8 @@ class AsymmetryMonitor(Monitor):
         208
     """
 
+    default_name = _DEFAULT_NAME
+
     def __init__(
         self,
         *,

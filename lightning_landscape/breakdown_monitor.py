@@ -128,6 +128,8 @@ class GradientBreakdownMonitor(Monitor):
         6
     """
 
+    default_name = "breakdown"
+
     def __init__(
         self,
         *,

@@ -87,7 +87,8 @@ def sample_direction(
         A tensor per name of `params`, same shape, dtype and device; zero outside the group.
 
     Raises:
-        ValueError: If the family or normalisation is unknown or the group is empty.
+        ValueError: If the family or normalisation is unknown, the group is empty, or the module has
+            no such parameters.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -162,9 +163,15 @@ def split_family(family: str) -> tuple[str, str]:
 def _is_frozen(name: str, tensor: Tensor, module: nn.Module | None) -> bool:
     if module is not None:
         *owners, leaf = name.split(".")
-        for owner in owners:  # a hundred times faster than get_parameter()
-            module = cast(nn.Module, module._modules[owner])
-        tensor = cast(Tensor, module._parameters[leaf])
+        try:
+            for owner in owners:  # a hundred times faster than get_parameter()
+                module = cast(nn.Module, module._modules[owner])
+            tensor = cast(Tensor, module._parameters[leaf])
+        except KeyError:
+            raise ValueError(
+                f"`module` must own the parameters that `params` names. It has no {name!r}: pass "
+                "the module they come from."
+            ) from None
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 

@@ -121,7 +121,7 @@ def _gap(score: LineScore) -> str:
     if math.isnan(score.gap_stderr):
         return f"different by {score.gap:+.3g}, no verdict: one batch has no standard error"
     if not abs(score.gap) >= 2 * score.gap_stderr:
-        return f"not told apart, no verdict ({score.gap:+.3g} ± {score.gap_stderr:.2g})"
+        return f"within two standard errors, no verdict: {score.gap:+.3g} ± {score.gap_stderr:.2g}"
     return f"higher by {size}" if score.gap > 0 else f"lower by {size}"
 
 

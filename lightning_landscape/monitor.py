@@ -8,7 +8,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from lightning_landscape._lightning import (
     ConfigurationError,
@@ -37,6 +37,8 @@ class Monitor(Named):
 
     A subclass says what a probe is (`probe`) and may check more at the start of fit (`check`).
     """
+
+    default_name: ClassVar[str]
 
     def __init__(
         self,
@@ -79,6 +81,11 @@ class Monitor(Named):
     def state_key(self) -> str:
         """What the state goes by in a checkpoint; one for each name."""
         return f"{type(self).__name__}(name={self.name!r})"
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages: with its name if it was given one."""
+        return type(self).__name__ if self.name == self.default_name else self.state_key
 
     def tag(self, key: str, **parts: str) -> str:
         """Return a tag of the table under this monitor's name."""
@@ -142,14 +149,14 @@ class Monitor(Named):
         """Say so if a person would otherwise wait for numbers that did not come."""
         if self._n_left_out:
             rank_zero_info(
-                f"{type(self).__name__}: {self._n_left_out} of {self._n_due} probes were left out "
-                f"to stay within max_overhead={self.max_overhead}; one takes about "
+                f"{self.title}: {self._n_left_out} of {self._n_due} probes were left out to stay "
+                f"within max_overhead={self.max_overhead}; one "
+                f"{'was guessed to take' if self._besides is None else 'takes'} about "
                 f"{self._forecast:.2g} s."
             )
         elif not self._n_due:
             rank_zero_info(
-                f"{type(self).__name__}: no probe was due, the fit was shorter than "
-                f"{self.schedule}."
+                f"{self.title}: no probe was due, the fit was shorter than {self.schedule}."
             )
 
     def on_train_batch_end(
@@ -223,7 +230,7 @@ class Monitor(Named):
             if not self._warned:
                 self._warned = True
                 rank_zero_warn(
-                    f"{what} of {type(self).__name__} failed: {type(error).__name__}: {error}. "
+                    f"{what} of {self.title} failed: {type(error).__name__}: {error}. "
                     "Weights, buffers, random numbers and logs are as they were, and training goes "
                     "on; further failures are not reported. See it raised with on_error='raise'."
                 )
@@ -245,8 +252,16 @@ class Monitor(Named):
         if self._promised is None:
             self._promised = max(n_evaluations, most) * seconds
             period = now - self._period_began
-            cost = predicted_cost(n_evaluations, seconds, self.schedule, period, most=most)
-            rank_zero_info(f"\n{type(self).__name__}: {cost}.")
+            cost = predicted_cost(
+                n_evaluations,
+                seconds,
+                self.schedule,
+                period,
+                most=most,
+                limited=self.max_overhead is not None,
+            )
+            on_top = "; figures come on top" if self.n_figures else ""
+            rank_zero_info(f"\n{self.title}: {cost}{on_top}.")
         return self._affords(trainer, now)
 
     def nearly_affords(self) -> bool:
@@ -281,7 +296,6 @@ class Monitor(Named):
             return
         if took > 1.5 * self._promised:
             rank_zero_info(
-                f"{type(self).__name__}: the first probe took {took:.2g} s, figures and files "
-                "included."
+                f"{self.title}: the first probe took {took:.2g} s, figures and files included."
             )
         self._promised = math.inf

@@ -136,7 +136,13 @@ def check_share(max_overhead: float | None) -> float | None:
 
 
 def predicted_cost(
-    n_evaluations: int, seconds: float, schedule: Schedule, period: float, *, most: int = 0
+    n_evaluations: int,
+    seconds: float,
+    schedule: Schedule,
+    period: float,
+    *,
+    most: int = 0,
+    limited: bool = False,
 ) -> str:
     """Say what probes will cost, before the first.
 
@@ -146,6 +152,7 @@ def predicted_cost(
         schedule: How often.
         period: Seconds of training between two probes.
         most: Evaluations in the longest probe, where they differ.
+        limited: Whether a budget holds them to a share anyway.
 
     Example:
         >>> predicted_cost(312, 0.006, Schedule.of(), 40.0)
@@ -155,7 +162,8 @@ def predicted_cost(
     probes = [n * seconds for n in numbers]
     shares = [100 * probe / (probe + period) if period > 0 else 100.0 for probe in probes]
     share = shares[-1]
-    remedy = "; probe less often, or set max_overhead=0.05" if share > 10 else ""
+    heavy = share > 10 and not limited
+    remedy = "; probe less often, or set max_overhead=0.05" if heavy else ""
     return (
         f"one probe = {_range(numbers, str)} evaluations, about {_range(probes)} s, {schedule} of "
         f"about {_short(period)} s: {_range(shares)} % of the time{remedy}"

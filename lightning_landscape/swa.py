@@ -408,13 +408,22 @@ class SWA(Named):
         self._kept[self._n_seen] = keep_batch(others, batch, index)
 
     def _refuse_impatience(self, trainer: Any, name: str) -> None:
+        n_before = self._start_epoch // (trainer.check_val_every_n_epoch or 1)
         for callback in trainer.callbacks:
-            if getattr(callback, "monitor", None) == name and getattr(
-                callback, "check_finite", False
-            ):
+            if getattr(callback, "monitor", None) != name:
+                continue
+            who = f"{type(callback).__name__}(monitor={name!r})"
+            if getattr(callback, "check_finite", False):
                 raise ConfigurationError(
-                    f"`check_finite` of {type(callback).__name__}(monitor={name!r}) must be False: "
-                    "there is no average before the start, and until then the metric is nan."
+                    f"`check_finite` of {who} must be False: there is no average before the start, "
+                    "and until then the metric is nan."
+                )
+            patience = getattr(callback, "patience", n_before + 1)
+            if patience <= n_before:
+                raise ConfigurationError(
+                    f"`patience` of {who} must be more than {n_before}, the validations before the "
+                    f"average begins: until then the metric is nan, which is no improvement. Got "
+                    f"{patience}: be more patient, or let SWA start earlier."
                 )
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -517,9 +526,14 @@ def load_swa_weights(checkpoint_path: str, module: nn.Module, *, name: str = "sw
     swa = SWA(name=name)
     states = checkpoint.get("callbacks", {})
     if not states.get(swa.state_key, {}).get("n_averaged"):
+        found = (
+            f"its {swa.state_key} had averaged nothing yet"
+            if swa.state_key in states
+            else f"it has the callbacks {list(states)}"
+        )
         raise ValueError(
-            f"`checkpoint_path` must lead to a checkpoint with an average called {name!r}. "
-            f"{checkpoint_path} has the callbacks {list(states)} and none that averaged under it."
+            f"`checkpoint_path` must lead to a checkpoint with an average called {name!r}. Got "
+            f"{checkpoint_path}: {found}."
         )
     swa.load_state_dict(states[swa.state_key])
     swa.apply_to(module)

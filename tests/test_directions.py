@@ -518,3 +518,13 @@ def test_an_error_does_not_advance_the_generator():
         with pytest.raises(ValueError, match="`"):
             sample_direction({"w": weights(3)}, family, generator=generator, normalize=normalize)
     assert torch.equal(generator.get_state(), before)
+
+
+def test_a_module_that_does_not_own_the_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"`module` must own the parameters .* no 'weight'"):
+        sample_direction(
+            {"weight": torch.ones(2)},
+            "gaussian",
+            module=nn.Sequential(nn.Linear(2, 1)),
+            generator=torch.Generator().manual_seed(0),
+        )

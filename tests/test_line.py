@@ -20,7 +20,9 @@ def test_a_gap_of_two_standard_errors_counts():
 
 
 def test_a_gap_within_its_error_is_no_verdict():
-    assert "not told apart, no verdict (-0.1 ± 0.1)" in describe_line(score(), score(gap=-0.1))
+    assert "within two standard errors, no verdict: -0.1 ± 0.1" in describe_line(
+        score(), score(gap=-0.1)
+    )
 
 
 @pytest.mark.parametrize("gap", [-0.5, math.nan])

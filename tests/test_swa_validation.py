@@ -236,6 +236,17 @@ def test_early_stopping_on_an_average_that_is_not_there_yet_is_refused(tmp_path)
         train(SWA(2), *callbacks, enable_checkpointing=True)
 
 
+def test_a_patience_that_ends_before_the_average_begins_is_refused(tmp_path):
+    def callbacks(patience):
+        stopping = EarlyStopping("swa/val_loss", check_finite=False, patience=patience)
+        return [ModelCheckpoint(tmp_path, monitor="swa/val_loss"), stopping]
+
+    with pytest.raises(MisconfigurationException, match=r"`patience` of .* than 2, .* Got 2"):
+        train(SWA(2), *callbacks(2), enable_checkpointing=True, max_epochs=4)
+    _, trainer, _ = train(SWA(2), *callbacks(3), enable_checkpointing=True, max_epochs=4)
+    assert trainer.current_epoch == 4
+
+
 @pytest.mark.tried("configuration", "Trainer.validate and test: SWA does nothing")
 def test_validate_and_test_outside_of_fit_are_left_alone():
     swa = SWA(0)
