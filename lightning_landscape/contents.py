@@ -141,11 +141,11 @@ def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[]
         fits = tensor.shape == content.shape and tensor.dtype == content.dtype
         (plain if fits and is_dense(tensor) else odd).append((tensor, content))
     dense, written = [tensor for tensor, _ in plain], [content for _, content in plain]
-    places, shapes = [t.data_ptr() for t in dense], [t.shape for t in dense]
+    places = _places(dense)
     write = overwriter([t.data for t in dense], written)
 
     def copy() -> None:
-        if [t.data_ptr() for t in dense] == places and [t.shape for t in dense] == shapes:
+        if _places(dense) == places:
             write()
             if odd:
                 put_back([tensor for tensor, _ in odd], [content for _, content in odd])
@@ -155,18 +155,44 @@ def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[]
     return copy
 
 
+def _places(tensors: list[Tensor]) -> list[object]:
+    # a matrix that was transposed in place begins where it did
+    return [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors]
+
+
 def overwriter(places: list[Tensor], contents: list[Tensor]) -> Callable[[], None]:
     """Return what copies dense tensors into dense tensors of the same type, many and often."""
     if not all(place.device.type == "cpu" for place in places):
         return lambda: torch._foreach_copy_(places, contents)
     # a quarter of the time that torch takes for a thousand of them
-    pairs = [(_bits(a).numpy(), _bits(b).numpy()) for a, b in zip(places, contents, strict=True)]
+    pairs = [
+        (np.asarray(_Memory(a)), _bits(b).numpy())
+        for a, b in zip(places, contents, strict=True)
+        if a.numel()
+    ]
 
     def write() -> None:
         for place, content in pairs:
             place[...] = content
 
     return write
+
+
+class _Memory:
+    """The bits of a dense tensor, for numpy; `Tensor.numpy()` would forbid to resize it ever after.
+
+    Who writes through it has to know that the tensor is still where it was.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._bits = bits = _bits(tensor)
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (bits.data_ptr(), False),
+            "typestr": np.dtype(f"i{bits.itemsize}").str,
+            "shape": tuple(bits.shape),
+            "strides": tuple(stride * bits.itemsize for stride in bits.stride()),
+        }
 
 
 def is_dense(tensor: Tensor) -> bool:

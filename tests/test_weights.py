@@ -235,3 +235,27 @@ def test_many_are_overwritten_often(kind):
         content.copy_(new)
         write()
         assert torch.equal(place, new)
+
+
+def test_what_was_overwritten_may_still_be_resized_by_its_owner():
+    place = torch.zeros(3)
+    overwriter([place], [torch.ones(3)])()
+    place.resize_(1000)
+    assert place[:3].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("change", [lambda t: t.t_(), lambda t: setattr(t, "data", t.data.t())])
+def test_a_matrix_that_was_transposed_in_its_place_is_copied_back(change):
+    tensor, saved = torch.arange(9.0).view(3, 3), torch.arange(9.0).view(3, 3)
+    copy = copier([tensor], [saved])
+    change(tensor)
+    copy()
+    assert torch.equal(tensor, saved)
+
+
+def test_a_buffer_can_grow_after_a_probe_as_it_could_before():
+    net = nn.BatchNorm1d(2)
+    with probing(net, [torch.randn(3, 2)], loss_fn=lambda m, x: m(x).square().mean()) as objective:
+        objective.losses({"weight": torch.ones(2)}, 1.0)
+    net.running_mean.resize_(1000)
+    assert net.running_mean[:2].tolist() == [0.0, 0.0]
