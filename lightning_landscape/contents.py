@@ -109,11 +109,17 @@ def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
     """Copy saved contents into tensors, without their version counters taking notice.
 
     A graph that was kept across batches (truncated backpropagation) would refuse to go backward
-    through a tensor whose counter has moved.
+    through a tensor whose counter has moved. Frozen tensors in host memory are only written to
+    where they differ: they may be mapped from a file that is there to be read.
     """
     places: list[Tensor] = []
     written: list[Tensor] = []
-    for tensor, content in zip(tensors, contents, strict=True):
+    frozen = [i for i, t in enumerate(tensors) if not t.requires_grad and t.device.type == "cpu"]
+    found = differing([tensors[i] for i in frozen], [contents[i] for i in frozen])
+    same = set(frozen) - {frozen[i] for i in found}
+    for i, (tensor, content) in enumerate(zip(tensors, contents, strict=True)):
+        if i in same:
+            continue
         data = tensor.data
         if (
             data.shape != content.shape

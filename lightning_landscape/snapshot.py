@@ -121,21 +121,28 @@ class Snapshot:
         """Return everything that was written since: by version counter, identity or content.
 
         Args:
-            suspect: Take it that all tensors were, and do not compare them: that needs memory.
+            suspect: Take it that all tensors were, and do not compare those on an accelerator: that
+                needs memory. Those in host memory may be mapped from a file that is read only.
         """
         changes = Changes()
         versions = [version_of(tensor) for tensor in self._tensors]
         tracked = [tensor.requires_grad for tensor in self._tensors]
         if suspect:
-            changes.tensors.update(range(len(versions)))
+            changes.tensors.update(
+                i
+                for i, (tensor, content) in enumerate(
+                    zip(self._tensors, self._contents, strict=True)
+                )
+                if tensor.device.type != "cpu" or not same_bits(tensor, content)
+            )
         else:
             changes.tensors.update(differing(self._tensors, self._contents))
             changes.tensors.update(
                 i for i in range(len(versions)) if versions[i] != self._versions[i]
             )
-            changes.tensors.update(
-                i for i in range(len(versions)) if tracked[i] is not self._tracked[i]
-            )
+        changes.tensors.update(
+            i for i in range(len(versions)) if tracked[i] is not self._tracked[i]
+        )
         for i, (array, saved) in enumerate(self._arrays):
             if array.shape != saved.shape or array.tobytes() != saved.tobytes():
                 changes.arrays.add(i)

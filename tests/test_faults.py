@@ -1,6 +1,8 @@
 """Whatever goes wrong inside a probe, and whoever looks in the middle of one: nothing was moved."""
 
 import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -568,3 +570,40 @@ def test_a_log_of_the_users_own_on_the_instance_stays():
     with probing(module, module.inputs()) as objective:
         objective.losses()
     assert module.__dict__["log"] is mine
+
+
+READ_ONLY = """
+import sys, numpy as np, torch
+from torch import nn
+from lightning_landscape import probing
+
+np.save(sys.argv[1], np.ones((4, 3), dtype=np.float32))
+mapped = lambda: torch.from_numpy(np.load(sys.argv[1], mmap_mode="r"))
+net = nn.Sequential(nn.Linear(3, 3))
+net.register_buffer("table", mapped())
+net.frozen = nn.Embedding.from_pretrained(mapped(), freeze=True)
+
+def loss(module, x):
+    if module.frozen.num_embeddings == 5:
+        raise ValueError("mine")
+    return module(x).square().mean()
+
+for fails in (False, True):
+    net.frozen.num_embeddings = 4 + fails
+    try:
+        average = {"0.bias": torch.ones(3)}
+        with probing(net, [torch.ones(2, 3)], at=average, loss_fn=loss) as objective:
+            objective.losses({"0.weight": torch.ones(3, 3)}, 1.0)
+            objective.gradient()
+    except ValueError as error:
+        print("told of", error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.tried("faults", "weights and buffers mapped from a file that is read only")
+def test_what_is_mapped_from_a_file_to_be_read_is_not_written_to(tmp_path):
+    # in a process of its own, which writing there would end
+    command = [sys.executable, "-W", "ignore", "-c", READ_ONLY, str(tmp_path / "table.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "told of mine\n"), done.stderr
