@@ -8,6 +8,7 @@ out together.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TypeAlias
 
 import numpy as np
@@ -95,7 +96,8 @@ class Weights:
         i = self.index[name]
         start = self.start[i]
         # not of a tensor that others own: it would move in memory when they write to it
-        copy = torch._lazy_clone(start) if start is self.live[i] else start.clone()
+        lazily = start is self.live[i] and is_dense(start)
+        copy = torch._lazy_clone(start) if lazily else start.clone()
         return with_local(copy, self.parameters[i])
 
     def path(self, direction: Params) -> Path:
@@ -109,25 +111,30 @@ class Weights:
                 steps[i] = step = shard_of(step, self.parameters[i])
             if step.dtype is not start.dtype or step.device != start.device:
                 steps[i] = step = step.to(start)
+            if _storage(step) in self._storages:
+                steps[i] = step = self._as_opened(step)
             kind = self._kinds[i]
             if kind:
                 kinds.setdefault(kind, []).append(i)
             elif _moves(step):
-                single.append((i, self._still(step)))
+                single.append((i, step.detach()))
         blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
         moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
         ends: Params = getattr(direction, "end", {})
         placed = {self.index[name]: end for name, end in ends.items()}
+        placed = {i: shard_of(end, self.parameters[i]) for i, end in placed.items() if i in moving}
         placed = {
-            i: self._still(shard_of(end, self.parameters[i]))
+            i: self._as_opened(end) if _storage(end) in self._storages else end
             for i, end in placed.items()
-            if i in moving
         }
         return Path(moving, single, blocks, placed)
 
     def move(self, path: Path, alpha: float) -> None:
         """Go to `start + alpha * direction`, wherever the weights are now."""
-        if [tensor.data_ptr() for tensor in self._plain] != self._places:
+        if self.own and not all(map(self._fits, self.own)):
+            self.go_back(self.own)  # somebody gave a parameter another shape or type
+            self._alias()
+        elif [tensor.data_ptr() for tensor in self._plain] != self._places:
             self._alias()  # somebody gave a parameter other storage
         moving = path.moving if alpha else frozenset()
         if self.displaced is not moving or self.own:
@@ -136,12 +143,14 @@ class Weights:
         if not alpha:
             return
         for i, step in path.single:
-            torch.add(self.start[i], step, alpha=alpha, out=self._data[i])
+            if self._is_dense[i]:
+                torch.add(self.start[i], step, alpha=alpha, out=self._data[i])
+            else:
+                put_back([self.tensors[i]], [torch.add(self.start[i], step, alpha=alpha)])
         for block, step in path.blocks:
             block.put(step, alpha)
         if alpha == 1:  # in floating point start + (end - start) need not be the end
-            for i, end in path.ends.items():
-                self._data[i].copy_(end)
+            put_back([self.tensors[i] for i in path.ends], list(path.ends.values()))
 
     def go_back(self, indices: frozenset[int]) -> None:
         """Bring some to their start."""
@@ -180,18 +189,30 @@ class Weights:
     def _standing(self, i: int, at: Tensor | None) -> Tensor:
         tensor, live = self.tensors[i], self.live[i]
         if at is not None:
-            return self._still(shard_of(at, self.parameters[i])).to(live)
+            at = shard_of(at.detach(), self.parameters[i])
+            return at.clone() if _storage(at) in self._storages else at.to(live)
         return live if same_bits(tensor, live) else tensor.detach().clone()
 
-    def _still(self, tensor: Tensor) -> Tensor:
-        """Return a tensor that does not move with the weights, though it may have been one."""
-        tensor = tensor.detach()
-        return tensor.clone() if _storage(tensor) in self._storages else tensor
+    def _as_opened(self, tensor: Tensor) -> Tensor:
+        """Return a copy of what shares memory with the weights, as it was before they moved."""
+        self.put_back()
+        self.displaced = self.everything
+        return tensor.detach().clone()
+
+    def _fits(self, i: int) -> bool:
+        """Return whether a parameter looks as its alias does."""
+        tensor, data = self.tensors[i], self._data[i]
+        return (tensor.shape, tensor.stride(), tensor.dtype) == (
+            data.shape,
+            data.stride(),
+            data.dtype,
+        )
 
     def _alias(self) -> None:
         """Look through the parameters at their data, past their version counters."""
         self._data = [tensor.data for tensor in self.tensors]
-        self._plain = [tensor for tensor in self.tensors if is_dense(tensor)]
+        self._is_dense = [is_dense(tensor) for tensor in self.tensors]
+        self._plain = list(compress(self.tensors, self._is_dense))
         self._places = [tensor.data_ptr() for tensor in self._plain]
         self._kinds = [_kind_of_small(tensor) for tensor in self.tensors]
         if len(self._kinds) - self._kinds.count(None) < _MANY:

@@ -259,3 +259,96 @@ def test_a_buffer_can_grow_after_a_probe_as_it_could_before():
         objective.losses({"weight": torch.ones(2)}, 1.0)
     net.running_mean.resize_(1000)
     assert net.running_mean[:2].tolist() == [0.0, 0.0]
+
+
+# ------------------------------------------------------------------ what people do to their weights
+
+
+def square(module, x):
+    return module(x).square().mean()
+
+
+def losses_along(net, direction, alphas, loss=square):
+    with probing(net, [torch.ones(2, 3)], loss_fn=loss) as objective:
+        return [objective.losses(direction, alpha).item() for alpha in alphas]
+
+
+@pytest.mark.parametrize("n_layers", [1, 10])
+def test_a_direction_may_be_the_modules_own_weights(n_layers):
+    # they move along with themselves: what counts is where they were
+    net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n_layers)])
+    own, copied = dict(net.named_parameters()), {k: v.clone() for k, v in net.named_parameters()}
+    alphas = [0.5, 0.5, 1.0, 0.0, 0.5]
+    with probing(net, [torch.ones(2, 3)], loss_fn=square) as objective:
+        expected = [objective.losses(copied, alpha) for alpha in alphas]
+        again = [objective.losses(own, alpha) for alpha in alphas]
+    assert again == expected
+
+
+class Restless(nn.Module):
+    """Does something to its weights after every pass."""
+
+    def __init__(self, change, n_layers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n_layers)])
+        self.change = change
+
+    def forward(self, x):
+        output = self.layers(x.to(self.layers[0].weight.dtype))
+        self.change(self.layers)
+        return output.float()
+
+
+def transpose(layers):
+    for layer in layers:
+        layer.weight.data = layer.weight.data.t()
+
+
+@pytest.mark.parametrize("n_layers", [1, 10])
+@pytest.mark.parametrize("change", [transpose, lambda layers: layers.double()])
+def test_weights_that_a_step_leaves_in_another_form_are_still_moved(change, n_layers):
+    net, still = Restless(change, n_layers), Restless(lambda layers: None, n_layers)
+    direction = {name: torch.randn_like(p) for name, p in net.named_parameters()}
+    alphas = [0.0, 0.5, 0.25, 0.5, 0.0, 0.25]
+    assert losses_along(net, direction, alphas) == pytest.approx(
+        losses_along(still, direction, alphas), rel=1e-5
+    )
+    for mine, other in zip(net.parameters(), still.parameters(), strict=True):
+        assert mine.dtype == other.dtype
+        assert torch.equal(mine, other)
+
+
+class Own(nn.Parameter):
+    """A parameter of a class of its own."""
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, Own])
+def test_a_parameter_of_any_class_may_be_given_other_storage_by_every_step(kind):
+    net = nn.Module()
+    net.gain = kind(torch.ones(3))
+
+    def loss(module, x):
+        module.gain.data = module.gain.data.clone()
+        return (module.gain * x).mean()
+
+    found = losses_along(net, {"gain": torch.ones(3)}, [0.0, 1.0, 2.0, 1.0], loss)
+    assert found == [1.0, 2.0, 3.0, 2.0]
+
+
+def test_an_expanded_parameter_is_moved_as_the_one_number_that_it_is():
+    net = nn.Module()
+    net.gain = nn.Parameter(torch.ones(1).expand(3))
+    loss = lambda module, x: (module.gain * x).mean()  # noqa: E731
+    found = losses_along(net, {"gain": torch.ones(3)}, [0.0, 1.0, 2.0, 1.0], loss)
+    assert found == [1.0, 2.0, 3.0, 2.0]
+    assert net.gain.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_point_of_an_objective_may_hold_sparse_weights():
+    net = nn.Module()
+    net.gain = nn.Parameter(torch.eye(3).to_sparse())
+    loss = lambda module, x: torch.sparse.mm(module.gain, x.t()).mean()  # noqa: E731
+    with probing(net, [torch.ones(2, 3)], loss_fn=loss) as objective:
+        assert objective.losses({"gain": torch.eye(3).to_sparse()}, 1.0).item() == 2.0
+        assert torch.equal(objective.params["gain"].to_dense(), torch.eye(3))
