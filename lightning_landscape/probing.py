@@ -354,13 +354,13 @@ class ModuleObjective:
         return result
 
     def _forward(self) -> Tensor:
-        return _wide(self._run())
+        return _wide(self._run(_copied))
 
-    def _run(self) -> list[Tensor]:
-        """Return the losses as the step gave them: the next evaluation may write to them."""
+    def _run(self, read: Callable[[Tensor], T]) -> list[T]:
+        """Return the losses, each read before the next batch: its step may write to it."""
         self._recalibrate()
         with precision_context(self._trainer), torch.set_grad_enabled(self._with_graph):
-            return [self._loss(i, batch) for i, batch in self._batches]
+            return [read(self._loss(i, batch)) for i, batch in self._batches]
 
     def _forward_with_outputs(self) -> Tensor:
         """Return the losses, and with them a number for each output of each module.
@@ -389,7 +389,7 @@ class ModuleObjective:
         for i, batch in self._batches:
             with precision_context(self._trainer), torch.enable_grad():
                 loss = self._loss(i, batch)
-            losses.append(loss.detach())
+            losses.append(_copied(loss))
             share = loss / (len(self._batches) / scale)
             torch._foreach_add_(total, self._differentiate(share, weights))
         if scale != 1:
@@ -460,7 +460,7 @@ class _Along:
             return self(alpha).tolist()
         objective._isolation.move(self._path, alpha)
         objective.n_evaluations += 1
-        return [loss.item() for loss in objective._run()]
+        return objective._run(Tensor.item)
 
 
 def check_loss_fn(loss_fn: LossFn | None) -> LossFn | None:
@@ -487,8 +487,12 @@ def loss_step(module: nn.Module, loss_fn: LossFn | None) -> Step:
     return lambda batch, index: loss_fn(module, batch)
 
 
+def _copied(loss: Tensor) -> Tensor:
+    return loss.detach().clone()
+
+
 def _wide(losses: list[Tensor]) -> Tensor:
-    stacked = torch.stack(losses).detach()
+    stacked = torch.stack(losses)
     return (stacked.cpu() if stacked.device.type == "mps" else stacked).double()
 
 

@@ -1256,3 +1256,24 @@ def test_a_slice_reads_no_number_from_the_device_before_its_end():
             losses = [loss(alpha) for alpha in (-0.3, 0.0, 0.3)]
         assert reads.n == 0
         assert torch.stack(losses).isfinite().all()
+
+
+@pytest.mark.parametrize("by", ["losses", "each", "gradient"])
+def test_a_step_may_return_every_loss_in_the_same_tensor(by):
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(net.weight)
+    kept = torch.zeros((), dtype=torch.float64)
+
+    def loss(module, x):
+        kept.copy_(module(x).detach().mean())
+        return kept
+
+    with probing(net, [torch.ones(1, 1), 2 * torch.ones(1, 1)], loss_fn=loss) as objective:
+        along = objective.along({"weight": torch.ones(1, 1)})
+        along(1.0)
+        found = {
+            "losses": objective.losses,
+            "each": lambda: along.each([0.0])[0],
+            "gradient": lambda: objective.gradient()[0],
+        }[by]()
+    assert found.tolist() == [1.0, 2.0]
