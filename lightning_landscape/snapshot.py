@@ -198,14 +198,15 @@ class Snapshot:
         rows = []
         for i, own in groupby(sorted(keys), key=itemgetter(0)):
             owner, saved = self._namespaces[i]
-            space = getattr(owner, "__dict__", {})
+            space = getattr(owner, "__dict__", {})  # which may be another by then
             learned = [key for _, key in own if key in space]
             known = {key: saved[key] for key in learned if key in saved}
             size = len(space) - len(learned) + len(known)  # without what was added
-            rows.append((owner, space, known, saved, size))
+            rows.append((owner, known, saved, size))
 
         def reset() -> None:
-            for owner, space, known, saved, size in rows:
+            for owner, known, saved, size in rows:
+                space = getattr(owner, "__dict__", {})
                 space.update(known)
                 if not _is_as_saved(space, saved, size):
                     for key in list(differing_keys(attributes_of(owner), saved)):

@@ -562,3 +562,18 @@ def test_changes_are_sets():
     assert a.merged(b) == Changes(tensors={1, 2}, arrays={0}, keys={(0, "x")})
     assert a.without(b) == Changes(tensors={1}, keys={(0, "x")})
     assert not a.without(a)
+
+
+def test_attributes_go_back_where_an_object_was_given_a_new_dict():
+    meter = Running()
+    snapshot = Snapshot([("it", meter)])
+    before = dict(vars(meter))
+    meter.__dict__ = {**before, "count": 1}
+    learned = snapshot.changed()
+    snapshot.restore(learned)
+    for _ in range(2):
+        calls = snapshot.restorer(learned)
+        meter.__dict__ = {**before, "count": 2}
+        for call in calls:
+            call()
+        assert vars(meter) == before
