@@ -277,7 +277,9 @@ def _kind_of_small(tensor: Tensor) -> _Kind | None:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if is_dense(tensor) else id(tensor)
+    if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided:
+        return tensor.untyped_storage()._cdata
+    return id(tensor)
 
 
 def _is_sum(tensor: Tensor, start: Tensor, step: Tensor, alpha: float) -> bool:
