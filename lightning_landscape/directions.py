@@ -29,6 +29,7 @@ Normalize = Literal["filter", "layer", "model", "none"]
 _Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 _PIECE = 2**14  # elements drawn at a time: what stays in the cache is drawn in two thirds the time
+_LEAST = 1e-15  # a norm of less, or of more than its inverse, needs float64 to be summed
 _SMALL = 2**14  # elements: tensors up to here are scaled together
 _TOGETHER = 2**20  # elements in all: what is scaled together needs memory
 
@@ -230,6 +231,9 @@ def _scale(step: Tensor, weights: Tensor, normalize: Normalize, *, n_rows: int) 
     """Still the rows whose weights are zero and scale the others; in place, no loop over rows."""
     moved, still = step.view(n_rows, -1), weights.view(n_rows, -1)
     target = torch.linalg.vector_norm(still, dim=1, keepdim=True)
+    if not ((target > _LEAST) & (target < 1 / _LEAST)).all():
+        # in float32 the squares of what is tiny vanish, and those of what is huge are infinite
+        target = torch.linalg.vector_norm(still, dim=1, keepdim=True, dtype=torch.float64)
     if normalize == "filter":
         length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
         moved.mul_(torch.where(length > 0, target / length, 0.0))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_landscape.directions import DISTRIBUTIONS, sample_direction, split_family
+from lightning_landscape.params import l2_norm
 
 FEW = settings(max_examples=30, deadline=None)
 FAMILIES = ["gaussian", "uniform", "rademacher", "sign"]
@@ -528,3 +529,13 @@ def test_a_module_that_does_not_own_the_parameters_is_refused():
             module=nn.Sequential(nn.Linear(2, 1)),
             generator=torch.Generator().manual_seed(0),
         )
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-25, 1e-18, 1e18, 1e25, 1e30])
+@pytest.mark.parametrize("normalize", ["filter", "layer", "model"])
+@pytest.mark.parametrize("together", [False, True])
+def test_tiny_and_huge_weights_move_by_their_own_length(together, normalize, size):
+    weights = {name: torch.full((4, 4), size) for name in ("a", "b")[: 1 + together]}
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_direction(weights, "gaussian", generator=generator, normalize=normalize)
+    assert l2_norm(drawn) == pytest.approx(l2_norm(weights), rel=1e-3, abs=0)
