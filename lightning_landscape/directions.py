@@ -231,9 +231,11 @@ def _scale(step: Tensor, weights: Tensor, normalize: Normalize, *, n_rows: int) 
     """Still the rows whose weights are zero and scale the others; in place, no loop over rows."""
     moved, still = step.view(n_rows, -1), weights.view(n_rows, -1)
     target = torch.linalg.vector_norm(still, dim=1, keepdim=True)
-    if not ((target > _LEAST) & (target < 1 / _LEAST)).all():
+    odd = ~((target > _LEAST) & (target < 1 / _LEAST)).view(-1)
+    if odd.any():
         # in float32 the squares of what is tiny vanish, and those of what is huge are infinite
-        target = torch.linalg.vector_norm(still, dim=1, keepdim=True, dtype=torch.float64)
+        target = target.double()
+        target[odd] = torch.linalg.vector_norm(still[odd].double(), dim=1, keepdim=True)
     if normalize == "filter":
         length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
         moved.mul_(torch.where(length > 0, target / length, 0.0))
