@@ -161,9 +161,13 @@ def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[]
     return copy
 
 
-def _places(tensors: list[Tensor]) -> list[object]:
-    # a matrix that was transposed in place begins where it did
-    return [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors]
+def _places(tensors: list[Tensor]) -> tuple[list[object], ...]:
+    return (
+        [t.data_ptr() for t in tensors],
+        [t.shape for t in tensors],
+        [t.dtype for t in tensors],
+        [t.stride() for t in tensors if t.dim() > 1],  # it may have been transposed in place
+    )
 
 
 def overwriter(places: list[Tensor], contents: list[Tensor]) -> Callable[[], None]:
