@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import copy
 import math
+import multiprocessing.util
 import random
 import types
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchmetrics
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -222,6 +224,14 @@ class Rows(Logger):
 OURS = ("landscape/", "swa/", "breakdown/")
 
 
+class EndsItsGroup(Callback):
+    """Lets a started process leave its group before it ends: else gloo's threads may abort it."""
+
+    def setup(self, trainer, pl_module, stage):
+        if multiprocessing.parent_process() is not None:
+            multiprocessing.util.Finalize(None, dist.destroy_process_group, exitpriority=0)
+
+
 class Ledger(Callback):
     """Writes down, batch by batch, what a disturbance would show in first."""
 
@@ -362,7 +372,7 @@ def fit(
         plugins=plugins(),
         logger=logger,
         log_every_n_steps=1,
-        callbacks=[ledger, *callbacks],
+        callbacks=[ledger, EndsItsGroup(), *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hostile import Ledger, Rows, Samples
+from hostile import EndsItsGroup, Ledger, Rows, Samples
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -158,7 +158,7 @@ def train(case, strategy="auto", devices=1, *, checkpoint=None, max_epochs=2):
         accelerator="cpu",
         devices=devices,
         strategy=engine(strategy, devices),
-        callbacks=[ledger, *callbacks],
+        callbacks=[ledger, EndsItsGroup(), *callbacks],
         logger=rows,
         log_every_n_steps=1,
         enable_checkpointing=False,

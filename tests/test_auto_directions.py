@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hostile import Rows, Samples, differences
+from hostile import EndsItsGroup, Rows, Samples, differences
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -254,7 +254,7 @@ def test_all_ranks_draw_the_same_number_of_directions(monkeypatch, max_overhead)
         max_epochs=3,
         devices=2,
         strategy=DDPStrategy(start_method="fork", timeout=datetime.timedelta(seconds=60)),
-        callbacks=[monitor, Compare()],
+        callbacks=[EndsItsGroup(), monitor, Compare()],
         logger=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

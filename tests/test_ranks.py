@@ -5,7 +5,7 @@ import datetime
 import pytest
 import torch
 import torch.nn.functional as F
-from hostile import Samples, differences
+from hostile import EndsItsGroup, Samples, differences
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -59,7 +59,7 @@ def train(*callbacks, module=Net, devices=2, **options):
         accelerator="cpu",
         devices=devices,
         strategy=ddp if devices > 1 else "auto",
-        callbacks=list(callbacks),
+        callbacks=[EndsItsGroup(), *callbacks],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
