@@ -10,7 +10,7 @@ result, and the limits below are asserted.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -40,14 +40,6 @@ CASES = [
     pytest.param(resnet50(), 40, 0.95, 1.10, id="ResNet-50"),
     pytest.param([(1024, 1024)] * 12, 60, 0.95, 1.00, id="twelve 1024x1024"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ __all__ = [
     "collected",
     "dummy_loggers",
     "epoch_metrics",
+    "has_transfer_hooks",
     "is_compiled",
     "lightning_modules",
     "logger_step",
@@ -388,6 +389,9 @@ def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     return nullcontext() if trainer is None else trainer.precision_plugin.train_step_context()
 
 
+_HEADROOM = 64.0
+
+
 def loss_scale(trainer: Any | None) -> float:
     """Return what to scale a loss by before its gradient is taken; 1 without a GradScaler.
 
@@ -396,9 +400,6 @@ def loss_scale(trainer: Any | None) -> float:
     """
     scaler = None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale() / _HEADROOM
-
-
-_HEADROOM = 64.0
 
 
 _TRANSFER_HOOKS = (

@@ -68,8 +68,6 @@ _UNITS = {
     "none": "L2 norm",
 }
 
-_DEFAULT_NAME = "landscape"
-
 _LINE_OVERHANG = 4.0  # with 2 the outward ratio is noisier, see the measurements in the README
 
 
@@ -147,7 +145,7 @@ class AsymmetryMonitor(Monitor):
         208
     """
 
-    default_name = _DEFAULT_NAME
+    default_name = "landscape"
 
     def __init__(
         self,
@@ -168,7 +166,7 @@ class AsymmetryMonitor(Monitor):
         seed: int = 0,
         on_error: OnError = "warn",
         precision: float = 0.1,
-        name: str = _DEFAULT_NAME,
+        name: str = default_name,
     ) -> None:
         super().__init__(
             Schedule.of(every_n_epochs, every_n_steps),
@@ -459,7 +457,7 @@ class AsymmetryMonitor(Monitor):
         return scalars
 
     def _file(self, kind: str) -> str:
-        return kind if self.name == _DEFAULT_NAME else f"{self.name}-{kind}"
+        return kind if self.name == self.default_name else f"{self.name}-{kind}"
 
     def _keep(self, kept: list[KeptBatch], batch: Any, index: int) -> None:
         others = [*self._train, *self._validation]

@@ -142,7 +142,7 @@ class GradientBreakdownMonitor(Monitor):
         max_overhead: float | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
-        name: str = "breakdown",
+        name: str = default_name,
     ) -> None:
         super().__init__(
             Schedule.of(every_n_epochs, every_n_steps, default=Schedule(every_n_steps=100)),
@@ -266,9 +266,10 @@ class GradientBreakdownMonitor(Monitor):
         assert window.batch is not None
         reshard(sharded_modules(module))
         earlier = self._windows.pop(self.n_steps - 2, None)
-        before, after = window.before, _copy(trainable(module))
+        weights = trainable(module)
+        before, after = window.before, _copy(weights)
         batch, window.batch = window.batch, None
-        steps = optimizer_steps(trainer.optimizers, trainable(module), before, after)
+        steps = optimizer_steps(trainer.optimizers, weights, before, after)
         if "update" in self.directions and not any(step.moves for step in steps.values()):
             self._mention_standstill()
             if self.directions == ("update",):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape._lightning import LIGHTNING_ATTRIBUTES
+from lightning_landscape.params import as_real
 
 __all__ = [
     "ATOMS",
@@ -273,11 +274,6 @@ def content_of(container: Any) -> Any:
 
 def same_content(container: Any, saved: Any) -> bool:
     """Return whether a container still holds the very same things."""
-    if type(container) is dict:  # the registries of every module: most there is
-        same_values = len(container) == len(saved) and all(
-            map(is_, container.values(), saved.values())
-        )
-        return same_values and list(container) == list(saved)
     kind = _kind(type(container))
     if kind.__len__(container) != len(saved):
         return False
@@ -406,6 +402,4 @@ def _bits(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if type(tensor) is not Tensor:
         tensor = tensor.as_subclass(Tensor)
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.resolve_neg().view(_INTEGERS[tensor.itemsize])
+    return as_real(tensor).resolve_neg().view(_INTEGERS[tensor.itemsize])

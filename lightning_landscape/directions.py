@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.params import Params, group_names, l2_norm
+from lightning_landscape.params import Params, as_real, group_names, l2_norm
 from lightning_landscape.sharding import distribute_like, full
 
 __all__ = ["DISTRIBUTIONS", "Normalize", "sample_direction", "seeded_generator", "split_family"]
@@ -215,8 +215,7 @@ def _drawn_and_scaled(
 
 
 def _as_real_cpu(tensor: Tensor) -> Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
+    tensor = as_real(tensor)
     # half types are drawn and scaled in float32: their norms would overflow
     return tensor.to("cpu", tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
@@ -251,7 +250,8 @@ def _scale_together(
     step: Tensor, weights: Tensor, tensors: list[Tensor], normalize: Normalize
 ) -> None:
     """Do as `_scale` does for all rows of many tensors at once; in place, no loop over tensors."""
-    sizes = np.array([tensor.numel() for tensor in tensors]) * (len(step) // _numel(tensors))
+    sizes = np.array([tensor.numel() for tensor in tensors])
+    sizes *= len(step) // sizes.sum()  # complex numbers are two
     n_rows = np.array([len(tensor) if tensor.ndim >= 2 else 1 for tensor in tensors])
     n_rows, sizes = n_rows[sizes > 0], sizes[sizes > 0]
     rows = np.repeat(sizes // n_rows, n_rows)
@@ -263,10 +263,6 @@ def _scale_together(
         _multiply(step, target > 0, rows)
     if normalize == "layer":
         _multiply(step, _ratio(_norms(weights, sizes), _norms(step, sizes)), sizes)
-
-
-def _numel(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def _norms(flat: Tensor, lengths: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_landscape.params import as_real
 from lightning_landscape.sharding import local, sum_over_shards
 
 __all__ = ["dense", "gathered", "in_pieces", "inner_products"]
@@ -52,7 +53,4 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    tensor = dense(local(tensor))
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.reshape(-1)
+    return as_real(dense(local(tensor))).reshape(-1)

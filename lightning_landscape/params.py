@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_landscape.sharding import distribute_like, is_sharded, local, norms_over_shards
 
-__all__ = ["Params", "difference", "group_names", "l2_norm", "trainable"]
+__all__ = ["Params", "as_real", "difference", "group_names", "l2_norm", "trainable"]
 
 Params: TypeAlias = Mapping[str, Tensor]
 
@@ -76,7 +76,7 @@ def l2_norm(params: Params) -> float:
     with torch.no_grad():
         norms = list(map(_norm, _pieces(t for t in params.values() if not is_sharded(t))))
         if sharded:  # their parts, and one collective for all of them
-            parts = torch.stack([_norm(_real(local(tensor))) for tensor in sharded])
+            parts = torch.stack([_norm(as_real(local(tensor))) for tensor in sharded])
             norms += norms_over_shards(parts, sharded)
     return math.hypot(*map(float, norms))
 
@@ -159,11 +159,11 @@ def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter):
-            yield _real(tensor)
+            yield as_real(tensor)
         elif tensor.numel() <= _SMALL:
             small.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         else:
-            flat = _real(tensor).reshape(-1)
+            flat = as_real(tensor).reshape(-1)
             # one place for all pieces: a place for each would leave holes that nothing fits in
             wide = torch.empty(min(len(flat), _PIECE), dtype=torch.float64, device=flat.device)
             for piece in flat.split(_PIECE):
@@ -171,10 +171,11 @@ def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     for same in small.values():
         for i in range(0, len(same), _PIECE // _SMALL):
             joined = [tensor.reshape(-1) for tensor in same[i : i + _PIECE // _SMALL]]
-            yield _real(torch.cat(joined))
+            yield as_real(torch.cat(joined))
 
 
-def _real(tensor: Tensor) -> Tensor:
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as pairs of real numbers, and any other as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 

@@ -155,9 +155,8 @@ class Snapshot:
         for i, (owner, saved) in enumerate(self._namespaces):
             if _is_as_saved(getattr(owner, "__dict__", {}), saved, self._sizes[i]):
                 continue
-            now = attributes_of(owner)
-            if not (len(now) == len(saved) and all(map(is_, now.values(), saved.values()))):
-                changes.keys.update((i, key) for key in differing_keys(now, saved))
+            keys = differing_keys(attributes_of(owner), saved)
+            changes.keys.update((i, key) for key in keys)
         self._adopt_filled(changes)
         return changes
 

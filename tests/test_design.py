@@ -13,8 +13,8 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__ini
 # each may import those before it; those of one row do not know each other
 ORDER = [
     {"sharding"},
-    {"_lightning", "params", "fromage", "ranks", "sequential", "inner_products"},
-    {"directions", "slices", "contents", "names"},
+    {"_lightning", "params", "fromage", "ranks", "sequential"},
+    {"directions", "slices", "contents", "names", "inner_products"},
     {"snapshot"},
     {"asymmetry", "line", "breakdown", "weights", "schedule"},
     {"isolation"},
