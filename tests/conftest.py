@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from lightning_landscape import asymmetry_monitor, breakdown_monitor
+
 # a busy machine is no bug
 settings.register_profile("calm", deadline=None)
 settings.load_profile("calm")
@@ -23,3 +25,14 @@ def _one_thread():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def draws_nothing(monkeypatch):
+    """Leave out the figures, which take most of a probe's time."""
+    for module, names in (
+        (breakdown_monitor, ("plot_breakdown", "plot_breakdown_history", "log_figure")),
+        (asymmetry_monitor, ("plot_slices", "plot_history", "plot_line", "log_figure")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *args, **kwargs: None)

@@ -22,28 +22,18 @@ from lightning_landscape import (
     SWA,
     AsymmetryMonitor,
     GradientBreakdownMonitor,
-    asymmetry_monitor,
-    breakdown_monitor,
     probing,
 )
 from lightning_landscape._lightning import is_compiled, loss_scale
 from lightning_landscape.batches import clone_batch
+
+pytestmark = pytest.mark.usefixtures("draws_nothing")
 
 SHORT = {"limit_train_batches": 3}
 
 
 def tried(what, value, *marks):
     return pytest.param(value, id=what, marks=[pytest.mark.tried("precision", what), *marks])
-
-
-@pytest.fixture(autouse=True)
-def _draws_nothing(monkeypatch):
-    for module, names in (
-        (breakdown_monitor, ("plot_breakdown", "plot_breakdown_history", "log_figure")),
-        (asymmetry_monitor, ("plot_slices", "plot_history", "plot_line", "log_figure")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
 
 
 # --- precision ----------------------------------------------------------------------------------

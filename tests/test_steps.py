@@ -32,38 +32,29 @@ from lightning_landscape import (
     SWA,
     AsymmetryMonitor,
     GradientBreakdownMonitor,
-    asymmetry_monitor,
-    breakdown_monitor,
 )
 
 SHORT = {"limit_train_batches": 4}
 
-pytestmark = pytest.mark.filterwarnings(
-    # advice on old or unusual ways that people use all the same
-    "ignore:`torch.nn.utils.weight_norm` is deprecated",
-    "ignore:`training_step` returned `None`",
-    "ignore:Lazy modules are a new feature",
-    "ignore:.*contains an uninitialized parameter",
-    "ignore:None of the inputs have requires_grad",
-    "ignore:Your `IterableDataset` has `__len__`",
-    "ignore:.*`dataloader_iter` argument in the `training_step`",
-    "ignore:You are using the `dataloader_iter` step flavor",
-    "ignore:The provided params to be frozen already exist",
-)
+pytestmark = [
+    pytest.mark.usefixtures("draws_nothing"),
+    pytest.mark.filterwarnings(
+        # advice on old or unusual ways that people use all the same
+        "ignore:`torch.nn.utils.weight_norm` is deprecated",
+        "ignore:`training_step` returned `None`",
+        "ignore:Lazy modules are a new feature",
+        "ignore:.*contains an uninitialized parameter",
+        "ignore:None of the inputs have requires_grad",
+        "ignore:Your `IterableDataset` has `__len__`",
+        "ignore:.*`dataloader_iter` argument in the `training_step`",
+        "ignore:You are using the `dataloader_iter` step flavor",
+        "ignore:The provided params to be frozen already exist",
+    ),
+]
 
 
 def tried(what, *values):
     return pytest.param(*values, id=what, marks=pytest.mark.tried("steps", what))
-
-
-@pytest.fixture(autouse=True)
-def _draws_nothing(monkeypatch):
-    for module, names in (
-        (breakdown_monitor, ("plot_breakdown", "plot_breakdown_history", "log_figure")),
-        (asymmetry_monitor, ("plot_slices", "plot_history", "plot_line", "log_figure")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
 
 
 # --- steps --------------------------------------------------------------------------------------
