@@ -94,7 +94,8 @@ class GradientBreakdownMonitor(Monitor):
     evaluations more learn what the step writes to: two forward passes, one gradient. Around
     probed steps the weights are copied before the step and before the one that precedes it; with
     `every_n_epochs` at every step where the end of an epoch cannot be foreseen (iterable datasets,
-    manual optimisation).
+    manual optimisation). Inside a probe there are six copies of the weights at most, besides the
+    weights and gradients of the training.
 
     Args:
         every_n_epochs: Look at the last step of every so many epochs.
@@ -266,30 +267,42 @@ class GradientBreakdownMonitor(Monitor):
         assert window.batch is not None
         reshard(sharded_modules(module))
         earlier = self._windows.pop(self.n_steps - 2, None)
-        weights = trainable(module)
-        before, after = window.before, _copy(weights)
         batch, window.batch = window.batch, None
-        steps = optimizer_steps(trainer.optimizers, weights, before, after)
-        if "update" in self.directions and not any(step.moves for step in steps.values()):
-            self._mention_standstill()
-            if self.directions == ("update",):
+        with self.opened(trainer, module, [batch], at=window.before) as live:
+            steps = self._steps(trainer, module, window, earlier, live.live)
+            if not steps:
                 return []
-        with self.opened(trainer, module, [batch], at=before) as live:
-            objective = _Centred(live)
+            del earlier  # the weights before the last step: one copy of them less from here on
+            objective = _Centred(live, window.before)
             n_evaluations = 1 + len(steps) * (self.n_evaluations - 1)
             if not self.announce(n_evaluations, live.seconds, trainer):
                 return []
             reports = []
-            for who, step in steps.items():
+            for who, (step, cosine) in steps.items():
                 gradient = objective.gradient()[1]
-                cosine = successive_cosine(earlier.before if earlier else {}, before, after, step)
-                sizes = measure_step(before, after, gradient, step, successive=cosine)
+                sizes = measure_step(window.before, live.live, gradient, step, successive=cosine)
                 for name in self.directions:
                     direction = self._direction(name, objective, step)
                     if name != "update" or step.moves:
                         found = measure_breakdown(objective, direction, self.etas[name])
                         reports.append(_Report(who, name, found, sizes))
-        return reports
+            return reports
+
+    def _steps(
+        self, trainer: Any, module: Any, window: _Window, earlier: _Window | None, after: Params
+    ) -> dict[str, tuple[Update, float]]:
+        """Return the step of each optimizer, and its cosine with the one before it."""
+        before = window.before
+        steps = optimizer_steps(trainer.optimizers, trainable(module), before, after)
+        if "update" in self.directions and not any(step.moves for step in steps.values()):
+            self._mention_standstill()
+            if self.directions == ("update",):
+                return {}
+        previous = earlier.before if earlier else {}
+        return {
+            who: (step, successive_cosine(previous, before, after, step))
+            for who, step in steps.items()
+        }
 
     def _mention_standstill(self) -> None:
         if not self._said_so:
@@ -351,16 +364,16 @@ class _Report:
 
 
 class _Centred:
-    """An objective whose gradient where it stands is evaluated once, whoever asks for it."""
+    """An objective whose gradient where it stands is evaluated once, whoever asks for it.
 
-    def __init__(self, objective: ModuleObjective) -> None:
+    Its `params` are the very weights it was opened at, not a copy: nobody here writes to them.
+    """
+
+    def __init__(self, objective: ModuleObjective, at: Params) -> None:
         self._objective = objective
         self._here = objective.gradient()
         self.gather = objective.gather
-
-    @property
-    def params(self) -> Params:
-        return self._objective.params
+        self.params = {name: at[name] for name in self._here[1] if name in at}
 
     def along(self, direction: Params) -> LossAlong:
         return self._objective.along(direction)

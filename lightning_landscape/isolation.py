@@ -123,6 +123,11 @@ class Isolation:
         """The trainable weights at the start, by name."""
         return {name: self._weights.start_of(name) for name in self.trainable}
 
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """The trainable weights as they were before, by name."""
+        return {name: self._weights.live_of(name) for name in self.trainable}
+
     def handed_out(self) -> dict[str, Tensor]:
         """Return `params` for anybody to read, and to write to at no risk."""
         return {name: self._weights.copied(name) for name in self.trainable}

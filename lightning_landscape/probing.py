@@ -227,6 +227,11 @@ class ModuleObjective:
             self._handed_out = self._isolation.handed_out()
         return self._handed_out
 
+    @property
+    def live(self) -> Params:
+        """The trainable weights that were found on opening, wherever it stands; only to read."""
+        return self._isolation.live
+
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
@@ -391,7 +396,12 @@ class ModuleObjective:
                 loss = self._loss(i, batch)
             losses.append(_copied(loss))
             share = loss / (len(self._batches) / scale)
-            torch._foreach_add_(total, self._differentiate(share, weights))
+            shares = self._differentiate(share, weights)
+            if total:
+                torch._foreach_add_(total, shares)
+            else:  # each let go of before the next is copied: all would be a gradient more
+                shares.reverse()
+                total = [torch.zeros_like(weight).add_(shares.pop()) for weight in weights]
         if scale != 1:
             torch._foreach_div_(total, scale)
         return _wide(losses), total

@@ -91,6 +91,11 @@ class Weights:
         i = self.index[name]
         return with_local(self.start[i], self.parameters[i])
 
+    def live_of(self, name: str) -> Tensor:
+        """Return what a parameter held before anything, whole or sharded as it is."""
+        i = self.index[name]
+        return with_local(self.live[i], self.parameters[i])
+
     def copied(self, name: str) -> Tensor:
         """Return a copy of that; one that takes memory when it is written to."""
         i = self.index[name]

@@ -1,6 +1,7 @@
 """The step just taken, watched while training goes on: measured right, and nobody notices."""
 
 import functools
+import gc
 import math
 import re
 from pathlib import Path
@@ -556,6 +557,35 @@ def test_the_start_is_shared_by_all_optimizers_and_the_announced_cost_is_of_all(
         run(Alternating(), watching(2, loss_fn=counted), batches=2)
     assert len(calls) == 1 + 2 * 5 + 3
     assert "GradientBreakdownMonitor: one probe = 11 evaluations" in caplog.text
+
+
+def test_at_an_evaluation_seven_copies_of_the_weights_are_held_at_most():
+    # the weights and their gradient, which training has, the weights before the step and after it,
+    # the step, a direction, and the gradient where it starts
+    counts = []
+
+    class Counting(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1013, 17))
+
+        def training_step(self, batch, batch_idx):
+            counts.append(n_held(self.weight.numel()))
+            return batch["x"].square().mean() * self.weight.square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    monitor = GradientBreakdownMonitor(every_n_steps=2, on_error="raise")
+    fit([monitor], module=Counting)
+    assert monitor._history
+    assert max(counts) == 7
+
+
+def n_held(numel):
+    """Return in how many places Python holds as many numbers."""
+    tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    return len({t.untyped_storage().data_ptr() for t in tensors if t.numel() == numel})
 
 
 def test_a_probe_over_the_budget_is_left_out():
