@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lightning_landscape.params import as_real
+from lightning_landscape.params import as_real, widest
 from lightning_landscape.sharding import local, sum_over_shards
 
 __all__ = ["dense", "gathered", "in_pieces", "inner_products"]
@@ -28,11 +28,11 @@ def inner_products(pieces: Iterable[Sequence[tuple[Tensor, Tensor]]]) -> Tensor:
 
 def in_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield tensors of one shape part by part, flat, in float64: half precision would overflow."""
-    device = tensors[0].device.type
-    wide = torch.float32 if device == "mps" else torch.float64  # Metal has no float64
+    device = tensors[0].device
+    wide = widest(device)
     # within a cache and below what torch gives to several threads, which waited longer than they
     # worked where measured; few launches elsewhere
-    size = 2**14 if device == "cpu" else 2**22
+    size = 2**14 if device.type == "cpu" else 2**22
     for parts in zip(*(_flat(tensor).split(size) for tensor in tensors), strict=True):
         yield tuple(part.to(wide) for part in parts)
 

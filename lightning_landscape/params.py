@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from lightning_landscape.sharding import distribute_like, is_sharded, local, norms_over_shards
 
-__all__ = ["Params", "as_real", "difference", "group_names", "l2_norm", "trainable"]
+__all__ = ["Params", "as_real", "difference", "group_names", "l2_norm", "trainable", "widest"]
 
 Params: TypeAlias = Mapping[str, Tensor]
 
-_PIECE = 2**18  # elements that are summed at a time
+_PIECE = 2**16  # elements that are summed at a time: what stays in the cache
 _SMALL = 2**14  # elements: calling torch for less costs more than summing
+_MANY = 2**8  # small tensors that are joined: joining all would copy all
+_PLAIN = (Tensor, nn.Parameter)
 _NORM_CLASS_NAME = re.compile(r"Norm([123]d)?$")
 
 
@@ -72,13 +74,14 @@ def l2_norm(params: Params) -> float:
         >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    sharded = [tensor.detach() for tensor in params.values() if is_sharded(tensor)]
     with torch.no_grad():
-        norms = list(map(_norm, _pieces(t for t in params.values() if not is_sharded(t))))
+        sharded = [tensor for tensor in params.values() if is_sharded(tensor)]
+        squares = _squares(tensor for tensor in params.values() if not is_sharded(tensor))
+        norms: list[Tensor] = []
         if sharded:  # their parts, and one collective for all of them
-            parts = torch.stack([_norm(as_real(local(tensor))) for tensor in sharded])
-            norms += norms_over_shards(parts, sharded)
-    return math.hypot(*map(float, norms))
+            parts = [torch.stack(_squares([local(tensor)])).sum().sqrt() for tensor in sharded]
+            norms = list(norms_over_shards(torch.stack(parts), sharded))
+    return math.hypot(math.sqrt(math.fsum(map(float, squares))), *map(float, norms))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -149,29 +152,44 @@ def _is_norm(name: str, module: nn.Module) -> bool:
     return any(_NORM_CLASS_NAME.search(cls.__name__) for cls in type(layer).__mro__)
 
 
-def _norm(piece: Tensor) -> Tensor:
-    wide = piece.reshape(-1).double()
-    return torch.dot(wide, wide).sqrt()
+def _squares(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return sums of squares: of what is small together, of what is large in pieces."""
+    found: list[Tensor] = []
+    for flat in _joined(tensors):
+        to = widest(flat.device)
+        # one place for all pieces: a place for each would leave holes that nothing fits in
+        place = torch.empty(_PIECE, dtype=to, device=flat.device) if len(flat) > _PIECE else None
+        for piece in [flat] if place is None else flat.split(_PIECE):
+            wide = piece.to(to) if place is None else place[: len(piece)].copy_(piece)
+            found.append(torch.dot(wide, wide))
+    return found
 
 
-def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Join what is small and cut what is large: summing in a wider type shall not copy it all."""
+def _joined(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield all entries as flat tensors of real numbers, those of small tensors together."""
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
-        if type(tensor) not in (Tensor, nn.Parameter):
-            yield as_real(tensor)
-        elif tensor.numel() <= _SMALL:
-            small.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        if type(tensor) in _PLAIN and tensor.numel() <= _SMALL:
+            same = small.setdefault((tensor.dtype, tensor.device), [])
+            same.append(tensor.reshape(-1))
+            if len(same) == _MANY:
+                yield as_real(torch.cat(same)).reshape(-1)
+                same.clear()
         else:
-            flat = as_real(tensor).reshape(-1)
-            # one place for all pieces: a place for each would leave holes that nothing fits in
-            wide = torch.empty(min(len(flat), _PIECE), dtype=torch.float64, device=flat.device)
-            for piece in flat.split(_PIECE):
-                yield wide[: len(piece)].copy_(piece)
+            yield as_real(tensor).reshape(-1)
     for same in small.values():
-        for i in range(0, len(same), _PIECE // _SMALL):
-            joined = [tensor.reshape(-1) for tensor in same[i : i + _PIECE // _SMALL]]
-            yield as_real(torch.cat(joined))
+        if same:
+            yield as_real(torch.cat(same)).reshape(-1)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the type to sum in: float64 where the device knows it.
+
+    Example:
+        >>> widest(torch.device("cpu")), widest(torch.device("mps"))
+        (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_real(tensor: Tensor) -> Tensor:

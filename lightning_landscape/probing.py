@@ -26,7 +26,7 @@ from lightning_landscape._lightning import (
 from lightning_landscape.batch_norm import batch_norms, estimating
 from lightning_landscape.batches import Batches, KeptBatch, clone_batch, prepared
 from lightning_landscape.isolation import Isolation, Mode
-from lightning_landscape.params import Params, trainable
+from lightning_landscape.params import Params, trainable, widest
 from lightning_landscape.ranks import agree, average_over_ranks, gather_batches, n_ranks
 from lightning_landscape.sharding import can_recover, is_sharded, sharded_modules
 from lightning_landscape.slices import LossAlong, check_direction
@@ -377,7 +377,7 @@ class ModuleObjective:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             for tensor in output if isinstance(output, (tuple, list)) else [output]:
                 if type(tensor) is Tensor and tensor.is_floating_point():
-                    sums.append(tensor.detach().sum(dtype=torch.float64))
+                    sums.append(tensor.detach().sum(dtype=widest(tensor.device)))
 
         hook = register_module_forward_hook(note)
         try:
