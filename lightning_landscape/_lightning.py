@@ -384,9 +384,15 @@ def _takes(step: Callable[..., Any], name: str, **options: Any) -> bool:
     return _import(path, "is_param_in_hook_signature")(step, name, **options)
 
 
+_NO_CONTEXT = nullcontext()  # what a plain Precision gives too, which is slow at it
+_PLAIN_PRECISION = tuple(_import(f"{path}.plugins.precision", "Precision") for path in _NAMESPACES)
+
+
 def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     """Return the autocast context the trainer runs a training step in."""
-    return nullcontext() if trainer is None else trainer.precision_plugin.train_step_context()
+    if trainer is None or type(trainer.precision_plugin) in _PLAIN_PRECISION:
+        return _NO_CONTEXT
+    return trainer.precision_plugin.train_step_context()
 
 
 _HEADROOM = 64.0

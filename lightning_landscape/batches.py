@@ -53,8 +53,9 @@ class Batches:
         return self._each([kept for kept in self._batches if kept.calibrates])
 
     def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
-        for kept in batches:
-            yield kept.index, _moved(kept.data, self._device)
+        if self._device.type == "cpu":
+            return iter([(kept.index, kept.data) for kept in batches])
+        return ((kept.index, _moved(kept.data, self._device)) for kept in batches)
 
 
 def clone_batch(batch: Any) -> Any:
@@ -106,8 +107,6 @@ def prepared(module: nn.Module, batch: KeptBatch, trainer: Any | None) -> KeptBa
 
 def _moved(batch: Any, device: torch.device) -> Any:
     """Bring a batch that was kept in host memory to the device."""
-    if device.type == "cpu":
-        return batch
     return apply_to_collection(
         batch, Tensor, lambda t: t.to(device, non_blocking=True), allow_frozen=True
     )

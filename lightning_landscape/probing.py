@@ -266,6 +266,21 @@ class ModuleObjective:
         agree(self._failure, losses.device)
         return gather_batches(losses)
 
+    @property
+    def has_to_look(self) -> bool:
+        """Whether more has to happen around an evaluation than to move and to run."""
+        return bool(self._to_see["losses"]) or self.verifies or not self._alone
+
+    def walked(self, path: Path, alphas: list[float]) -> list[list[float]]:
+        """Return the losses at some alphas, by as little as can stand between two passes."""
+        rows: list[list[float]] = []
+        with torch.set_grad_enabled(self._with_graph):
+            for alpha in alphas:
+                self._isolation.move(path, alpha)
+                self.n_evaluations += 1
+                rows.append(self._run(Tensor.item))
+        return rows
+
     def close(self) -> None:
         """Raise what went wrong on this rank and was never told."""
         if self._failure is not None:
@@ -363,8 +378,11 @@ class ModuleObjective:
 
     def _run(self, read: Callable[[Tensor], T]) -> list[T]:
         """Return the losses, each read before the next batch: its step may write to it."""
+        if torch.is_grad_enabled() is not self._with_graph:
+            with torch.set_grad_enabled(self._with_graph):
+                return self._run(read)
         self._recalibrate()
-        with precision_context(self._trainer), torch.set_grad_enabled(self._with_graph):
+        with precision_context(self._trainer):
             return [read(self._loss(i, batch)) for i, batch in self._batches]
 
     def _forward_with_outputs(self) -> Tensor:
@@ -389,7 +407,7 @@ class ModuleObjective:
     def _gradient(self) -> tuple[Tensor, list[Tensor]]:
         self._recalibrate()
         weights = list(self._isolation.trainable.values())
-        total = [torch.zeros_like(weight) for weight in weights]
+        total: list[Tensor] = []
         scale, losses = loss_scale(self._trainer), []
         for i, batch in self._batches:
             with precision_context(self._trainer), torch.enable_grad():
@@ -462,15 +480,11 @@ class _Along:
         """Return the losses at some alphas, float64 `[n_points, n_batches]`."""
         if self._objective._device.type != "cpu":  # reading each would wait for the device
             return torch.stack([self(alpha) for alpha in alphas])
-        return torch.tensor([self._read(alpha) for alpha in alphas], dtype=torch.float64)
-
-    def _read(self, alpha: float) -> list[float]:
-        objective = self._objective
-        if objective._to_see["losses"] or objective.verifies or not objective._alone:
-            return self(alpha).tolist()
-        objective._isolation.move(self._path, alpha)
-        objective.n_evaluations += 1
-        return objective._run(Tensor.item)
+        rows: list[list[float]] = []
+        while len(rows) < len(alphas) and self._objective.has_to_look:
+            rows.append(self(alphas[len(rows)]).tolist())
+        rows += self._objective.walked(self._path, alphas[len(rows) :])
+        return torch.tensor(rows, dtype=torch.float64)
 
 
 def check_loss_fn(loss_fn: LossFn | None) -> LossFn | None:

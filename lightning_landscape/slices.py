@@ -377,19 +377,21 @@ def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:
 
 def _checked_alphas(alphas: Tensor) -> Tensor:
     alphas = torch.as_tensor(alphas).detach().to("cpu", torch.float64)
-    values = alphas.tolist() if alphas.ndim == 1 else [math.nan]
-    if not (all(map(math.isfinite, values)) and all(map(lt, values, values[1:]))):
+    values: list[float] = alphas.tolist() if alphas.ndim == 1 else [math.nan]
+    # what ascends holds no nan, and is finite if its ends are
+    ascends = all(map(lt, values, values[1:]))
+    if not (ascends and all(map(math.isfinite, values[:1] + values[-1:]))):
         raise ValueError(
             "`alphas` must be one-dimensional, finite and strictly ascending. Got "
             f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
-    zero = min(range(len(values)), key=lambda i: abs(values[i]), default=None)
-    if zero is None or abs(values[zero]) > 1e-9 * max(abs(values[0]), abs(values[-1])):
+    least = min(map(abs, values), default=math.inf)
+    if not values or least > 1e-9 * max(abs(values[0]), abs(values[-1])):
         raise ValueError(
             "`alphas` must contain 0, the point the others are compared with. Got "
             f"{values}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
     alphas = alphas.clone()
-    if values[zero]:  # np.linspace may leave 1e-17 there
-        alphas[zero] = 0.0
+    if least:  # np.linspace may leave 1e-17 there
+        alphas[alphas.abs().argmin()] = 0.0
     return alphas

@@ -142,8 +142,11 @@ class Weights:
         elif [tensor.data_ptr() for tensor in self._plain] != self._places:
             self._alias()  # somebody gave a parameter other storage
         moving = path.moving if alpha else frozenset()
-        if self.displaced is not moving or self.own:
-            self.go_back((self.displaced | self.own) - moving)
+        away = self.displaced
+        if away is not moving or self.own:
+            if away is path.moving and not self.own:  # nothing but what was put there just now
+                away = self._retrace(path)
+            self.go_back((away | self.own) - moving)
         self.displaced = moving
         if not alpha:
             return
@@ -157,8 +160,17 @@ class Weights:
         if alpha == 1:  # in floating point start + (end - start) need not be the end
             put_back([self.tensors[i] for i in path.ends], list(path.ends.values()))
 
+    def _retrace(self, path: Path) -> frozenset[int]:
+        """Bring those back that a path alone has moved, one by one; return those still away."""
+        back = [i for i, _ in path.single if self._is_dense[i]]
+        for i in back:
+            self._data[i].copy_(self.start[i])
+        return path.moving.difference(back)
+
     def go_back(self, indices: frozenset[int]) -> None:
         """Bring some to their start."""
+        if not indices:
+            return
         put_back([self.tensors[i] for i in indices], [self.start[i] for i in indices])
 
     def put_back(self) -> None:

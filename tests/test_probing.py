@@ -913,6 +913,23 @@ def test_grad_modes_around_do_not_matter(around):
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
 
 
+def test_a_step_that_leaves_another_grad_mode_behind_reaches_no_other_evaluation():
+    entered = []
+
+    class TogglesGradMode(Step):
+        def write(self, loss, batch):
+            entered.append(torch.is_grad_enabled())
+            torch.set_grad_enabled(not torch.is_grad_enabled())
+
+    module = TogglesGradMode()
+    with probing(module, module.inputs()[:1]) as objective:
+        objective.losses(direction_of(module), 0.5)
+        entered.clear()
+        evaluate_slice(objective, direction_of(module), symmetric_grid(0.5, 5))
+        assert entered == [False] * 5
+    assert torch.is_grad_enabled()
+
+
 def test_the_default_dtype_does_not_matter():
     module = BatchNorm()
     with probing(module, module.inputs()) as objective:

@@ -64,6 +64,17 @@ def test_from_one_direction_to_another_the_first_is_undone():
     assert [p.mean().item() for p in module.parameters()] == [1.0, 1.0, 4.0]
 
 
+@pytest.mark.parametrize("n", [3, 5000])
+def test_back_at_the_start_even_a_negative_zero_is_what_it_was(n):
+    # -0 + 0 * step is +0: who computes the start does not come back to it
+    module = module_of(torch.full((n,), -0.0), torch.full((4, n), -0.0).mT)
+    weights = Weights(module)
+    path = weights.path({"p0": torch.ones(n), "p1": torch.ones(n, 4)})
+    for alpha in (1.0, 0.0):
+        weights.move(path, alpha)
+        assert all(bool(p.signbit().all()) is not bool(alpha) for p in module.parameters())
+
+
 def test_a_direction_of_another_type_is_walked_in_the_type_of_the_weights():
     module = module_of(torch.ones(3))
     weights = Weights(module)
