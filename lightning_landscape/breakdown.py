@@ -144,8 +144,8 @@ def measure_breakdown(
         losses.append(losses_here)
         dots.append(dots_here)
     gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
-    loss = gather(torch.stack(losses)).to("cpu", torch.float64).mean(dim=1)
-    return _conclude(start, etas, loss, torch.stack(dots).to("cpu", torch.float64))
+    loss = gather(torch.stack(losses)).cpu().double().mean(dim=1)
+    return _conclude(start, etas, loss, torch.stack(dots).cpu().double())
 
 
 def gradient_direction(objective: Objective) -> Params:
@@ -212,7 +212,7 @@ class _Start:
             )
             for n, step in steps.items()
         ]
-        dots = gathered(dots, list(steps.values())).to("cpu", torch.float64)
+        dots = gathered(dots, list(steps.values())).cpu().double()
         moves = dots[:, 2] != 0  # also where it is nan
         names = [name for name, move in zip(steps, moves.tolist(), strict=True) if move]
         gradient, weight, step = dots[moves, :3].sqrt().unbind(dim=1)

@@ -60,7 +60,7 @@ class Slice:
 
     def __post_init__(self) -> None:
         alphas = _checked_alphas(self.alphas)
-        losses = torch.as_tensor(self.losses).detach().to("cpu", torch.float64)
+        losses = torch.as_tensor(self.losses).detach().cpu().double()
         losses = losses.unsqueeze(1) if losses.ndim == 1 else losses
         if losses.ndim != 2 or len(losses) != len(alphas) or not losses.shape[1]:
             raise ValueError(
@@ -376,7 +376,7 @@ def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:
 
 
 def _checked_alphas(alphas: Tensor) -> Tensor:
-    alphas = torch.as_tensor(alphas).detach().to("cpu", torch.float64)
+    alphas = torch.as_tensor(alphas).detach().cpu().double()
     values: list[float] = alphas.tolist() if alphas.ndim == 1 else [math.nan]
     # what ascends holds no nan, and is finite if its ends are
     ascends = all(map(lt, values, values[1:]))

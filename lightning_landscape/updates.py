@@ -115,7 +115,7 @@ def measure_step(
         )
         for name in layers
     ]
-    table = gathered(dots, [before[name] for name in layers]).to("cpu", torch.float64)
+    table = gathered(dots, [before[name] for name in layers]).cpu().double()
     weight, step, slope = table[:, :3].sqrt().unbind(dim=1)
     weight = weight.where(weight > 0, math.nan)
     return StepSizes(
@@ -150,7 +150,7 @@ def successive_cosine(
         )
         for name in names
     ]
-    table = gathered(dots, [before[name] for name in names]).to("cpu", torch.float64)
+    table = gathered(dots, [before[name] for name in names]).cpu().double()
     first, second, both = table.sum(dim=0).tolist()
     norms = math.sqrt(first * second)
     return max(-1.0, min(1.0, both / norms)) if norms else math.nan
