@@ -74,9 +74,11 @@ def l2_norm(params: Params) -> float:
         >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
+    plain = [tensor for tensor in params.values() if type(tensor) in _PLAIN]
+    others = [tensor for tensor in params.values() if type(tensor) not in _PLAIN]
+    sharded = [tensor for tensor in others if is_sharded(tensor)]
     with torch.no_grad():
-        sharded = [tensor for tensor in params.values() if is_sharded(tensor)]
-        squares = _squares(tensor for tensor in params.values() if not is_sharded(tensor))
+        squares = _squares([*plain, *(t for t in others if not is_sharded(t))])
         norms: list[Tensor] = []
         if sharded:  # their parts, and one collective for all of them
             parts = [torch.stack(_squares([local(tensor)])).sum().sqrt() for tensor in sharded]
