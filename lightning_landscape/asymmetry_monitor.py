@@ -123,7 +123,8 @@ class AsymmetryMonitor(Monitor):
         loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
             optimisation and `dataloader_iter`.
         max_overhead: The share of the fit's wall time that probes may take, such as 0.05; a probe
-            that would go over it is left out. None for no limit.
+            that would go over it is left out, and figures where there is no time for them. None
+            for no limit.
         seed: Seed of the directions and of the random numbers inside evaluations.
         on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
             on. `"raise"`: it raises.
@@ -288,11 +289,12 @@ class AsymmetryMonitor(Monitor):
         result = self._measure(trainer, module)
         if result is None:
             return
+        draws = self.draws(trainer, began)
         scalars: dict[str, float] = {}
         for family, measured in result.families.items():
-            scalars |= self._report_family(trainer, family, measured, step)
+            scalars |= self._report_family(trainer, family, measured, step, draws=draws)
         if result.line:
-            scalars |= self._report_line(trainer, result.line, step)
+            scalars |= self._report_line(trainer, result.line, step, draws=draws)
         seconds, overhead = self.cost_scalars(time.monotonic() - began)
         scalars |= {tag("seconds"): seconds, tag("overhead"): overhead}
         log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
@@ -408,7 +410,7 @@ class AsymmetryMonitor(Monitor):
         ]
 
     def _report_family(
-        self, trainer: Any, family: str, measured: _Drawn, step: int
+        self, trainer: Any, family: str, measured: _Drawn, step: int, *, draws: bool
     ) -> dict[str, float]:
         train = [pair[0] for pair in measured.slices]
         validation = [pair[1] for pair in measured.slices if len(pair) > 1]
@@ -416,27 +418,30 @@ class AsymmetryMonitor(Monitor):
         rate = measured.rate.compute()
         history = self._history.setdefault(family, [])
         history.append((step, _median_rise(train)))
-        steps = [at for at, _ in history]
-        rises = torch.stack([row for _, row in history])
-        figure = plot_slices(
-            family,
-            train,
-            scores,
-            rate,
-            validation=validation,
-            unit=_UNITS[self.normalize],
-            step=step,
-        )
-        log_figure(trainer, self.tag("slices", family=family), figure, step)
-        figure = plot_history(family, steps, self.alphas, rises)
-        log_figure(trainer, self.tag("history", family=family), figure, step)
+        if draws:
+            with self.drawing():
+                figure = plot_slices(
+                    family,
+                    train,
+                    scores,
+                    rate,
+                    validation=validation,
+                    unit=_UNITS[self.normalize],
+                    step=step,
+                )
+                log_figure(trainer, self.tag("slices", family=family), figure, step)
+                rises = torch.stack([row for _, row in history])
+                figure = plot_history(family, [at for at, _ in history], self.alphas, rises)
+                log_figure(trainer, self.tag("history", family=family), figure, step)
         save_slices(trainer, self._file(family), train, step)
         if validation:
             save_slices(trainer, self._file(f"{family}-val"), validation, step)
         drawn = {tag("n_directions", family=family): float(rate["n"])}
         return family_scalars(family, scores, rate) | (drawn if measured.rate.precision else {})
 
-    def _report_line(self, trainer: Any, line: list[Slice], step: int) -> dict[str, float]:
+    def _report_line(
+        self, trainer: Any, line: list[Slice], step: int, *, draws: bool
+    ) -> dict[str, float]:
         scores = [compare_ends(part) for part in line]
         assert self._swa is not None
         self._swa.remember_line(scores, step)
@@ -444,14 +449,16 @@ class AsymmetryMonitor(Monitor):
         if len(line) > 1:
             scalars |= line_scalars(scores[1], validation=True)
             scalars[tag("shift")] = scores[1].minimum - scores[0].minimum
-        figure = plot_line(
-            line[0],
-            scores[0],
-            validation=line[1] if len(line) > 1 else None,
-            validation_score=scores[1] if len(line) > 1 else None,
-            step=step,
-        )
-        log_figure(trainer, self.tag("line_figure"), figure, step)
+        if draws:
+            with self.drawing():
+                figure = plot_line(
+                    line[0],
+                    scores[0],
+                    validation=line[1] if len(line) > 1 else None,
+                    validation_score=scores[1] if len(line) > 1 else None,
+                    step=step,
+                )
+                log_figure(trainer, self.tag("line_figure"), figure, step)
         for part, kind in zip(line, ("swa-line", "swa-line-val"), strict=False):
             save_slices(trainer, self._file(kind), [part], step)
         return scalars

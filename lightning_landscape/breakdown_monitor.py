@@ -108,7 +108,8 @@ class GradientBreakdownMonitor(Monitor):
         loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
             optimisation and `dataloader_iter`.
         max_overhead: The share of the fit's wall time that probes may take, such as 0.05; a probe
-            that would go over it is left out. None for no limit.
+            that would go over it is left out, and figures where there is no time for them. None
+            for no limit.
         seed: Seed of the random direction and of the random numbers inside evaluations.
         on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
             on. `"raise"`: it raises.
@@ -214,9 +215,13 @@ class GradientBreakdownMonitor(Monitor):
         reports = self._measure(trainer, module)
         if not reports:
             return
+        draws = self.draws(trainer, began)
         scalars: dict[str, float] = {}
         for report in reports:
-            scalars |= self._report(trainer, module, report, step)
+            scalars |= self._report(trainer, report, step)
+            if draws:
+                with self.drawing():
+                    self._draw(trainer, module, report, step)
         seconds, _ = self.cost_scalars(time.monotonic() - began)
         scalars[tag("breakdown_seconds")] = seconds
         log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
@@ -322,26 +327,26 @@ class GradientBreakdownMonitor(Monitor):
             everywhere = sample_direction(objective.params, "gaussian", generator=generator)
         return {own: everywhere[own] for own in step}
 
-    def _report(self, trainer: Any, module: Any, report: _Report, step: int) -> dict[str, float]:
+    def _report(self, trainer: Any, report: _Report, step: int) -> dict[str, float]:
         who, direction, found = report.who, report.direction, report.found
-        label, at = f"{who}{direction}", shown_column(found)
-        breakdown = found.breakdown[:, at].tolist()
-        rows = self._history.setdefault(label, [])
+        breakdown = found.breakdown[:, shown_column(found)].tolist()
+        rows = self._history.setdefault(report.label, [])
         rows.append((step, dict(zip(found.names, breakdown, strict=True))))
-        if trainer.loggers and trainer.is_global_zero:  # drawing takes longer than measuring
-            figure = plot_breakdown(label, found, mode=self.mode, step=step)
-            name = self.tag("breakdown_figure", who=who, direction=direction)
-            log_figure(trainer, name, figure, step)
-            layers = [name for name in trainable(module) if any(name in row for _, row in rows)]
-            values = torch.tensor([[row.get(name, math.nan) for name in layers] for _, row in rows])
-            steps, eta = [then for then, _ in rows], float(found.etas[at])
-            figure = plot_breakdown_history(label, steps, layers, values, eta=eta)
-            name = self.tag("breakdown_history", who=who, direction=direction)
-            log_figure(trainer, name, figure, step)
         text = breakdown_text(found, report.sizes)
         log_text(trainer, self.tag("breakdown_text", who=who, direction=direction), text, step)
-        save_breakdown(trainer, f"{self.name}-{label}", found, report.sizes, step)
+        save_breakdown(trainer, f"{self.name}-{report.label}", found, report.sizes, step)
         return breakdown_scalars(who, direction, found) | step_scalars(who, report.sizes)
+
+    def _draw(self, trainer: Any, module: Any, report: _Report, step: int) -> None:
+        parts = {"who": report.who, "direction": report.direction}
+        label, found, rows = report.label, report.found, self._history[report.label]
+        figure = plot_breakdown(label, found, mode=self.mode, step=step)
+        log_figure(trainer, self.tag("breakdown_figure", **parts), figure, step)
+        layers = [name for name in trainable(module) if any(name in row for _, row in rows)]
+        values = torch.tensor([[row.get(name, math.nan) for name in layers] for _, row in rows])
+        steps, eta = [then for then, _ in rows], float(found.etas[shown_column(found)])
+        figure = plot_breakdown_history(label, steps, layers, values, eta=eta)
+        log_figure(trainer, self.tag("breakdown_history", **parts), figure, step)
 
 
 @dataclass
@@ -361,6 +366,11 @@ class _Report:
     direction: str
     found: GradientBreakdown
     sizes: StepSizes
+
+    @property
+    def label(self) -> str:
+        """What figures and files call it."""
+        return f"{self.who}{self.direction}"
 
 
 class _Centred:

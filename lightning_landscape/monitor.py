@@ -6,8 +6,8 @@ import math
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
 from lightning_landscape._lightning import (
@@ -29,7 +29,8 @@ __all__ = ["Monitor", "OnError"]
 
 OnError = Literal["warn", "raise"]
 
-_FIGURE_SECONDS = 0.4  # twice what drawing one took where measured; a guess until one is timed
+# twice what they took where measured; guesses until they are timed
+_FIGURE_SECONDS, _FILE_SECONDS = 0.4, 0.1
 
 
 class Monitor(Named):
@@ -69,7 +70,11 @@ class Monitor(Named):
         self._module: weakref.ref[Any] | None = None
         self._warned = False
         self._forecast = math.nan  # seconds the next probe will take, at least
-        self._besides: float | None = None  # seconds of it besides evaluations; None: untimed
+        self._besides: float | None = None  # seconds besides evaluations and figures; None: untimed
+        self._drawing: float | None = None  # seconds of the figures; None: untimed
+        self._drawn = 0.0  # seconds of the figures of the last probe, 0 if there were none
+        self._owed = 0.0  # seconds of probes since the last with figures, that had no time for them
+        self._n_undrawn = 0
         self._evaluating = 0.0  # seconds of evaluations in the last probe, 0 if there were none
         self._least = 1.0  # the share of them that the next cannot do without
         self._promised: float | None = None  # what the first was said to take
@@ -106,8 +111,17 @@ class Monitor(Named):
 
     @property
     def reporting(self) -> float:
-        """Seconds a probe takes besides evaluations: mostly figures, guessed before the first."""
-        return self.n_figures * _FIGURE_SECONDS if self._besides is None else self._besides
+        """Seconds a probe takes besides evaluations, with figures where it must not lack them.
+
+        Under a budget there is a time for numbers alone, and as much for figures after that.
+        """
+        besides = _FILE_SECONDS if self._besides is None else self._besides
+        return besides + (self._figures if self._owed > self._figures else 0.0)
+
+    @property
+    def _figures(self) -> float:
+        """Seconds the figures of a probe take."""
+        return self.n_figures * _FIGURE_SECONDS if self._drawing is None else self._drawing
 
     def check(self, trainer: Any, module: Any) -> None:
         """Raise if the settings do not fit the module."""
@@ -116,7 +130,7 @@ class Monitor(Named):
     def forget(self) -> None:
         """Forget what was seen in another training."""
         self.n_steps = 0
-        self._forecast, self._besides = math.nan, None
+        self._forecast, self._besides, self._drawing = math.nan, None, None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew at step 0 and with another module; a checkpoint is loaded after this."""
@@ -143,7 +157,7 @@ class Monitor(Named):
         self._last_global_step = trainer.global_step
         self._budget = Budget(self.max_overhead, time.monotonic())
         self._period_began = self._budget.started
-        self._n_due, self._n_left_out = 0, 0
+        self._n_due, self._n_left_out, self._n_undrawn, self._owed = 0, 0, 0, 0.0
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Say so if a person would otherwise wait for numbers that did not come."""
@@ -154,7 +168,12 @@ class Monitor(Named):
                 f"{'was guessed to take' if self._besides is None else 'takes'} about "
                 f"{self._forecast:.2g} s."
             )
-        elif not self._n_due:
+        if self._n_undrawn:
+            rank_zero_info(
+                f"{self.title}: {self._n_undrawn} of {self._n_due - self._n_left_out} probes have "
+                f"numbers and no figures, for which max_overhead={self.max_overhead} left no time."
+            )
+        if not self._n_due:
             rank_zero_info(
                 f"{self.title}: no probe was due, the fit was shorter than {self.schedule}."
             )
@@ -209,14 +228,14 @@ class Monitor(Named):
     def run_probe(self, trainer: Any, module: Any, step: int) -> None:
         """Probe within the budget; a failure costs one warning, and the training never."""
         self._n_due += 1
-        left_out, began = self._n_left_out, time.monotonic()
+        left_out, undrawn, began = self._n_left_out, self._n_undrawn, time.monotonic()
         if not self._affords(trainer, began):
             return
-        self._evaluating = 0.0
+        self._evaluating = self._drawn = 0.0
         self.guarded(lambda: self.probe(trainer, module, step), "The probe")
         now = time.monotonic()
         if self._evaluating and self._n_left_out == left_out:  # else it was only opened
-            self._learn_cost(now - began)
+            self._learn_cost(now - began, undrawn=self._n_undrawn > undrawn)
         self._period_began = now
 
     def guarded(self, action: Callable[[], None], what: str) -> None:
@@ -260,9 +279,31 @@ class Monitor(Named):
                 most=most,
                 limited=self.max_overhead is not None,
             )
-            on_top = "; figures come on top" if self.n_figures else ""
+            rarely = ", when there is time for them" if self.max_overhead is not None else ""
+            on_top = f"; figures come on top{rarely}" if self.n_figures else ""
             rank_zero_info(f"\n{self.title}: {cost}{on_top}.")
         return self._affords(trainer, now)
+
+    def draws(self, trainer: Any, began: float) -> bool:
+        """Return whether to draw the figures of the probe that began then.
+
+        Where nobody would see them there are none, and none where the budget has no time for them.
+        """
+        if not (trainer.loggers and trainer.is_global_zero):
+            return False
+        now = time.monotonic()
+        affords = self._budget.plus(now - began).affords(self._figures, now)
+        self._n_undrawn += not affords
+        return affords
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Time what draws figures, apart from the rest of the probe."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._drawn += time.monotonic() - began
 
     def nearly_affords(self) -> bool:
         """Return whether it is worth preparing for a probe; ranks may differ."""
@@ -270,9 +311,7 @@ class Monitor(Named):
 
     def cost_scalars(self, seconds: float) -> tuple[float, float]:
         """Return the seconds of a probe and the share of the fit that went into probes with it."""
-        budget = self._budget
-        spent = Budget(budget.share, budget.started, budget.spent + seconds)
-        return seconds, spent.overhead(time.monotonic())
+        return seconds, self._budget.plus(seconds).overhead(time.monotonic())
 
     def _affords(self, trainer: Any, now: float) -> bool:
         """Return whether the budget allows the next probe, the same on every rank."""
@@ -282,12 +321,13 @@ class Monitor(Named):
         self._n_left_out += not decision
         return decision
 
-    def _learn_cost(self, took: float) -> None:
+    def _learn_cost(self, took: float, *, undrawn: bool) -> None:
         """Expect of the next probe what this one took, and only half of what it was quicker."""
-        besides = max(took - self._evaluating, 0.0)
-        before = besides if self._besides is None else self._besides
-        self._besides = max(besides, (besides + before) / 2)
-        self._forecast = self._least * self._evaluating + self._besides
+        self._besides = _settled(max(took - self._evaluating - self._drawn, 0.0), self._besides)
+        if self._drawn:
+            self._drawing = _settled(self._drawn, self._drawing)
+        self._owed = self._owed + took if undrawn else 0.0
+        self._forecast = self._least * self._evaluating + self.reporting
         self._correct(took)
 
     def _correct(self, took: float) -> None:
@@ -299,3 +339,7 @@ class Monitor(Named):
                 f"{self.title}: the first probe took {took:.2g} s, figures and files included."
             )
         self._promised = math.inf
+
+
+def _settled(seconds: float, before: float | None) -> float:
+    return seconds if before is None else max(seconds, (seconds + before) / 2)

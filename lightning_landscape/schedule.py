@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_landscape._lightning import ConfigurationError
 
@@ -103,6 +103,10 @@ class Budget:
         if self.share is None:
             return math.inf
         return max((self.share * (now - self.started) - self.spent) / (1 - self.share), 0.0)
+
+    def plus(self, seconds: float) -> Budget:
+        """Return what this will be when so many seconds more were spent."""
+        return replace(self, spent=self.spent + seconds)
 
     def overhead(self, now: float) -> float:
         """Return the share of the time since the start of fit that went into probes."""
