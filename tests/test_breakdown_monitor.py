@@ -584,7 +584,7 @@ def test_at_an_evaluation_seven_copies_of_the_weights_are_held_at_most():
 
 def n_held(numel):
     """Return in how many places Python holds as many numbers."""
-    tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
     return len({t.untyped_storage().data_ptr() for t in tensors if t.numel() == numel})
 
 

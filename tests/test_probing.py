@@ -1098,8 +1098,8 @@ def test_what_is_measured_in_fit_can_be_measured_again(tmp_path):
     )
     slices = []
     report = monitor._report_family
-    monitor._report_family = lambda trainer, family, measured, step: (
-        slices.append(measured.slices[0][0]) or report(trainer, family, measured, step)
+    monitor._report_family = lambda trainer, family, measured, step, **options: (
+        slices.append(measured.slices[0][0]) or report(trainer, family, measured, step, **options)
     )
     module = Kept()
     trainer = Trainer(max_epochs=2, callbacks=[monitor], **QUIET)
