@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.fromage import trust_lr
-from lightning_landscape.inner_products import dense, gathered, in_pieces, inner_products
+from lightning_landscape.inner_products import dense, inner_products
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import distribute_like, local, with_local
 from lightning_landscape.slices import Objective, check_direction
@@ -170,11 +170,8 @@ def gradient_direction(objective: Objective) -> Params:
         {'w': tensor([-2., -2., -2., -2.])}
     """
     params, gradients = objective.params, objective.gradient()[1]
-    dots = [
-        inner_products(((w, w), (g, g)) for w, g in in_pieces(w, gradients[name]))
-        for name, w in params.items()
-    ]
-    norms = gathered(dots, list(params.values())).sqrt().unbind()
+    rows = [(w, gradients[name]) for name, w in params.items()]
+    norms = inner_products(rows, lambda w, g: ((w, w), (g, g))).sqrt().unbind()
     return {
         name: _rescaled(gradients[name], w, *both.to(w.device))
         for (name, w), both in zip(params.items(), norms, strict=True)
@@ -205,14 +202,11 @@ class _Start:
             for name, w in params.items()
             if name in direction
         }
-        dots = [
-            inner_products(
-                ((g, g), (w, w), (d, d), (g, d))
-                for g, w, d in in_pieces(gradients[n], params[n], step)
-            )
-            for n, step in steps.items()
-        ]
-        dots = gathered(dots, list(steps.values())).cpu().double()
+        dots = inner_products(
+            [(gradients[name], params[name], step) for name, step in steps.items()],
+            lambda g, w, d: ((g, g), (w, w), (d, d), (g, d)),
+        )
+        dots = dots.cpu().double()
         moves = dots[:, 2] != 0  # also where it is nan
         names = [name for name, move in zip(steps, moves.tolist(), strict=True) if move]
         gradient, weight, step = dots[moves, :3].sqrt().unbind(dim=1)
@@ -240,16 +234,15 @@ def _dots_along(
 ) -> tuple[Tensor, Tensor]:
     """Return the losses at one eta, and four products per moved tensor, `[n_moved, 4]`."""
     losses, gradients = objective.gradient(direction, eta)
-    dots = [
-        inner_products(
-            ((now, now), (now, then), (now, step), (change, change))
-            for now, then, step in in_pieces(gradients[name], before, start.direction[name])
-            for change in [now - then]
-        )
-        for name, before in start.gradients.items()
-    ]
-    summed = gathered(dots, list(start.direction.values()))
+    summed = inner_products(
+        [(gradients[name], then, start.direction[name]) for name, then in start.gradients.items()],
+        lambda now, then, step: ((now, now), (now, then), (now, step), _squared(now - then)),
+    )
     return losses, summed  # the gradients end here: no two etas are held together
+
+
+def _squared(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, x
 
 
 def _conclude(start: _Start, etas: Tensor, loss: Tensor, dots: Tensor) -> GradientBreakdown:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.inner_products import gathered, in_pieces, inner_products
+from lightning_landscape.inner_products import inner_products
 from lightning_landscape.params import Params, difference
 from lightning_landscape.sharding import local, sum_over_shards
 
@@ -107,15 +107,11 @@ def measure_step(
         [0.1, 0.0]
     """
     layers = [name for name in names if before[name].ndim >= 2]
-    dots = [
-        inner_products(
-            ((w, w), (step, step), (g, g), (w, g))
-            for w, to, g in in_pieces(before[name], after[name], gradient[name])
-            for step in [to - w]
-        )
-        for name in layers
-    ]
-    table = gathered(dots, [before[name] for name in layers]).cpu().double()
+    table = inner_products(
+        [(before[name], after[name], gradient[name]) for name in layers],
+        lambda w, to, g: ((w, w), (to - w, to - w), (g, g), (w, g)),
+    )
+    table = table.cpu().double()
     weight, step, slope = table[:, :3].sqrt().unbind(dim=1)
     weight = weight.where(weight > 0, math.nan)
     return StepSizes(
@@ -142,16 +138,11 @@ def successive_cosine(
     names = [name for name in names if name in previous]
     if not names:
         return math.nan
-    dots = [
-        inner_products(
-            ((first, first), (second, second), (first, second))
-            for a, b, c in in_pieces(previous[name], before[name], after[name])
-            for first, second in [(b - a, c - b)]
-        )
-        for name in names
-    ]
-    table = gathered(dots, [before[name] for name in names]).cpu().double()
-    first, second, both = table.sum(dim=0).tolist()
+    table = inner_products(
+        [(previous[name], before[name], after[name]) for name in names],
+        lambda a, b, c: ((b - a, b - a), (c - b, c - b), (b - a, c - b)),
+    )
+    first, second, both = table.cpu().double().sum(dim=0).tolist()
     norms = math.sqrt(first * second)
     return max(-1.0, min(1.0, both / norms)) if norms else math.nan
 
