@@ -116,7 +116,7 @@ def plot_history(
         norm=SymLogNorm(linthresh=largest / 100, vmin=-largest, vmax=largest),
         cmap="RdBu_r",
     )
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, format="%.2g")
     bar.set_label("rise of the loss, L(alpha) - L(0)")
     bar.ax.minorticks_off()
     axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
