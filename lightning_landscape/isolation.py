@@ -91,6 +91,7 @@ class Isolation:
             self._live_rng = stack.enter_context(isolated_rng(self._seed))
             self._start_rng = _rng_states()
             self._weights = weights = Weights(self._module)
+            stack.callback(torch.clear_autocast_cache)
             stack.callback(weights.put_back)
             stack.enter_context(_flags_kept(self._module))
             stack.enter_context(muted(self._module, self._trainer))
@@ -154,6 +155,7 @@ class Isolation:
         for restore in self._restore_state:
             restore()
         self._weights.move(path, alpha)
+        torch.clear_autocast_cache()  # of weights elsewhere: within an outer autocast it is kept
 
     def learn(self, path: Path, alpha: float) -> None:
         """Look at what the evaluation since the last `move` wrote; put it all back.

@@ -930,6 +930,35 @@ def test_a_step_that_leaves_another_grad_mode_behind_reaches_no_other_evaluation
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.tried("precision", "probing inside a region of autocast, which keeps cast weights")
+def test_casts_kept_by_an_autocast_around_are_those_of_no_other_weights():
+    module = Step()
+    direction, grid = direction_of(module), symmetric_grid(0.5, 5)
+    batches = module.inputs()
+
+    def cast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def loss_fn(module, batch):
+        return module.training_step(batch, 0).float()
+
+    def within(module, batch):
+        with cast():
+            return loss_fn(module, batch)
+
+    with probing(module, batches, loss_fn=within) as objective:
+        expected = evaluate_slice(objective, direction, grid), objective.gradient(direction, 0.5)
+    with cast(), torch.no_grad():
+        before = loss_fn(module, batches[0])
+        with probing(module, batches, loss_fn=loss_fn) as objective:
+            found = evaluate_slice(objective, direction, grid), objective.gradient(direction, 0.5)
+        with probing(module, batches, at=direction, loss_fn=loss_fn) as objective:
+            objective.losses()
+        assert loss_fn(module, batches[0]).equal(before)
+    assert found[0].losses.equal(expected[0].losses)
+    assert differences(expected[1], found[1]) == []
+
+
 def test_the_default_dtype_does_not_matter():
     module = BatchNorm()
     with probing(module, module.inputs()) as objective:
