@@ -390,9 +390,12 @@ _PLAIN_PRECISION = tuple(_import(f"{path}.plugins.precision", "Precision") for p
 
 def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     """Return the autocast context the trainer runs a training step in."""
-    if trainer is None or type(trainer.precision_plugin) in _PLAIN_PRECISION:
+    if trainer is None:
         return _NO_CONTEXT
-    return trainer.precision_plugin.train_step_context()
+    plugin = trainer.precision_plugin
+    if type(plugin) in _PLAIN_PRECISION and not vars(plugin):  # nobody gave it another context
+        return _NO_CONTEXT
+    return plugin.train_step_context()
 
 
 _HEADROOM = 64.0

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hostile import (
     differences,
     fit,
 )
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,7 @@ from lightning_landscape import (
     GradientBreakdownMonitor,
     probing,
 )
-from lightning_landscape._lightning import is_compiled, loss_scale
+from lightning_landscape._lightning import is_compiled, loss_scale, precision_context
 from lightning_landscape.batches import clone_batch
 
 pytestmark = pytest.mark.usefixtures("draws_nothing")
@@ -74,6 +75,17 @@ def test_in_this_precision_training_is_bit_identical_and_all_is_measured(options
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_gpu_training_is_bit_identical_down_to_its_random_numbers(module, options):
     assert_invisible_and_at_work(module=module, accelerator="gpu", devices=1, **SHORT, **options)
+
+
+@pytest.mark.tried("precision", "a plain Precision that somebody gave an autocast of their own")
+def test_a_context_given_to_a_plain_plugin_is_the_context_of_an_evaluation():
+    plugin = Precision()
+    trainer = SimpleNamespace(precision_plugin=plugin)
+    with precision_context(trainer):
+        assert not torch.is_autocast_enabled("cpu")
+    plugin.forward_context = lambda: torch.autocast("cpu", torch.bfloat16)
+    with precision_context(trainer):
+        assert torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.tried("precision", "a step that the GradScaler skips, gradients having overflowed")
