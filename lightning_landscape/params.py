@@ -83,7 +83,8 @@ def l2_norm(params: Params) -> float:
         if sharded:  # their parts, and one collective for all of them
             parts = [torch.stack(_squares([local(tensor)])).sum().sqrt() for tensor in sharded]
             norms = list(norms_over_shards(torch.stack(parts), sharded))
-    return math.hypot(math.sqrt(math.fsum(map(float, squares))), *map(float, norms))
+    # not the root of their sum: it may overflow where the norm does not
+    return math.hypot(*(math.sqrt(float(square)) for square in squares), *map(float, norms))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -109,8 +109,10 @@ def test_the_norm_counts_both_parts_of_a_complex_number():
         (torch.full((4,), 2.0**66), 2.0**67),
         # and underflow it
         (torch.full((4,), 2.0**-100), 2.0**-99),
+        # two squares that float64 has, 2 ** 1023 each, and their sum that it has not
+        (torch.full((2**17,), 2.0**503.5, dtype=torch.float64), 2.0**512),
     ],
-    ids=["float16", "bfloat16", "large", "small"],
+    ids=["float16", "bfloat16", "large", "small", "large float64"],
 )
 def test_the_norm_is_summed_in_float64(tensor, expected):
     assert l2_norm({"w": tensor}) == pytest.approx(expected, rel=1e-12)
