@@ -198,6 +198,7 @@ class AsymmetryMonitor(Monitor):
         self._validation: list[KeptBatch] = []
         self._history: dict[str, list[tuple[int, Tensor]]] = {}
         self._said_so = False  # that validation batches are missing
+        self._paced = 0.0  # seconds an evaluation took in the last probe, with its directions
 
     @property
     def n_evaluations(self) -> int:
@@ -236,7 +237,7 @@ class AsymmetryMonitor(Monitor):
     def forget(self) -> None:
         """Forget what was seen in another training."""
         super().forget()
-        self._history = {}
+        self._history, self._paced = {}, 0.0
 
     def check(self, trainer: Any, module: Any) -> None:
         """Find out which families move anything, and whether the average is being kept."""
@@ -338,7 +339,7 @@ class AsymmetryMonitor(Monitor):
             if not self.announce(self._n_least, objective.seconds, trainer, most=most):
                 return None
             began, made = time.monotonic(), objective.n_evaluations
-            n_most = self._affordable(objective.seconds, module.device)
+            n_most = self._affordable(max(objective.seconds, self._paced), module.device)
             families = {
                 family: self._draw(objective, module, family, n_most) for family in self._moving
             }
@@ -347,7 +348,8 @@ class AsymmetryMonitor(Monitor):
                 direction = difference(self._swa.weights, objective.params)
                 line = self._split(evaluate_slice(objective, direction, _line(), label="swa"))
             self._evaluating = time.monotonic() - began
-            self._least = self._n_least / (objective.n_evaluations - made)
+            made = objective.n_evaluations - made
+            self._least, self._paced = self._n_least / made, self._evaluating / made
         return _Result(families, line)
 
     def _affordable(self, seconds: float, device: torch.device) -> int:
