@@ -91,9 +91,22 @@ def estimate_batch_norm(
     with Isolation(module, trainer=trainer, mode="eval", at=at) as isolation:
         ready = [prepared(module, batch, trainer) for batch in batches]
         device = next(iter(isolation.params.values())).device
-        with estimating(list(norms.values())), precision_context(trainer), torch.no_grad():
-            for index, batch in Batches(ready, device):
-                step(clone_batch(batch), index)
+
+        def estimate() -> None:
+            with estimating(list(norms.values())), precision_context(trainer):
+                for index, batch in Batches(ready, device):
+                    step(clone_batch(batch), index)
+
+        try:
+            with torch.no_grad():
+                estimate()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # the step takes gradients itself
+            isolation.learn(Path(), 0.0)
+            isolation.move(Path(), 0.0)
+            with torch.enable_grad():
+                estimate()
         statistics = {
             f"{name}.{buffer}".lstrip("."): getattr(norm, buffer).clone()
             for name, norm in norms.items()

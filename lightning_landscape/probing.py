@@ -460,7 +460,11 @@ class ModuleObjective:
     def _recalibrate(self) -> None:
         if not self._norms:
             return
-        with estimating(self._norms), precision_context(self._trainer), torch.no_grad():
+        with (
+            estimating(self._norms),
+            precision_context(self._trainer),
+            torch.set_grad_enabled(self._with_graph),  # the step may take gradients itself
+        ):
             for i, batch in self._batches.calibrating():
                 self._loss(i, clone_batch(batch))
 

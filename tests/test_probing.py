@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape import AsymmetryMonitor, probing
 from lightning_landscape._lightning import ConfigurationError
+from lightning_landscape.batch_norm import estimate_batch_norm
 from lightning_landscape.batches import KeptBatch, clone_batch
 from lightning_landscape.probing import opened
 from lightning_landscape.slices import evaluate_slice, symmetric_grid
@@ -928,6 +929,30 @@ def test_a_step_that_leaves_another_grad_mode_behind_reaches_no_other_evaluation
         evaluate_slice(objective, direction_of(module), symmetric_grid(0.5, 5))
         assert entered == [False] * 5
     assert torch.is_grad_enabled()
+
+
+class SlopeOverNorm(BatchNorm):
+    """Takes a gradient it has no use for."""
+
+    def write(self, loss, batch):
+        torch.autograd.grad(loss, self.net[0].weight, retain_graph=True)
+        return super().write(loss, batch)
+
+
+@pytest.mark.tried("steps", "a gradient penalty over batch norms that are estimated anew")
+def test_batch_norms_are_estimated_also_by_steps_that_take_gradients():
+    found = []
+    for kind in (BatchNorm, SlopeOverNorm):
+        module = kind()
+        direction, batches = direction_of(module), module.inputs()
+        with unchanged(module), probing(module, batches, mode="recalibrated") as objective:
+            line = evaluate_slice(objective, direction, symmetric_grid(0.5, 5)).losses
+            found.append((line, objective.gradient(direction, 0.5)))
+        with unchanged(module):
+            kept = [KeptBatch(batch, i) for i, batch in enumerate(batches)]
+            step = module.training_step
+            found[-1] += (estimate_batch_norm(module, kept, at=None, step=step, trainer=None),)
+    assert differences(*found) == []
 
 
 @pytest.mark.tried("precision", "probing inside a region of autocast, which keeps cast weights")
