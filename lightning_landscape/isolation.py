@@ -99,6 +99,8 @@ class Isolation:
             weights.stand(self._at)
             self._snapshot = self._look()
             self.keeps_graph = self._snapshot.keeps_graph()
+            pairs = zip(weights.names, weights.parameters, strict=True)
+            self._trainable: dict[str, Tensor] = {n: p for n, p in pairs if p.requires_grad}
             self._gradients = _Gradients([*weights.parameters, *self._snapshot.leaves()])
             stack.callback(self._gradients.put_back)
             stack.enter_context(checkpoints_unmoved(self.as_before, self._trainer))
@@ -135,9 +137,12 @@ class Isolation:
 
     @property
     def trainable(self) -> dict[str, Tensor]:
-        """The live trainable parameters, in the order of `params`."""
-        pairs = zip(self._weights.names, self._weights.parameters, strict=True)
-        return {name: parameter for name, parameter in pairs if parameter.requires_grad}
+        """The live parameters that were trainable on opening, in the order of `params`."""
+        return self._trainable
+
+    def take_gradients_away(self) -> None:
+        """Leave no gradient, and let those require one that did, whatever a step made of them."""
+        self._gradients.take_away()
 
     def path(self, direction: Params) -> Path:
         """Prepare a direction to be walked often."""

@@ -405,6 +405,7 @@ class ModuleObjective:
             hook.remove()
 
     def _gradient(self) -> tuple[Tensor, list[Tensor]]:
+        self._isolation.take_gradients_away()  # a step may have frozen a weight, at some weights
         self._recalibrate()
         weights = list(self._isolation.trainable.values())
         total: list[Tensor] = []

@@ -931,6 +931,29 @@ def test_a_step_that_leaves_another_grad_mode_behind_reaches_no_other_evaluation
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.tried("steps", "a step that freezes or unfreezes a layer where the loss is high")
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_a_step_freezes_at_some_weights_is_no_other_at_the_next(trained):
+    class Freezes(Step):
+        def build(self):
+            self.net[2].bias.requires_grad_(trained)
+
+        def write(self, loss, batch):
+            self.net[2].bias.requires_grad_(trained == (loss.item() < 100))
+
+    plain, module = Step(), Freezes()
+    plain.net[2].bias.requires_grad_(trained)
+    direction, found = direction_of(plain), []
+    for kind in (plain, module):
+        with unchanged(kind), probing(kind, kind.inputs()) as objective:
+            objective.losses(direction, 0.5)
+            objective.gradient(direction, 0.5)
+            objective.losses(direction, 1e4)
+            found.append(objective.gradient(direction, 1.0))
+    assert ("net.2.bias" in found[1][1]) is trained
+    assert differences(*found) == []
+
+
 class SlopeOverNorm(BatchNorm):
     """Takes a gradient it has no use for."""
 
