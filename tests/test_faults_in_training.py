@@ -38,8 +38,8 @@ CALLBACKS = {
 N_CALLS = {"AsymmetryMonitor": 7, "GradientBreakdownMonitor": 6, "SWA": 5}
 EACH = [(name, at) for name, n in N_CALLS.items() for at in range(1, n + 1)]
 SLOW = [(name, at) for name, at in EACH if at not in (1, 4)]  # in the default run: these two
-# the second pass asks whether the step can do without a graph: an exception is an answer
-ASKED = {("AsymmetryMonitor", 2), ("GradientBreakdownMonitor", 2)}
+# these passes ask whether the step can do without a graph: an exception is an answer
+ASKED = {("AsymmetryMonitor", 2), ("GradientBreakdownMonitor", 2), ("SWA", 1), ("SWA", 2)}
 ERRORS = {
     "an exception": ValueError("mine"),
     "out of memory": torch.OutOfMemoryError("mine"),
