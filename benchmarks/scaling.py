@@ -187,7 +187,7 @@ def formula(engine, kind, n, directions):
     etas = 5 + 7
     if engine == "ddp":
         return 1 + (1 + etas) * (1 + tensors) + 2 * directions
-    return 1 + (1 + etas) + 5 + etas + 3 * directions + 2 * groups + (2 + etas) * (3 * groups - 1)
+    return 1 + (1 + etas) + 4 + etas + 3 * directions + 2 * groups + (2 + etas) * (3 * groups - 1)
 
 
 def modelled(row, rows, wires):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 
 import torch
@@ -44,7 +45,7 @@ class Update(dict[str, Tensor]):
         self.end = {name: after[name] for name in names}
         super().__init__(difference(self.end, {name: before[name] for name in names}))
 
-    @property
+    @cached_property
     def moves(self) -> bool:
         """Whether the step changed anything: one that a loss scaler skipped did not."""
         steps = list(self.values())
