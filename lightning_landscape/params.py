@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.sharding import distribute_like, is_sharded, local, norms_over_shards
+from lightning_landscape.sharding import distribute_like, is_sharded, local, sum_over_shards
 
 __all__ = ["Params", "as_real", "difference", "group_names", "l2_norm", "trainable", "widest"]
 
@@ -74,17 +74,17 @@ def l2_norm(params: Params) -> float:
         >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    plain = [tensor for tensor in params.values() if type(tensor) in _PLAIN]
-    others = [tensor for tensor in params.values() if type(tensor) not in _PLAIN]
-    sharded = [tensor for tensor in others if is_sharded(tensor)]
+    whole: list[Tensor] = []
+    sharded: list[Tensor] = []
+    for tensor in params.values():
+        (sharded if is_sharded(tensor) else whole).append(tensor)
     with torch.no_grad():
-        squares = _squares([*plain, *(t for t in others if not is_sharded(t))])
-        norms: list[Tensor] = []
+        squares = _squares(whole)
         if sharded:  # their parts, and one collective for all of them
-            parts = [torch.stack(_squares([local(tensor)])).sum().sqrt() for tensor in sharded]
-            norms = list(norms_over_shards(torch.stack(parts), sharded))
+            parts = [torch.stack(_squares([local(tensor)])).sum() for tensor in sharded]
+            squares += sum_over_shards(torch.stack(parts), sharded)
     # not the root of their sum: it may overflow where the norm does not
-    return math.hypot(*(math.sqrt(float(square)) for square in squares), *map(float, norms))
+    return math.hypot(*(math.sqrt(float(square)) for square in squares))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -157,15 +157,19 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 
 def _squares(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return sums of squares: of what is small together, of what is large in pieces."""
-    found: list[Tensor] = []
-    for flat in _joined(tensors):
-        to = widest(flat.device)
-        # one place for all pieces: a place for each would leave holes that nothing fits in
-        place = torch.empty(_PIECE, dtype=to, device=flat.device) if len(flat) > _PIECE else None
-        for piece in [flat] if place is None else flat.split(_PIECE):
-            wide = piece.to(to) if place is None else place[: len(piece)].copy_(piece)
-            found.append(torch.dot(wide, wide))
-    return found
+    return [torch.dot(wide, wide) for flat in _joined(tensors) for wide in _widened(flat)]
+
+
+def _widened(flat: Tensor) -> Iterator[Tensor]:
+    """Yield a flat tensor in a wider type, in pieces if it is large; use each before the next."""
+    to = widest(flat.device)
+    if len(flat) <= _PIECE:
+        yield flat.to(to)
+        return
+    # one place for all pieces: a place for each would leave holes that nothing fits in
+    place = torch.empty(_PIECE, dtype=to, device=flat.device)
+    for piece in flat.split(_PIECE):
+        yield place[: len(piece)].copy_(piece)
 
 
 def _joined(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -26,7 +26,6 @@ __all__ = [
     "is_freed",
     "is_sharded",
     "local",
-    "norms_over_shards",
     "recover",
     "reshard",
     "shard_of",
@@ -145,13 +144,6 @@ def sum_over_shards(sums: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         dist.all_reduce(part, group=group)
         sums = sums.index_copy(0, torch.tensor(rows, device=sums.device), part.to(sums.device))
     return sums
-
-
-def norms_over_shards(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norms of tensors from those of the parts that are here, `[n_tensors]`."""
-    if not any(map(is_sharded, tensors)):
-        return norms
-    return sum_over_shards(norms.square(), tensors).sqrt()
 
 
 def _groups(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, list[int]]]:
