@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.fromage import trust_lr
-from lightning_landscape.inner_products import dense, inner_products
+from lightning_landscape.inner_products import dense, inner_products, squared
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import distribute_like, local, with_local
 from lightning_landscape.slices import Objective, check_direction
@@ -236,13 +236,9 @@ def _dots_along(
     losses, gradients = objective.gradient(direction, eta)
     summed = inner_products(
         [(gradients[name], then, start.direction[name]) for name, then in start.gradients.items()],
-        lambda now, then, step: ((now, now), (now, then), (now, step), _squared(now - then)),
+        lambda now, then, step: ((now, now), (now, then), (now, step), squared(now - then)),
     )
     return losses, summed  # the gradients end here: no two etas are held together
-
-
-def _squared(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x, x
 
 
 def _conclude(start: _Start, etas: Tensor, loss: Tensor, dots: Tensor) -> GradientBreakdown:

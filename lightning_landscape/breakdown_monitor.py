@@ -274,7 +274,8 @@ class GradientBreakdownMonitor(Monitor):
         earlier = self._windows.pop(self.n_steps - 2, None)
         batch, window.batch = window.batch, None
         with self.opened(trainer, module, [batch], at=window.before) as live:
-            steps = self._steps(trainer, module, window, earlier, live.live)
+            after = live.live
+            steps = self._steps(trainer, module, window, earlier, after)
             if not steps:
                 return []
             del earlier  # the weights before the last step: one copy of them less from here on
@@ -285,7 +286,7 @@ class GradientBreakdownMonitor(Monitor):
             reports = []
             for who, (step, cosine) in steps.items():
                 gradient = objective.gradient()[1]
-                sizes = measure_step(window.before, live.live, gradient, step, successive=cosine)
+                sizes = measure_step(window.before, after, gradient, step, successive=cosine)
                 for name in self.directions:
                     direction = self._direction(name, objective, step)
                     if name != "update" or step.moves:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_landscape.params import as_real, widest
 from lightning_landscape.sharding import local, sum_over_shards
 
-__all__ = ["dense", "inner_products"]
+__all__ = ["dense", "inner_products", "squared"]
 
 _Pairs: TypeAlias = Callable[..., Sequence[tuple[Tensor, Tensor]]]
 _Rows: TypeAlias = dict[int, list[Tensor]]
@@ -63,6 +63,11 @@ def dense(tensor: Tensor) -> Tensor:
     """Return a tensor without its graph, and as a plain one if it is sparse."""
     tensor = tensor.detach()
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def squared(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pair whose product is the square."""
+    return x, x
 
 
 def _sums(parts: Sequence[Tensor], pairs: _Pairs) -> Tensor:

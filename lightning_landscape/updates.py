@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.inner_products import inner_products
+from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.params import Params, difference
 from lightning_landscape.sharding import local, sum_over_shards
 
@@ -110,7 +110,7 @@ def measure_step(
     layers = [name for name in names if before[name].ndim >= 2]
     table = inner_products(
         [(before[name], after[name], gradient[name]) for name in layers],
-        lambda w, to, g: ((w, w), (to - w, to - w), (g, g), (w, g)),
+        lambda w, to, g: ((w, w), squared(to - w), (g, g), (w, g)),
     )
     table = table.cpu().double()
     weight, step, slope = table[:, :3].sqrt().unbind(dim=1)
@@ -141,11 +141,15 @@ def successive_cosine(
         return math.nan
     table = inner_products(
         [(previous[name], before[name], after[name]) for name in names],
-        lambda a, b, c: ((b - a, b - a), (c - b, c - b), (b - a, c - b)),
+        lambda a, b, c: _of_steps(b - a, c - b),
     )
     first, second, both = table.cpu().double().sum(dim=0).tolist()
     norms = math.sqrt(first * second)
     return max(-1.0, min(1.0, both / norms)) if norms else math.nan
+
+
+def _of_steps(first: Tensor, second: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    return squared(first), squared(second), (first, second)
 
 
 def optimizer_steps(
