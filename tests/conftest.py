@@ -1,4 +1,5 @@
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,30 @@ def _one_thread():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+class Clock:
+    """A clock that moves only by what is said to take its time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def taking(self, seconds, function):
+        """Return a function that takes so many seconds more."""
+
+        def slow(*args, **kwargs):
+            self.now += seconds
+            return function(*args, **kwargs)
+
+        return slow
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that budgets go by."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
 
 
 @pytest.fixture

@@ -145,39 +145,22 @@ def test_a_budget_holds_probes_to_their_share(monkeypatch, caplog):
     assert "3 of 3 probes were left out to stay within max_overhead=0.01" in caplog.text
 
 
-class Timed(Net):
-    """A batch of training takes a tenth of a second, a step a thousandth, a figure .3."""
-
-    now = 0.0
-
-    def on_train_batch_start(self, batch, batch_idx):
-        Timed.now += 0.1
-
-    def training_step(self, batch, batch_idx):
-        Timed.now += 0.001
-        return super().training_step(batch, batch_idx)
-
-
-def test_under_a_budget_numbers_come_first_and_figures_have_as_much_of_it(monkeypatch, caplog):
+def test_under_a_budget_numbers_come_first_and_figures_have_as_much_of_it(
+    monkeypatch, clock, caplog
+):
     caplog.set_level(logging.INFO)
-
-    def taking(seconds, function):
-        def slow(*args, **kwargs):
-            Timed.now += seconds
-            return function(*args, **kwargs)
-
-        return slow
-
-    monkeypatch.setattr(Timed, "now", 0.0)
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: Timed.now)
-    for name, seconds in (("plot_slices", 0.3), ("plot_history", 0.3), ("keep_batch", 0.1)):
-        monkeypatch.setattr(
-            asymmetry_monitor, name, taking(seconds, getattr(asymmetry_monitor, name))
-        )
+    for owner, name, seconds in (
+        (Net, "on_train_batch_start", 0.1),
+        (Net, "training_step", 0.001),
+        (asymmetry_monitor, "keep_batch", 0.1),
+        (asymmetry_monitor, "plot_slices", 0.3),
+        (asymmetry_monitor, "plot_history", 0.3),
+    ):
+        monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
     watching = AsymmetryMonitor(
         every_n_steps=1, families="gaussian", n_batches=1, max_overhead=0.05, **SMALL
     )
-    _, trainer = train(watching, module=Timed(), logger=AllRows(), max_epochs=60)
+    _, trainer = train(watching, logger=AllRows(), max_epochs=60)
     rows = [row for _, row in trainer.logger.rows if "landscape/overhead" in row]
     seconds = [row["landscape/seconds"] for row in rows]
     assert max(row["landscape/overhead"] for row in rows) <= 0.05

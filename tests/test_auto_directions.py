@@ -3,7 +3,6 @@
 import datetime
 import logging
 import math
-import time
 
 import numpy as np
 import pytest
@@ -175,31 +174,19 @@ def test_a_budget_cuts_the_drawing_off_at_what_it_can_afford(monkeypatch, second
     assert monitor._affordable(1.0, torch.device("cpu")) == n
 
 
-def test_directions_that_take_longer_than_evaluations_leave_figures_their_time(monkeypatch):
-    now = [0.0]
-
-    def taking(seconds, function):
-        def slow(*args, **kwargs):
-            now[0] += seconds
-            return function(*args, **kwargs)
-
-        return slow
-
-    def of_module(name, seconds):
-        monkeypatch.setattr(
-            asymmetry_monitor, name, taking(seconds, getattr(asymmetry_monitor, name))
-        )
-
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    of_module("sample_direction", 0.05)
-    of_module("plot_slices", 0.2)
-    monkeypatch.setattr(Net, "training_step", taking(0.001, Net.training_step))
-    monkeypatch.setattr(Net, "on_train_batch_start", taking(1.0, Net.on_train_batch_start))
+def test_directions_that_take_longer_than_evaluations_leave_figures_their_time(monkeypatch, clock):
+    for owner, name, seconds in (
+        (asymmetry_monitor, "sample_direction", 0.05),
+        (asymmetry_monitor, "plot_slices", 0.2),
+        (Net, "training_step", 0.001),
+        (Net, "on_train_batch_start", 1.0),
+    ):
+        monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
     monitor = AsymmetryMonitor(every_n_epochs=1, max_overhead=0.05, **{**AUTO, "precision": 0.05})
     train(monitor, max_epochs=25)
     probes = monitor._n_due - monitor._n_left_out
     assert 0 < monitor._n_undrawn < probes
-    assert monitor._budget.overhead(now[0]) <= 0.05
+    assert monitor._budget.overhead(clock.now) <= 0.05
 
 
 def test_a_probe_cut_off_by_its_budget_has_a_wider_interval(monkeypatch):
