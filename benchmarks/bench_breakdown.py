@@ -10,7 +10,7 @@ from networks import NETWORKS
 from rounds import Clock
 
 from lightning_landscape import gradient_direction, measure_breakdown, probing
-from lightning_landscape.breakdown import DEFAULT_ETAS
+from lightning_landscape.measures.breakdown import DEFAULT_ETAS
 
 ETAS = DEFAULT_ETAS["update"]
 N_GRADIENTS = 1 + len(ETAS)

@@ -28,11 +28,11 @@ from lightning_landscape import (
     score_asymmetry,
     symmetric_grid,
 )
-from lightning_landscape.asymmetry import cannot_count
-from lightning_landscape.asymmetry_monitor import direction_generator
-from lightning_landscape.rates import _wilson
-from lightning_landscape.sequential import FIRST, sequential_design
-from lightning_landscape.slices import evaluate_pairs
+from lightning_landscape.callbacks.asymmetry import direction_generator
+from lightning_landscape.measures.asymmetry import cannot_count
+from lightning_landscape.measures.rates import _wilson
+from lightning_landscape.measures.sequential import FIRST, sequential_design
+from lightning_landscape.measures.slices import evaluate_pairs
 
 PRECISION, N_POINTS = 0.1, 13
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)

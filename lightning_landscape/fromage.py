@@ -24,36 +24,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.optim.optimizer import ParamsT
 
-__all__ = ["Fromage", "fromage", "trust_lr"]
+from lightning_landscape.measures.breakdown import trust_lr
+
+__all__ = ["Fromage", "fromage"]
 
 _PLAIN = (nn.Parameter, Tensor)  # exact types that may share a foreach call
 _LARGE = 2**15  # elements: from here a tensor on a CPU goes alone; and a piece when widening one
 _DEFAULTS = {"p_bound": None, "prefactor": True, "trust": True, "foreach": None, "maximize": False}
-
-
-def trust_lr(depth: float, cosine: float = 1.0) -> float:
-    """Return the largest relative step that deep relative trust promises is descent.
-
-    `(1 + cosine) ** (1 / depth) - 1`, Lemma 2 of the paper. It rests on a model of how gradients
-    change, not on a bound, and real networks often exceed the model: take a fraction of it.
-
-    Args:
-        depth: how many weight matrices the network composes, at least 1.
-        cosine: the least cosine, over layers, between the step and the negative gradient. Below
-            -1 counts as -1.
-
-    Returns:
-        The step as a fraction of each layer's norm. Not positive: no step is promised.
-
-    Raises:
-        ValueError: `depth` is below 1.
-
-    >>> round(trust_lr(16), 4)
-    0.0443
-    """
-    if not depth >= 1:
-        raise ValueError(f"`depth` counts weight matrices and must be at least 1. Got {depth!r}.")
-    return max(1.0 + cosine, 0.0) ** (1.0 / depth) - 1.0
 
 
 def fromage(

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor, reporting
+from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
+from lightning_landscape.reporting import output
 
 DIRECTIONS = ("update", "gradient", "random")
 OUR_WARNINGS = re.compile(r"SWA\(|AsymmetryMonitor|GradientBreakdownMonitor|A probe of|landscape")
@@ -86,7 +87,7 @@ class Board(Rows):
 def _run(train, folder, callbacks):
     logger, ledger = Board(folder), Ledger()
     # drawing takes longer than all else, and has tests of its own
-    undrawn = patch.object(reporting, "pixels", lambda figure: np.zeros((2, 2, 3), np.uint8))
+    undrawn = patch.object(output, "pixels", lambda figure: np.zeros((2, 2, 3), np.uint8))
     with warnings.catch_warnings(record=True) as said, undrawn:
         warnings.simplefilter("always")
         seed_everything(0, verbose=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lightning_landscape import asymmetry_monitor, breakdown_monitor
+from lightning_landscape.callbacks import asymmetry, breakdown
 
 # a busy machine is no bug
 settings.register_profile("calm", deadline=None)
@@ -56,8 +56,8 @@ def clock(monkeypatch):
 def draws_nothing(monkeypatch):
     """Leave out the figures, which take most of a probe's time."""
     for module, names in (
-        (breakdown_monitor, ("plot_breakdown", "plot_breakdown_history", "log_figure")),
-        (asymmetry_monitor, ("plot_slices", "plot_history", "plot_line", "log_figure")),
+        (breakdown, ("plot_breakdown", "plot_breakdown_history", "log_figure")),
+        (asymmetry, ("plot_slices", "plot_history", "plot_line", "log_figure")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, lambda *args, **kwargs: None)

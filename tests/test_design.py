@@ -8,49 +8,39 @@ import pytest
 import lightning_landscape
 
 PACKAGE = Path(lightning_landscape.__file__).parent
-FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-
-# each may import those before it; those of one row do not know each other
-ORDER = [
-    {"sharding"},
-    {"_lightning", "params", "fromage", "ranks", "sequential"},
-    {"directions", "slices", "contents", "names", "inner_products"},
-    {"snapshot"},
-    {"asymmetry", "line", "breakdown", "weights", "schedule"},
-    {"isolation"},
-    {"rates", "batches", "updates"},
-    {"plots", "batch_norm"},
-    {"probing"},
-    {"breakdown_plots"},
-    {"reporting"},
-    {"monitor", "swa_validation"},
-    {"swa", "asymmetry_monitor", "breakdown_monitor"},
-]
-MAY_IMPORT_LIGHTNING = {
-    "_lightning",
-    "isolation",
-    "batches",
-    "probing",
-    "monitor",
-    "swa",
-    "swa_validation",
-    "asymmetry_monitor",
-    "breakdown_monitor",
+FILES = {
+    str(path.relative_to(PACKAGE).with_suffix("")): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
 }
-MAY_IMPORT_MATPLOTLIB = {"plots", "breakdown_plots"}
+CODE = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+
+# each room, a file or a folder, and the rooms that it may import from
+GROUND = {"_lightning", "checks", "sharding", "params", "ranks", "objective"}
+MAY_IMPORT = {
+    "_lightning": {"sharding"},
+    "checks": set(),
+    "sharding": set(),
+    "params": {"sharding"},
+    "inner_products": {"params", "sharding"},
+    "ranks": {"sharding"},
+    "objective": {"params", "sharding", "ranks"},
+    "measures": {"checks", "sharding", "params", "inner_products", "objective"},
+    "fromage": {"checks", "measures"},
+    "engine": GROUND,
+    "reporting": GROUND | {"measures"},
+    "callbacks": GROUND | {"measures", "engine", "reporting"},
+}
+KNOWS_LIGHTNING = {"_lightning"}
+KNOWS_MATPLOTLIB = {"reporting/figures_asymmetry", "reporting/figures_breakdown"}
 
 
-def imports(path, *, runtime_only=True):
-    tree = ast.parse(path.read_text())
-    skipped = {
-        id(child)
-        for node in ast.walk(tree)
-        if runtime_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for child in ast.walk(node)
-    }
+def room_of(name):
+    return name.split("/")[0]
+
+
+def imports(tree):
     for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -58,29 +48,56 @@ def imports(path, *, runtime_only=True):
             yield node.module
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_point_one_way(name):
-    rank = {module: i for i, row in enumerate(ORDER) for module in row}
-    own = [i.split(".")[1] for i in imports(FILES[name]) if i.startswith("lightning_landscape.")]
-    for other in own:
-        assert rank[other] < rank[name], f"{name} may not import {other}"
+def runtime_imports(tree):
+    only_types = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) not in only_types and isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from imports(node)
+
+
+def own_imports(name):
+    """Return the files of the package that a file imports when it is run."""
+    found = [i for i in runtime_imports(CODE[name]) if i.startswith("lightning_landscape.")]
+    return [module.removeprefix("lightning_landscape.").replace(".", "/") for module in found]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_these_know_lightning_and_matplotlib(name):
-    roots = {i.split(".")[0] for i in imports(FILES[name], runtime_only=False)}
-    if name not in MAY_IMPORT_LIGHTNING:
+def test_a_room_imports_only_the_rooms_below_it(name):
+    room = room_of(name)
+    for other in own_imports(name):
+        assert room_of(other) in MAY_IMPORT[room] | {room}, f"{name} may not import {other}"
+
+
+def test_no_file_imports_itself_through_others():
+    left = {name: set(own_imports(name)) for name in FILES}
+    while free := [name for name, others in left.items() if not others]:
+        left = {name: others - set(free) for name, others in left.items() if name not in free}
+    assert not left
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_one_file_imports_lightning(name):
+    roots = {i.split(".")[0] for i in imports(CODE[name])}
+    if name not in KNOWS_LIGHTNING:
         assert not roots & {"lightning", "pytorch_lightning", "lightning_fabric"}
-    if name not in MAY_IMPORT_MATPLOTLIB:
-        assert "matplotlib" not in roots
-    assert "pyplot" not in FILES[name].read_text().replace(
-        "add_figure would import pyplot", ""
-    ).replace("No pyplot", "")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_figures_import_matplotlib_and_none_imports_pyplot(name):
+    modules = set(imports(CODE[name]))
+    if name not in KNOWS_MATPLOTLIB:
+        assert "matplotlib" not in {module.split(".")[0] for module in modules}
+    assert "matplotlib.pyplot" not in modules
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"_lightning"}))
 def test_private_names_of_lightning_stay_in_one_file(name):
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    for node in ast.walk(CODE[name]):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             owner = ast.unparse(node.value)
             assert owner not in ("trainer", "pl_module", "self._trainer"), ast.unparse(node)
@@ -93,8 +110,13 @@ def test_every_public_name_is_there_and_explained():
             assert thing.__doc__, name
 
 
-def test_every_file_says_what_it_is_and_what_it_offers():
-    for path in FILES.values():
+def test_every_file_says_what_it_is():
+    for name, tree in CODE.items():
+        assert ast.get_docstring(tree), name
+
+
+def test_a_folder_says_what_it_is_for_and_exports_nothing():
+    for path in PACKAGE.glob("*/__init__.py"):
         tree = ast.parse(path.read_text())
-        assert ast.get_docstring(tree), path.name
-        assert any("__all__" in ast.dump(node) for node in tree.body), path.name
+        assert ast.get_docstring(tree), path
+        assert len(tree.body) == 1, path

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_landscape.fromage import Fromage, fromage, trust_lr
+from lightning_landscape.fromage import Fromage, fromage
+from lightning_landscape.measures.breakdown import trust_lr
 
 module_under_test = sys.modules[Fromage.__module__]  # the package's `fromage` is the function
 

@@ -1,0 +1,55 @@
+from .callbacks.asymmetry import AsymmetryMonitor
+from .callbacks.breakdown import GradientBreakdownMonitor
+from .callbacks.swa import SWA, load_swa_weights
+from .engine.batch_norm import recalibrate_batch_norm
+from .engine.probing import probing
+from .fromage import Fromage, fromage
+from .measures.asymmetry import (
+    AsymmetryScore,
+    asymmetry_ratio,
+    is_asymmetric,
+    score_asymmetry,
+)
+from .measures.breakdown import (
+    GradientBreakdown,
+    gradient_direction,
+    measure_breakdown,
+    trust_lr,
+)
+from .measures.directions import sample_direction
+from .measures.line import LineScore, compare_ends
+from .measures.rates import AsymmetryRate
+from .measures.slices import Slice, evaluate_slice, line_grid, symmetric_grid
+from .objective import FunctionObjective, Objective
+from .params import Params, difference
+
+__all__ = [
+    "SWA",
+    "AsymmetryMonitor",
+    "AsymmetryRate",
+    "AsymmetryScore",
+    "Fromage",
+    "FunctionObjective",
+    "GradientBreakdown",
+    "GradientBreakdownMonitor",
+    "LineScore",
+    "Objective",
+    "Params",
+    "Slice",
+    "asymmetry_ratio",
+    "compare_ends",
+    "difference",
+    "evaluate_slice",
+    "fromage",
+    "gradient_direction",
+    "is_asymmetric",
+    "line_grid",
+    "load_swa_weights",
+    "measure_breakdown",
+    "probing",
+    "recalibrate_batch_norm",
+    "sample_direction",
+    "score_asymmetry",
+    "symmetric_grid",
+    "trust_lr",
+]

@@ -1,0 +1,1 @@
+"""When to measure: the hooks and settings of the Lightning callbacks."""

@@ -1,0 +1,422 @@
+"""The callback that watches, while you train, whether your step is too large."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from lightning_landscape._lightning import ConfigurationError, as_configuration, rank_zero_info
+from lightning_landscape.callbacks.base import Monitor, OnError
+from lightning_landscape.callbacks.budget import Schedule
+from lightning_landscape.engine.batches import KeptBatch, keep_batch
+from lightning_landscape.engine.isolation import Mode
+from lightning_landscape.engine.probing import LossFn, ModuleObjective
+from lightning_landscape.measures.breakdown import (
+    DEFAULT_ETAS,
+    GradientBreakdown,
+    _checked_etas,
+    gradient_direction,
+    measure_breakdown,
+)
+from lightning_landscape.measures.directions import sample_direction, seeded_generator
+from lightning_landscape.measures.steps import (
+    StepSizes,
+    Update,
+    measure_step,
+    optimizer_steps,
+    successive_cosine,
+)
+from lightning_landscape.objective import LossAlong
+from lightning_landscape.params import Params, trainable
+from lightning_landscape.ranks import everybody
+from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
+from lightning_landscape.reporting.output import (
+    breakdown_scalars,
+    breakdown_text,
+    log_figure,
+    log_scalars,
+    log_text,
+    save_breakdown,
+    shown_column,
+    step_scalars,
+    tag,
+)
+from lightning_landscape.sharding import reshard, sharded_modules
+
+__all__ = ["GradientBreakdownMonitor"]
+
+_RANDOM = 1  # the stream of the random direction, apart from that of the evaluations
+
+
+class GradientBreakdownMonitor(Monitor):
+    """Look, every so many steps, at the step just taken: was it too large, and for which layer?
+
+    Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical: weights,
+    buffers, optimizer state, random numbers, data order, the user's own log.
+
+    Each probe stands at the weights **before** the last optimizer step, on the very batch of that
+    step (the last of an accumulation window), and follows `directions` from there:
+
+    - `"update"`: the change the optimizer really made, momentum, decay and clipping included. `eta`
+      is a share of that step: at 1 the weights are those after it, to the last bit;
+    - `"gradient"`: the paper's figure 1, every tensor by the same relative step `eta`;
+    - `"random"`: the same relative step in a random direction, the same one each time.
+
+    It logs, of each,
+
+    - `breakdown/<direction>/max`: how much the gradient of a layer changed, relative to its size,
+      the largest over the layers; `layer/<name>` for each; `model`, what deep relative trust
+      (model) says; `excess`, the largest breakdown / model. All at `eta = 1`, or at the last eta
+      where 1 is not measured;
+    - `breakdown/<direction>/descent_limit`, `break_even`, `trust_lr`, as relative steps: how far
+      the loss still fell, how far until it was back at its start, and Lemma 2 under the model. The
+      first two are measured on one batch; in the middle of a training they mostly echo the learning
+      rate in use;
+    - a figure, its history over training (layers x steps), a text panel that says it in words with
+      a table of the layers, and all numbers as `.npz`.
+
+    And of the step itself, at no extra pass, `breakdown/step/relative_update`: the largest
+    `||dW|| / ||W||` of a layer; `relative_gradient`: the largest `||g|| / ||W||`;
+    `weight_gradient_cosine`: the one farthest from 0; `successive_cosine`: between this step and
+    the one before. With several optimizers each has its own report, of its own parameters, under
+    `breakdown/<optimizer>/`: the part of the module all its parameters are in, else its number. A
+    step that changed nothing, as when a loss scaler skips it, has no `"update"`.
+
+    One probe costs exactly `1 + sum(len(etas))` gradient evaluations (13 by default): one where it
+    stands, which all directions share, and one per eta and direction, for each optimizer. Three
+    evaluations more learn what the step writes to: two forward passes, one gradient. Around
+    probed steps the weights are copied before the step and before the one that precedes it; with
+    `every_n_epochs` at every step where the end of an epoch cannot be foreseen (iterable datasets,
+    manual optimisation). Inside a probe there are six copies of the weights at most, besides the
+    weights and gradients of the training.
+
+    Args:
+        every_n_epochs: Look at the last step of every so many epochs.
+        every_n_steps: Or at every so many-th optimizer step; by default at every 100th.
+        directions: Where to step: any of `"update"`, `"gradient"`, `"random"`.
+        etas: How far, ascending, above 0; for all directions, or a mapping from direction to etas.
+            By default `DEFAULT_ETAS`: (.25, .5, 1, 2, 4) of the update, relative steps from 1e-4 to
+            1e-1 else.
+        mode: How the network is run, see `probing`.
+        loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
+            optimisation and `dataloader_iter`.
+        max_overhead: The share of the fit's wall time that probes may take, such as 0.05; a probe
+            that would go over it is left out, and figures where there is no time for them. None
+            for no limit.
+        seed: Seed of the random direction and of the random numbers inside evaluations.
+        on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
+            on. `"raise"`: it raises.
+        name: The first part of its tags. Tells several monitors of one Trainer apart, there and in
+            checkpoints and files.
+
+    Raises:
+        ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
+            the start of fit, if a setting is out of range or does not fit the module.
+
+    References:
+        Bernstein, Vahdat, Yue, Liu (2020), On the distance between two neural networks and the
+        stability of learning, arXiv:2002.03432.
+
+    Example:
+        >>> monitor = GradientBreakdownMonitor(every_n_steps=50, directions=["update"])
+        >>> monitor.n_evaluations
+        6
+    """
+
+    default_name = "breakdown"
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        directions: Sequence[str] = ("update", "gradient"),
+        etas: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        mode: Mode = "train",
+        loss_fn: LossFn | None = None,
+        max_overhead: float | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+        name: str = default_name,
+    ) -> None:
+        super().__init__(
+            Schedule.of(every_n_epochs, every_n_steps, default=Schedule(every_n_steps=100)),
+            mode=mode,
+            loss_fn=loss_fn,
+            max_overhead=max_overhead,
+            seed=seed,
+            on_error=on_error,
+            name=name,
+        )
+        self.directions = (directions,) if isinstance(directions, str) else tuple(directions)
+        self.etas = _etas(self.directions, etas)
+        self._windows: dict[int, _Window] = {}  # by the number of steps made before them
+        self._history: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        self._said_so = False  # that a step changed nothing
+
+    @property
+    def n_evaluations(self) -> int:
+        """Gradient evaluations in a probe of one optimizer, besides those to learn from."""
+        return 1 + sum(map(len, self.etas.values()))
+
+    @property
+    def n_figures(self) -> int:
+        """Figures in a probe of one optimizer: breakdown and history of each direction."""
+        return 2 * len(self.directions)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget the batches of an earlier fit."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._windows = {}
+
+    def forget(self) -> None:
+        """Forget what was seen in another training."""
+        super().forget()
+        self._history = {}
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the weights and the batch, if the step they lead to will be probed."""
+        due = self._due(trainer, pl_module, batch_idx, ahead=0)
+        wanted = due or self._due(trainer, pl_module, batch_idx, ahead=1)
+        if batch is None or not wanted or not self.nearly_affords():
+            self._windows = {}
+            return
+        if any(map(is_lazy, pl_module.parameters())):  # nothing to keep before the first pass
+            self._windows = {}
+            return
+        self.guarded(lambda: self._keep(pl_module, batch if due else None, batch_idx), "Keeping")
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let go of a batch that the step skipped, and probe when one is due."""
+        window = self._windows.get(self.n_steps)
+        if window is not None and window.batch is not None:
+            if self.skipped(outputs):
+                window.batch = None
+            elif batch is not window.source:  # the step has taken it from a `dataloader_iter`
+                self.guarded(lambda: self._keep(pl_module, batch, batch_idx), "Keeping")
+            window.source = None
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def probe(self, trainer: Any, module: Any, step: int) -> None:
+        """Measure the step just taken, then report it."""
+        began = time.monotonic()
+        reports = self._measure(trainer, module)
+        if not reports:
+            return
+        draws = self.draws(trainer, began)
+        scalars: dict[str, float] = {}
+        for report in reports:
+            scalars |= self._report(trainer, report, step)
+            if draws:
+                with self.drawing():
+                    self._draw(trainer, module, report, step)
+        seconds, _ = self.cost_scalars(time.monotonic() - began)
+        scalars[tag("breakdown_seconds")] = seconds
+        log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history, so that its figure goes on after a restart."""
+        history = {
+            name: {"steps": [step for step, _ in rows], "breakdown": [row for _, row in rows]}
+            for name, rows in self._history.items()
+        }
+        return {**super().state_dict(), "history": history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
+        self._history = {
+            name: list(zip(rows["steps"], rows["breakdown"], strict=True))
+            for name, rows in state_dict["history"].items()
+        }
+
+    def _due(self, trainer: Any, module: Any, batch_idx: int, *, ahead: int) -> bool:
+        """Return whether the step of this window, or of one ahead, will be probed."""
+        if self.schedule.due_after_step(self.n_steps + 1 + ahead):
+            return True
+        if not (self.schedule.due_after_epoch(trainer.current_epoch) or trainer.fast_dev_run):
+            return False
+        n, window = trainer.num_training_batches, trainer.accumulate_grad_batches
+        unforeseen = math.isinf(n) or not module.automatic_optimization
+        ends_fit = 0 < trainer.max_steps <= trainer.global_step + 1 + ahead
+        return unforeseen or ends_fit or batch_idx + ahead * window >= n - window
+
+    def _keep(self, module: Any, batch: Any | None, index: int) -> None:
+        """Keep the weights once a window, they do not move inside it; of its batches the last."""
+        reshard(sharded_modules(module))
+        if self.n_steps not in self._windows:
+            self._windows = {n: w for n, w in self._windows.items() if n == self.n_steps - 1}
+            self._windows[self.n_steps] = _Window(_copy(trainable(module)))
+        if batch is not None:
+            window = self._windows[self.n_steps]
+            window.batch, window.source = keep_batch([], batch, index), batch
+
+    def _measure(self, trainer: Any, module: Any) -> list[_Report]:
+        window = self._windows.get(self.n_steps - 1)
+        ready = window is not None and window.batch is not None
+        if not everybody(ready, module.device):
+            return []
+        assert window is not None
+        assert window.batch is not None
+        reshard(sharded_modules(module))
+        earlier = self._windows.pop(self.n_steps - 2, None)
+        batch, window.batch = window.batch, None
+        with self.opened(trainer, module, [batch], at=window.before) as live:
+            after = live.live
+            steps = self._steps(trainer, module, window, earlier, after)
+            if not steps:
+                return []
+            del earlier  # the weights before the last step: one copy of them less from here on
+            objective = _Centred(live, window.before)
+            n_evaluations = 1 + len(steps) * (self.n_evaluations - 1)
+            if not self.announce(n_evaluations, live.seconds, trainer):
+                return []
+            reports = []
+            for who, (step, cosine) in steps.items():
+                gradient = objective.gradient()[1]
+                sizes = measure_step(window.before, after, gradient, step, successive=cosine)
+                for name in self.directions:
+                    direction = self._direction(name, objective, step)
+                    if name != "update" or step.moves:
+                        found = measure_breakdown(objective, direction, self.etas[name])
+                        reports.append(_Report(who, name, found, sizes))
+            return reports
+
+    def _steps(
+        self, trainer: Any, module: Any, window: _Window, earlier: _Window | None, after: Params
+    ) -> dict[str, tuple[Update, float]]:
+        """Return the step of each optimizer, and its cosine with the one before it."""
+        before = window.before
+        steps = optimizer_steps(trainer.optimizers, trainable(module), before, after)
+        if "update" in self.directions and not any(step.moves for step in steps.values()):
+            self._mention_standstill()
+            if self.directions == ("update",):
+                return {}
+        previous = earlier.before if earlier else {}
+        return {
+            who: (step, successive_cosine(previous, before, after, step))
+            for who, step in steps.items()
+        }
+
+    def _mention_standstill(self) -> None:
+        if not self._said_so:
+            self._said_so = True
+            rank_zero_info(
+                "GradientBreakdownMonitor: a step changed no weight, as when a loss scaler skips "
+                "it: it has no 'update' to measure. Further ones are not mentioned."
+            )
+
+    def _direction(self, name: str, objective: _Centred, step: Update) -> Params:
+        if name == "update":
+            return step
+        if name == "gradient":
+            everywhere = gradient_direction(objective)
+        else:
+            generator = seeded_generator(self.seed, _RANDOM)
+            everywhere = sample_direction(objective.params, "gaussian", generator=generator)
+        return {own: everywhere[own] for own in step}
+
+    def _report(self, trainer: Any, report: _Report, step: int) -> dict[str, float]:
+        who, direction, found = report.who, report.direction, report.found
+        breakdown = found.breakdown[:, shown_column(found)].tolist()
+        rows = self._history.setdefault(report.label, [])
+        rows.append((step, dict(zip(found.names, breakdown, strict=True))))
+        text = breakdown_text(found, report.sizes)
+        log_text(trainer, self.tag("breakdown_text", who=who, direction=direction), text, step)
+        save_breakdown(trainer, f"{self.name}-{report.label}", found, report.sizes, step)
+        return breakdown_scalars(who, direction, found) | step_scalars(who, report.sizes)
+
+    def _draw(self, trainer: Any, module: Any, report: _Report, step: int) -> None:
+        parts = {"who": report.who, "direction": report.direction}
+        label, found, rows = report.label, report.found, self._history[report.label]
+        figure = plot_breakdown(label, found, mode=self.mode, step=step)
+        log_figure(trainer, self.tag("breakdown_figure", **parts), figure, step)
+        layers = [name for name in trainable(module) if any(name in row for _, row in rows)]
+        values = torch.tensor([[row.get(name, math.nan) for name in layers] for _, row in rows])
+        steps, eta = [then for then, _ in rows], float(found.etas[shown_column(found)])
+        figure = plot_breakdown_history(label, steps, layers, values, eta=eta)
+        log_figure(trainer, self.tag("breakdown_history", **parts), figure, step)
+
+
+@dataclass
+class _Window:
+    """What is kept of the batches that lead to one optimizer step."""
+
+    before: Params
+    batch: KeptBatch | None = None
+    source: Any = None  # what it is a copy of, until the step was made
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What was found along one direction for one optimizer, `""` or `"<name>/"`."""
+
+    who: str
+    direction: str
+    found: GradientBreakdown
+    sizes: StepSizes
+
+    @property
+    def label(self) -> str:
+        """What figures and files call it."""
+        return f"{self.who}{self.direction}"
+
+
+class _Centred:
+    """An objective whose gradient where it stands is evaluated once, whoever asks for it.
+
+    Its `params` are the very weights it was opened at, not a copy: nobody here writes to them.
+    """
+
+    def __init__(self, objective: ModuleObjective, at: Params) -> None:
+        self._objective = objective
+        self._here = objective.gradient()
+        self.gather = objective.gather
+        self.params = {name: at[name] for name in self._here[1] if name in at}
+
+    def along(self, direction: Params) -> LossAlong:
+        return self._objective.along(direction)
+
+    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
+        return self._objective.losses(direction, alpha)
+
+    def gradient(
+        self, direction: Params | None = None, alpha: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._objective.gradient(direction, alpha) if direction and alpha else self._here
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _etas(
+    directions: tuple[str, ...], etas: Sequence[float] | Mapping[str, Sequence[float]] | None
+) -> dict[str, Tensor]:
+    unknown = [name for name in directions if name not in DEFAULT_ETAS]
+    if unknown or not directions or len(set(directions)) != len(directions):
+        raise ConfigurationError(
+            f"`directions` must be some of {sorted(DEFAULT_ETAS)}, each once. "
+            f"Got {list(directions)}."
+        )
+    given = {} if etas is None else etas
+    given = given if isinstance(given, Mapping) else dict.fromkeys(directions, given)
+    strange = [name for name in given if name not in directions]
+    if strange:
+        raise ConfigurationError(
+            f"`etas` must be for some of the directions, {list(directions)}. Got {strange}."
+        )
+    with as_configuration():
+        return {name: _checked_etas(given.get(name, DEFAULT_ETAS[name])) for name in directions}

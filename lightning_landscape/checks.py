@@ -1,0 +1,45 @@
+"""Check the settings that several rooms share, and say what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def check_whole(name: str, n: int, least: int = 1) -> int:
+    """Return a whole number that is not below the least.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < least:
+        raise ValueError(f"`{name}` must be a whole number from {least} up. Got {n!r}.")
+    return n
+
+
+def check_share(name: str, share: float | None) -> float | None:
+    """Return a share between 0 and 1, or None.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if share is not None and not 0 < share < 1:
+        raise ValueError(
+            f"`{name}` must be a share of the training time between 0 and 1, such as 0.05, or "
+            f"None for no limit. Got {share!r}."
+        )
+    return share
+
+
+def check_choice(name: str, value: T, choices: Iterable[object]) -> T:
+    """Return a value that is one of the choices.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}. Got {value!r}.")
+    return value

@@ -1,0 +1,314 @@
+"""The weights of a module on the move: along a direction, and back to the bit.
+
+Moving must cost little beside a forward pass. So a large tensor is written once, by
+`add(out=)`, and the small ones of a network with many are computed as one flat block and copied
+out together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_landscape.engine.contents import differing, is_dense, overwriter, put_back, same_bits
+from lightning_landscape.params import Params
+from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, with_local
+
+__all__ = ["Path", "Weights"]
+
+_SMALL = 2**12  # elements: below, calling torch costs more than adding
+_MANY = 16  # small tensors: fewer are faster moved one by one
+_PIECE = 2**18  # elements that are compared at a time: a comparison must not need a copy
+# with these a sum has the same bits alone and within a block; half types round tails otherwise
+_BLOCK_TYPES = (torch.float32, torch.float64)
+
+_Kind: TypeAlias = tuple[torch.dtype, torch.device]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A direction, prepared to be walked often.
+
+    Attributes:
+        moving: Which tensors it moves.
+        single: Tensors moved one by one, each with its step.
+        blocks: Blocks of small tensors, each with its flat step.
+        ends: Where tensors are at `alpha = 1` if not at `start + step`, as rounding has it.
+    """
+
+    moving: frozenset[int] = frozenset()
+    single: list[tuple[int, Tensor]] = field(default_factory=list)
+    blocks: list[tuple[_Block, Tensor]] = field(default_factory=list)
+    ends: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Weights:
+    """The parameters of a module: where they were, where they start, and where they go.
+
+    Args:
+        module: Whose parameters.
+
+    Attributes:
+        names: Their names; tied ones once.
+        parameters: The live parameters, in the same order.
+        tensors: What holds their values here: themselves, or what this rank has of them.
+        live: What they held.
+        start: What they hold at `alpha = 0`.
+        everything: All of them, by index.
+        displaced: Those that are not at their start.
+        own: Those that an evaluation was seen to write to itself.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = dict(module.named_parameters())
+        if any(map(is_sharded, named.values())):  # a step may have kept a whole one that is gone
+            named = {name: p for name, p in named.items() if not is_freed(p)}
+        self.names, self.parameters = list(named), list(named.values())
+        self.tensors = [local(parameter) for parameter in self.parameters]
+        self._is_sharded = [t is not p for t, p in zip(self.tensors, self.parameters, strict=True)]
+        self.index = {name: i for i, name in enumerate(self.names)}
+        self.live = [tensor.detach().clone() for tensor in self.tensors]
+        self.start = self.live
+        self._storages = {_storage(tensor) for tensor in self.tensors}
+        self.everything = frozenset(range(len(self.names)))
+        self.displaced: frozenset[int] = frozenset()
+        self.own: frozenset[int] = frozenset()
+        self._blocks: dict[tuple[int, ...], _Block] = {}
+        self._alias()
+
+    def stand(self, at: Params) -> None:
+        """Start at other weights; those not named start where they are now."""
+        self.start = [self._standing(i, at.get(name)) for i, name in enumerate(self.names)]
+        self.displaced = self.everything if at else frozenset()
+
+    def start_of(self, name: str) -> Tensor:
+        """Return where a parameter starts, whole or sharded as it is."""
+        i = self.index[name]
+        return with_local(self.start[i], self.parameters[i])
+
+    def live_of(self, name: str) -> Tensor:
+        """Return what a parameter held before anything, whole or sharded as it is."""
+        i = self.index[name]
+        return with_local(self.live[i], self.parameters[i])
+
+    def copied(self, name: str) -> Tensor:
+        """Return a copy of that; one that takes memory when it is written to."""
+        i = self.index[name]
+        start = self.start[i]
+        # not of a tensor that others own: it would move in memory when they write to it
+        lazily = start is self.live[i] and is_dense(start)
+        copy = torch._lazy_clone(start) if lazily else start.clone()
+        return with_local(copy, self.parameters[i])
+
+    def path(self, direction: Params) -> Path:
+        """Prepare a direction: what it moves, on the devices of the weights and in their types."""
+        steps = {self.index[name]: step for name, step in direction.items()}
+        single: list[tuple[int, Tensor]] = []
+        kinds: dict[_Kind, list[int]] = {}
+        for i, step in steps.items():
+            start = self.start[i]
+            if self._is_sharded[i]:
+                steps[i] = step = shard_of(step, self.parameters[i])
+            if step.dtype is not start.dtype or step.device != start.device:
+                steps[i] = step = step.to(start)
+            if _storage(step) in self._storages:
+                steps[i] = step = self._as_opened(step)
+            kind = self._kinds[i]
+            if kind:
+                kinds.setdefault(kind, []).append(i)
+            elif _moves(step):
+                single.append((i, step.detach()))
+        blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
+        moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
+        ends: Params = getattr(direction, "end", {})
+        placed = {self.index[name]: end for name, end in ends.items()}
+        placed = {i: shard_of(end, self.parameters[i]) for i, end in placed.items() if i in moving}
+        placed = {
+            i: self._as_opened(end) if _storage(end) in self._storages else end
+            for i, end in placed.items()
+        }
+        return Path(moving, single, blocks, placed)
+
+    def move(self, path: Path, alpha: float) -> None:
+        """Go to `start + alpha * direction`, wherever the weights are now."""
+        if self.own and not all(map(self._fits, self.own)):
+            self.go_back(self.own)  # somebody gave a parameter another shape or type
+            self._alias()
+        elif [tensor.data_ptr() for tensor in self._plain] != self._places:
+            self._alias()  # somebody gave a parameter other storage
+        moving = path.moving if alpha else frozenset()
+        away = self.displaced
+        if away is not moving or self.own:
+            if away is path.moving and not self.own:  # nothing but what was put there just now
+                away = self._retrace(path)
+            self.go_back((away | self.own) - moving)
+        self.displaced = moving
+        if not alpha:
+            return
+        for i, step in path.single:
+            if self._is_dense[i]:
+                torch.add(self.start[i], step, alpha=alpha, out=self._data[i])
+            else:
+                put_back([self.tensors[i]], [torch.add(self.start[i], step, alpha=alpha)])
+        for block, step in path.blocks:
+            block.put(step, alpha)
+        if alpha == 1:  # in floating point start + (end - start) need not be the end
+            put_back([self.tensors[i] for i in path.ends], list(path.ends.values()))
+
+    def _retrace(self, path: Path) -> frozenset[int]:
+        """Bring those back that a path alone has moved, one by one; return those still away."""
+        back = [i for i, _ in path.single if self._is_dense[i]]
+        for i in back:
+            self._data[i].copy_(self.start[i])
+        return path.moving.difference(back)
+
+    def go_back(self, indices: frozenset[int]) -> None:
+        """Bring some to their start."""
+        if not indices:
+            return
+        put_back([self.tensors[i] for i in indices], [self.start[i] for i in indices])
+
+    def put_back(self) -> None:
+        """Bring all back to where they were before anything."""
+        put_back(self.tensors, self.live)
+
+    def written(self, path: Path, alpha: float) -> frozenset[int]:
+        """Return which do not hold what the last `move` put there."""
+        ends = path.ends if alpha == 1 else {}
+        expected = list(self.start)
+        sums: dict[int, Tensor] = {}
+        if alpha:
+            for block, _ in path.blocks:
+                for i, part in zip(block.own, block.parts, strict=True):
+                    expected[i] = part
+            sums = {i: step for i, step in path.single if i not in ends}
+        for i, end in ends.items():
+            expected[i] = end
+        whole = [i for i in range(len(self.tensors)) if i not in sums]
+        found = differing([self.tensors[i] for i in whole], [expected[i] for i in whole])
+        return frozenset([whole[i] for i in found]).union(
+            i
+            for i, step in sums.items()
+            if not _is_sum(self.tensors[i], self.start[i], step, alpha)
+        )
+
+    def astray(self) -> list[int]:
+        """Return which should be at their start and are not."""
+        quiet = sorted(self.everything - self.displaced - self.own)
+        found = differing([self.tensors[i] for i in quiet], [self.start[i] for i in quiet])
+        return [quiet[i] for i in found]
+
+    def _standing(self, i: int, at: Tensor | None) -> Tensor:
+        tensor, live = self.tensors[i], self.live[i]
+        if at is not None:
+            at = shard_of(at.detach(), self.parameters[i])
+            return at.clone() if _storage(at) in self._storages else at.to(live)
+        return live if same_bits(tensor, live) else tensor.detach().clone()
+
+    def _as_opened(self, tensor: Tensor) -> Tensor:
+        """Return a copy of what shares memory with the weights, as it was before they moved."""
+        self.put_back()
+        self.displaced = self.everything
+        return tensor.detach().clone()
+
+    def _fits(self, i: int) -> bool:
+        """Return whether a parameter looks as its alias does."""
+        tensor, data = self.tensors[i], self._data[i]
+        return (tensor.shape, tensor.stride(), tensor.dtype) == (
+            data.shape,
+            data.stride(),
+            data.dtype,
+        )
+
+    def _alias(self) -> None:
+        """Look through the parameters at their data, past their version counters."""
+        self._data = [tensor.data for tensor in self.tensors]
+        self._is_dense = [is_dense(tensor) for tensor in self.tensors]
+        self._plain = list(compress(self.tensors, self._is_dense))
+        self._places = [tensor.data_ptr() for tensor in self._plain]
+        self._kinds = [_kind_of_small(tensor) for tensor in self.tensors]
+        if len(self._kinds) - self._kinds.count(None) < _MANY:
+            self._kinds = [None] * len(self._kinds)
+        for block in self._blocks.values():
+            block.aim([self._data[i] for i in block.own])
+
+    def _moving(self, own: list[int], steps: dict[int, Tensor]) -> list[tuple[_Block, Tensor]]:
+        """Return the block of those small tensors that a direction moves, and their flat step."""
+        with torch.no_grad():
+            flat = torch.cat([steps[i].reshape(-1) for i in own])
+        sizes = [steps[i].numel() for i in own]
+        # in one go: asking each tensor would cost more than moving it
+        moved = np.logical_or.reduceat(flat.cpu().numpy() != 0, np.cumsum([0, *sizes[:-1]]))
+        if not moved.all():
+            own = [i for i, moves in zip(own, moved, strict=True) if moves]
+            if not own:
+                return []
+            with torch.no_grad():
+                flat = torch.cat([steps[i].reshape(-1) for i in own])
+        key = tuple(own)
+        if key not in self._blocks:
+            targets, start = [self._data[i] for i in own], [self.start[i] for i in own]
+            self._blocks[key] = _Block(key, targets, start)
+        return [(self._blocks[key], flat)]
+
+
+class _Block:
+    """Small tensors of one type on one device, that are moved together."""
+
+    def __init__(self, own: tuple[int, ...], targets: list[Tensor], start: list[Tensor]) -> None:
+        self.own = own
+        self._start = torch.cat([tensor.reshape(-1) for tensor in start])
+        self._moved = torch.empty_like(self._start)
+        parts = self._moved.split([tensor.numel() for tensor in start])
+        self.parts = [part.view(to.shape) for part, to in zip(parts, start, strict=True)]
+        self.aim(targets)
+
+    def aim(self, targets: list[Tensor]) -> None:
+        """Write to these from now on."""
+        self._write = overwriter(targets, self.parts)
+
+    def put(self, step: Tensor, alpha: float) -> None:
+        """Let the tensors hold `start + alpha * step`."""
+        torch.add(self._start, step, alpha=alpha, out=self._moved)
+        self._write()
+
+
+def _moves(step: Tensor) -> bool:
+    if not is_dense(step) or not step.numel():
+        return bool(step.any())
+    on_cpu = step.device.type == "cpu" and step.dtype in _BLOCK_TYPES
+    if on_cpu and step.detach().numpy().item(0):  # most often the first number tells
+        return True
+    # in pieces: `any` of all would take memory
+    return any(bool(piece.any()) for piece in step.reshape(-1).split(_PIECE))
+
+
+def _kind_of_small(tensor: Tensor) -> _Kind | None:
+    small = is_dense(tensor) and 0 < tensor.numel() <= _SMALL and tensor.dtype in _BLOCK_TYPES
+    return (tensor.dtype, tensor.device) if small else None
+
+
+def _storage(tensor: Tensor) -> int:
+    if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided:
+        return tensor.untyped_storage()._cdata
+    return id(tensor)
+
+
+def _is_sum(tensor: Tensor, start: Tensor, step: Tensor, alpha: float) -> bool:
+    """Return whether a tensor is `start + alpha * step` to the bit, in pieces if it is large."""
+    now = tensor.detach()
+    if tensor.dtype not in _BLOCK_TYPES or not all(
+        is_dense(t) and t.is_contiguous() for t in (now, start, step)
+    ):
+        return same_bits(now, torch.add(start, step, alpha=alpha))
+    put = torch.empty(min(_PIECE, now.numel()), dtype=now.dtype, device=now.device)
+    pieces = zip(*(t.view(-1).split(_PIECE) for t in (now, start, step)), strict=True)
+    return all(
+        same_bits(piece, torch.add(a, b, alpha=alpha, out=put[: len(piece)]))
+        for piece, a, b in pieces
+    )

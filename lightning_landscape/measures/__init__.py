@@ -1,0 +1,1 @@
+"""What is measured: functions over tensors and objectives, and nothing of Lightning."""

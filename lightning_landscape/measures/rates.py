@@ -1,0 +1,149 @@
+"""Shares and medians over directions, with the intervals they deserve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, median
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_landscape.measures.asymmetry import AsymmetryScore
+from lightning_landscape.measures.sequential import sequential_design
+
+__all__ = ["AsymmetryRate", "median_interval"]
+
+
+class AsymmetryRate(Metric):
+    """The share of directions that are asymmetric, with an interval.
+
+    A direction counts when its `ratio` exceeds `c` and the slice could be judged, that is, its
+    verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. Uniform
+    directions share most of their length (cosine 3/4), so that their interval is too narrow.
+
+    The interval is Wilson's, made for a number of directions that was chosen beforehand. With
+    `precision` it is that of `SequentialDesign`, made for drawing until `is_precise`; Wilson's
+    would then miss too often.
+
+    Args:
+        c: How many times steeper the steep side must be.
+        confidence: Coverage of the interval.
+        precision: Half of the width of the interval to stop at; None if the number of directions
+            does not depend on what they showed.
+
+    Raises:
+        ValueError: If `c` is below 1, `confidence` not between 0 and 1 or `precision` not between
+            0.03 and 0.5; on `compute` if directions went on after `is_precise`.
+
+    References:
+        Wilson (1927), Probable inference, the law of succession, and statistical inference.
+
+    Example:
+        >>> from lightning_landscape import Slice, score_asymmetry
+        >>> steps = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+        >>> rate = AsymmetryRate()
+        >>> rate.update(score_asymmetry(Slice(steps, torch.tensor([0.5, 0.25, 0.0, 1.0, 2.0]))))
+        >>> rate.update(score_asymmetry(Slice(steps, steps**2)))
+        >>> {name: round(float(value), 3) for name, value in rate.compute().items()}
+        {'rate': 0.5, 'low': 0.095, 'high': 0.905, 'n': 2.0}
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+
+    asymmetric: Tensor
+    total: Tensor
+
+    def __init__(
+        self,
+        c: float = 2.0,
+        confidence: float = 0.95,
+        *,
+        precision: float | None = None,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not c >= 1:
+            raise ValueError(f"`c` must be at least 1. Got {c}.")
+        if not 0 < confidence < 1:
+            raise ValueError(
+                f"`confidence` must be between 0 and 1, such as 0.95. Got {confidence}."
+            )
+        self.c = c
+        self.confidence = confidence
+        self.precision = precision
+        if precision is not None:
+            sequential_design(precision, confidence)
+        self.add_state("asymmetric", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    @property
+    def is_precise(self) -> bool:
+        """Whether the interval is as narrow as `precision`; never without one."""
+        if self.precision is None:
+            return False
+        design = sequential_design(self.precision, self.confidence)
+        return design.stops(int(self.asymmetric), int(self.total))
+
+    def update(self, score: AsymmetryScore | None) -> None:
+        """Count one direction; None is one that `cannot_count`."""
+        if score is not None:
+            judged = score.verdict not in ("off-minimum", "unresolved")
+            self.asymmetric += int(judged and score.ratio > self.c)
+        self.total += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `rate`, `low`, `high` and `n`, float64 scalars; nan, 0, 1 and 0 before any."""
+        k, n = int(self.asymmetric), int(self.total)
+        rate = k / n if n else math.nan
+        if self.precision is None:
+            low, high = _wilson(k, n, self.confidence)
+        else:
+            low, high = sequential_design(self.precision, self.confidence).interval(k, n)
+        values = {"rate": rate, "low": low, "high": high, "n": float(n)}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def median_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the median and an interval for it from order statistics, whatever the distribution.
+
+    The k-th smallest and k-th largest value, with the largest k for which the binomial chance that
+    the median of independent draws lies outside is at most `1 - confidence`. Values that are nan
+    are left out; with fewer than 6 others no such interval exists at 95 % and the ends are nan.
+
+    Args:
+        values: One value a direction.
+        confidence: Coverage of the interval.
+
+    Returns:
+        The median, the lower end and the upper end.
+
+    Example:
+        >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+        (4.5, 1.0, 8.0)
+    """
+    known = sorted(value for value in values if not math.isnan(value))
+    n = len(known)
+    outside, k = 0.0, 0
+    while k < n // 2:
+        outside += 2 * math.comb(n, k) / 2**n
+        if outside > 1 - confidence:
+            break
+        k += 1
+    middle = median(known) if known else math.nan
+    return (middle, known[k - 1], known[n - k]) if k else (middle, math.nan, math.nan)
+
+
+def _wilson(k: int, n: int, confidence: float) -> tuple[float, float]:
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    # exact at the ends, where rounding would leave 1e-17
+    return 0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half

@@ -1,0 +1,280 @@
+"""The loss along a direction: the grids, the slice that holds it, and how one is evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import lt
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.objective import LossAlong, Objective
+from lightning_landscape.params import Params, l2_norm
+
+__all__ = [
+    "Slice",
+    "evaluate_pairs",
+    "evaluate_slice",
+    "grid_index",
+    "line_grid",
+    "on_grid",
+    "symmetric_grid",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Losses along a line through weight space.
+
+    Attributes:
+        alphas: Where along the direction, float64 `[n_points]`, ascending, contains 0. In units of
+            the direction: 1 is `params + direction`.
+        losses: The loss on each batch at each of them, float64 `[n_points, n_batches]`. Non-finite
+            ones are kept.
+        distance: L2 norm of the direction: what one unit of alpha is in weight space.
+        mode: How the network was run: `"train"`, `"eval"`, `"recalibrated"`, or `"function"`.
+        label: What the direction was, for people.
+
+    Example:
+        >>> line = Slice(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 0.0, float("inf")]))
+        >>> line.mean, line.n_nonfinite
+        (tensor([2., 0., inf], dtype=torch.float64), 1)
+    """
+
+    alphas: Tensor
+    losses: Tensor
+    distance: float = math.nan
+    mode: str = "function"
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        alphas = _checked_alphas(self.alphas)
+        losses = torch.as_tensor(self.losses).detach().cpu().double()
+        losses = losses.unsqueeze(1) if losses.ndim == 1 else losses
+        if losses.ndim != 2 or len(losses) != len(alphas) or not losses.shape[1]:
+            raise ValueError(
+                "`losses` must have the shape [n_points, n_batches] with a row per alpha. "
+                f"Got {tuple(losses.shape)} for {len(alphas)} alphas."
+            )
+        object.__setattr__(self, "alphas", alphas)
+        object.__setattr__(self, "losses", losses)
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss at each alpha, averaged over the batches, float64 `[n_points]`."""
+        return self.losses.mean(dim=1)
+
+    @property
+    def n_nonfinite(self) -> int:
+        """How many of the losses are infinite or not a number."""
+        return int((~self.losses.isfinite()).sum())
+
+    @property
+    def minimum(self) -> float:
+        """The alpha of the least finite loss, the nearest to 0 of equals; nan if there is none."""
+        loss = self.mean
+        if not loss.isfinite().any():
+            return math.nan
+        candidates = self.alphas[loss == loss[loss.isfinite()].min()]
+        return float(candidates[candidates.abs().argmin()])
+
+    def to_dict(self) -> dict[str, object]:
+        """Return everything as plain numbers, lists and strings."""
+        return {
+            "alphas": self.alphas.tolist(),
+            "losses": self.losses.tolist(),
+            "mean": self.mean.tolist(),
+            "distance": self.distance,
+            "mode": self.mode,
+            "label": self.label,
+            "n_nonfinite": self.n_nonfinite,
+        }
+
+
+def evaluate_slice(
+    objective: Objective, direction: Params, alphas: Tensor, *, label: str = ""
+) -> Slice:
+    """Evaluate the loss at every alpha along a direction.
+
+    Costs exactly `n_points` evaluations of the objective. A loss that is not finite is data and is
+    kept; a loss that raises is an error and is passed on.
+
+    Args:
+        objective: What to evaluate.
+        direction: Where to walk; names that it lacks stay where they are.
+        alphas: How far, `[n_points]`, ascending, containing 0.
+        label: What the direction is, for people.
+
+    Returns:
+        The slice, with the batches of all processes.
+
+    Raises:
+        ValueError: If `alphas` is not a sorted grid that contains 0.
+
+    Example:
+        >>> from lightning_landscape import FunctionObjective
+        >>> bowl = FunctionObjective(lambda p: p["x"] ** 2 / 2, {"x": torch.tensor(0.0)})
+        >>> evaluate_slice(bowl, {"x": torch.tensor(1.0)}, symmetric_grid(2.0, 5)).mean.tolist()
+        [2.0, 0.5, 0.0, 0.5, 2.0]
+    """
+    alphas = _checked_alphas(alphas)
+    losses = _gathered(objective, objective.along(direction), alphas)
+    return _slice(objective, direction, alphas, losses, label)
+
+
+def evaluate_pairs(
+    objective: Objective,
+    direction: Params,
+    alphas: Tensor,
+    centre: Tensor,
+    *,
+    enough: Callable[[Slice], bool],
+    label: str = "",
+) -> Slice | None:
+    """Evaluate `-alpha` and `+alpha` together, from the ends of a slice inwards, until enough.
+
+    Costs two evaluations a pair: `n_points - 1` for a whole slice, the same as `evaluate_slice`
+    gives, bit for bit. A slice that was stopped is not there: points that were not evaluated have
+    no loss, so that nothing can be computed from them as if they had.
+
+    Args:
+        objective: What to evaluate.
+        direction: Where to walk; names that it lacks stay where they are.
+        alphas: How far, a grid symmetric about 0.
+        centre: The losses at 0, the same in every direction: those of a slice, `[n_batches]`.
+        enough: Is shown 0 and the pairs so far after each of them, and says whether to stop. Alike
+            on all processes, for it sees the batches of all.
+        label: What the direction is, for people.
+
+    Returns:
+        The whole slice, or None if it was stopped.
+
+    Raises:
+        ValueError: If the grid is not symmetric about 0.
+
+    Example:
+        >>> from lightning_landscape import FunctionObjective
+        >>> bowl = FunctionObjective(lambda p: p["x"] ** 2 / 2, {"x": torch.tensor(0.0)})
+        >>> ahead, grid, zero = {"x": torch.tensor(1.0)}, symmetric_grid(2.0, 5), torch.zeros(1)
+        >>> evaluate_pairs(bowl, ahead, grid, zero, enough=lambda part: False).mean.tolist()
+        [2.0, 0.5, 0.0, 0.5, 2.0]
+        >>> evaluate_pairs(bowl, ahead, grid, zero, enough=lambda part: True) is None
+        True
+    """
+    alphas = _checked_alphas(alphas)
+    middle = len(alphas) // 2
+    if not torch.allclose(alphas, -alphas.flip(0), rtol=0, atol=1e-9 * float(alphas[-1])):
+        raise ValueError(
+            "`alphas` must be a grid symmetric about 0 to be evaluated in pairs. Got "
+            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points)."
+        )
+    loss = objective.along(direction)
+    below: list[Tensor] = []
+    above: list[Tensor] = []
+    for i in range(middle):
+        low, high = _gathered(objective, loss, alphas[[i, -1 - i]])
+        below, above = [*below, low], [high, *above]
+        known = [*range(i + 1), middle, *range(-1 - i, 0)]
+        part = Slice(alphas[known], torch.stack([*below, centre, *above]))
+        if len(known) < len(alphas) and enough(part):
+            return None
+    losses = torch.stack([*below, centre, *above])
+    return _slice(objective, direction, alphas, losses, label)
+
+
+def _gathered(objective: Objective, loss: LossAlong, alphas: Tensor) -> Tensor:
+    gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
+    each = getattr(loss, "each", lambda values: torch.stack([loss(alpha) for alpha in values]))
+    return gather(each(alphas.tolist()))
+
+
+def _slice(
+    objective: Objective, direction: Params, alphas: Tensor, losses: Tensor, label: str
+) -> Slice:
+    mode = getattr(objective, "mode", "function")
+    return Slice(alphas, losses, distance=l2_norm(direction), mode=mode, label=label)
+
+
+def symmetric_grid(radius: float, n_points: int) -> Tensor:
+    """Return `n_points` equally spaced alphas from `-radius` to `radius`, 0 exactly among them.
+
+    Raises:
+        ValueError: If the radius is not positive and finite or the number of points not odd and
+            at least 3.
+
+    Example:
+        >>> symmetric_grid(0.5, 5)
+        tensor([-0.5000, -0.2500,  0.0000,  0.2500,  0.5000], dtype=torch.float64)
+    """
+    if not (radius > 0 and math.isfinite(radius)):
+        raise ValueError(f"`radius` must be positive and finite. Got {radius}.")
+    if n_points < 3 or n_points % 2 == 0:
+        raise ValueError(
+            f"`n_points` must be odd and at least 3, so that 0 is one of them. Got {n_points}: "
+            f"try {max(3, n_points + 1)}."
+        )
+    half = torch.linspace(0, radius, n_points // 2 + 1, dtype=torch.float64)
+    return torch.cat([-half[1:].flip(0), half])
+
+
+def line_grid(overhang: float = 2.0, n_points: int = 31) -> Tensor:
+    """Return alphas from `-overhang` to `1 + overhang`, 0 and 1 exactly among them.
+
+    Between two sets of weights and beyond both; symmetric about 1/2. The spacing is equal where 0
+    and 1 allow it and near equal elsewhere.
+
+    Raises:
+        ValueError: If the overhang is negative or not finite, or the points too few.
+
+    Example:
+        >>> line_grid(1.0, 7)
+        tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000,  1.5000,  2.0000],
+               dtype=torch.float64)
+    """
+    if not (overhang >= 0 and math.isfinite(overhang)):
+        raise ValueError(f"`overhang` must be finite and not negative. Got {overhang}.")
+    least = 4 if overhang else 2
+    if n_points < least:
+        raise ValueError(
+            f"`n_points` must be at least {least} to hold both ends, 0 and 1. Got {n_points}."
+        )
+    intervals = n_points - 1
+    outside = round(intervals * overhang / (1 + 2 * overhang))
+    outside = min(max(outside, 1), (intervals - 1) // 2) if overhang else 0
+    before = torch.linspace(-overhang, 0, outside + 1, dtype=torch.float64)
+    between = torch.linspace(0, 1, intervals - 2 * outside + 1, dtype=torch.float64)
+    return torch.cat([before[:-1], between, 1 - before[:-1].flip(0)])
+
+
+def on_grid(grid: Tensor, value: float) -> bool:
+    """Return whether a value is on a grid, within 1e-9 of its radius."""
+    return bool((grid - value).abs().min() <= 1e-9 * float(grid.abs().max()))
+
+
+def grid_index(grid: Tensor, value: float) -> int:
+    """Return where on a grid a value is, or the nearest to it."""
+    return int((grid - value).abs().argmin())
+
+
+def _checked_alphas(alphas: Tensor) -> Tensor:
+    alphas = torch.as_tensor(alphas).detach().cpu().double()
+    values: list[float] = alphas.tolist() if alphas.ndim == 1 else [math.nan]
+    # what ascends holds no nan, and is finite if its ends are
+    ascends = all(map(lt, values, values[1:]))
+    if not (ascends and all(map(math.isfinite, values[:1] + values[-1:]))):
+        raise ValueError(
+            "`alphas` must be one-dimensional, finite and strictly ascending. Got "
+            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
+        )
+    least = min(map(abs, values), default=math.inf)
+    if not values or least > 1e-9 * max(abs(values[0]), abs(values[-1])):
+        raise ValueError(
+            "`alphas` must contain 0, the point the others are compared with. Got "
+            f"{values}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
+        )
+    alphas = alphas.clone()
+    if least:  # np.linspace may leave 1e-17 there
+        alphas[alphas.abs().argmin()] = 0.0
+    return alphas

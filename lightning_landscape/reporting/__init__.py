@@ -1,0 +1,1 @@
+"""Where results go: tags, records, figures, loggers and files."""

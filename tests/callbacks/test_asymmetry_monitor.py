@@ -1,0 +1,508 @@
+"""What the monitor logs, when, what it costs, and what it says to settings that cannot work."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hostile import GAN, Rows, Samples, gan_loss
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_landscape import (
+    SWA,
+    AsymmetryMonitor,
+    difference,
+    evaluate_slice,
+    line_grid,
+    probing,
+    sample_direction,
+    score_asymmetry,
+)
+from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
+from lightning_landscape.callbacks import base as monitor
+from lightning_landscape.callbacks.asymmetry import direction_generator
+from lightning_landscape.engine.batches import keep_batch
+
+QUIET = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "log_every_n_steps": 1,
+}
+SMALL = {"n_directions": 2, "n_points": 5, "on_error": "raise"}
+
+
+class Net(LightningModule):
+    """Counts its own steps."""
+
+    def __init__(self, norm=True):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(8, 6), nn.BatchNorm1d(6) if norm else nn.Tanh(), nn.Linear(6, 3)
+        )
+        self.calls = 0
+
+    def training_step(self, batch, batch_idx):
+        counter.append(batch_idx)
+        loss = F.cross_entropy(self.net(batch["x"]), batch["y"])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self.net(batch["x"]), batch["y"]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+counter: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _count_from_zero():
+    counter.clear()
+
+
+def train(*callbacks, module=None, batch_size=6, ckpt_path=None, **options):
+    seed_everything(0, verbose=False)
+    module = module or Net()
+    trainer = Trainer(
+        **{"max_epochs": 2, "logger": Rows(), **QUIET, **options}, callbacks=list(callbacks)
+    )
+    loader = DataLoader(Samples(), batch_size=batch_size, shuffle=True)
+    has_validation = isinstance(module, Net)
+    validation = DataLoader(Samples(12), batch_size=4) if has_validation else None
+    trainer.fit(module, loader, validation, ckpt_path=ckpt_path)
+    return module, trainer
+
+
+class AllRows(Rows):
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+
+def steps_of(trainer, name):
+    return [step for step, row in trainer.logger.rows if name in row]
+
+
+# -- when ------------------------------------------------------------------------------------------
+
+
+def test_by_default_it_probes_after_every_epoch_at_the_step_of_the_users_scalars():
+    _, trainer = train(AsymmetryMonitor(**SMALL), logger=AllRows())
+    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
+    assert set(steps_of(trainer, "landscape/gaussian/area")) <= set(steps_of(trainer, "train_loss"))
+
+
+def test_it_probes_after_every_third_step():
+    _, trainer = train(AsymmetryMonitor(every_n_steps=3, **SMALL), logger=AllRows())
+    # after the steps 3, 6, 9, 12, which Lightning counts from 0
+    assert steps_of(trainer, "landscape/gaussian/area") == [2, 5, 8, 11]
+    assert set(steps_of(trainer, "train_loss")) >= {2, 5, 8, 11}
+
+
+def test_an_accumulation_window_is_one_step():
+    monitor = AsymmetryMonitor(every_n_steps=2, **SMALL)
+    train(monitor, accumulate_grad_batches=3, max_epochs=2)
+    assert monitor.n_steps == 4
+
+
+@pytest.mark.tried("configuration", "fast_dev_run: one probe, nothing written")
+def test_in_a_fast_development_run_it_probes_once_and_writes_nothing(tmp_path):
+    monitor = AsymmetryMonitor(every_n_epochs=100, **SMALL)
+    _, trainer = train(monitor, fast_dev_run=2, default_root_dir=tmp_path)
+    assert "landscape/gaussian/area" in trainer.callback_metrics
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.tried("configuration", "Trainer.validate: AsymmetryMonitor does nothing")
+def test_outside_of_fit_it_does_nothing():
+    monitor = AsymmetryMonitor(**SMALL)
+    module, trainer = train(monitor)
+    before = len(counter)
+    trainer.validate(module, DataLoader(Samples(12), batch_size=4), verbose=False)
+    assert len(counter) == before
+
+
+def test_a_budget_holds_probes_to_their_share(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    clock = iter(range(10**9))
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: float(next(clock)))
+    free, held = (AsymmetryMonitor(max_overhead=share, **SMALL) for share in (None, 0.01))
+    _, everything = train(free, logger=AllRows(), max_epochs=3)
+    _, little = train(held, logger=AllRows(), max_epochs=3)
+    assert len(steps_of(everything, "landscape/seconds")) == 3
+    assert len(steps_of(little, "landscape/seconds")) == 0
+    assert "3 of 3 probes were left out to stay within max_overhead=0.01" in caplog.text
+
+
+def test_under_a_budget_numbers_come_first_and_figures_have_as_much_of_it(
+    monkeypatch, clock, caplog
+):
+    caplog.set_level(logging.INFO)
+    for owner, name, seconds in (
+        (Net, "on_train_batch_start", 0.1),
+        (Net, "training_step", 0.001),
+        (asymmetry_monitor, "keep_batch", 0.1),
+        (asymmetry_monitor, "plot_slices", 0.3),
+        (asymmetry_monitor, "plot_history", 0.3),
+    ):
+        monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
+    watching = AsymmetryMonitor(
+        every_n_steps=1, families="gaussian", n_batches=1, max_overhead=0.05, **SMALL
+    )
+    _, trainer = train(watching, logger=AllRows(), max_epochs=60)
+    rows = [row for _, row in trainer.logger.rows if "landscape/overhead" in row]
+    seconds = [row["landscape/seconds"] for row in rows]
+    assert max(row["landscape/overhead"] for row in rows) <= 0.05
+    # numbers take .012 s and are guessed to take .11 until they are timed; the batch took .1
+    assert rows[0]["landscape/overhead"] == pytest.approx(0.112 / 0.21 * 0.05, abs=0.002)
+    # figures take .6 s and are guessed to take .8: numbers alone for as long, then the two together
+    n = math.ceil(0.8 / 0.012)
+    assert [k for k, took in enumerate(seconds) if took > 0.5] == [n]
+    assert seconds[n] == pytest.approx(0.612)
+    assert [seconds[n - 1], seconds[n + 1]] == pytest.approx([0.012, 0.012])
+    assert "99 of 100 probes have numbers and no figures" in caplog.text
+
+
+def test_a_schedule_longer_than_the_fit_is_said_to_be(caplog):
+    caplog.set_level(logging.INFO)
+    train(AsymmetryMonitor(every_n_steps=1000, **SMALL))
+    assert "no probe was due, the fit was shorter than every 1000 steps" in caplog.text
+
+
+# -- what ------------------------------------------------------------------------------------------
+
+
+def test_one_probe_costs_exactly_what_it_says():
+    monitor = AsymmetryMonitor(n_directions=2, n_points=9, n_batches=2, on_error="raise")
+    train(max_epochs=1)
+    plain = len(counter)
+    counter.clear()
+    train(monitor, max_epochs=1)
+    assert monitor.n_evaluations == 3 * 2 * 9
+    # an evaluation is a pass over two batches; two evaluations more to learn from
+    assert len(counter) - plain == 2 * (monitor.n_evaluations + 2)
+
+
+def test_the_cost_is_said_before_the_first_probe(caplog):
+    with caplog.at_level(logging.INFO):
+        train(AsymmetryMonitor(**SMALL))
+    lines = [r.getMessage() for r in caplog.records if "one probe" in r.getMessage()]
+    assert len(lines) == 1
+    assert "one probe = 30 evaluations, about" in lines[0]
+    assert "every epoch of about" in lines[0]
+
+
+class Measure(Callback):
+    """Measures by hand what the monitor measures, at the same moment."""
+
+    def __init__(self, batches, mode):
+        self.batches, self.mode, self.area = batches, mode, None
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        with probing(pl_module, self.batches, mode=self.mode, seed=3) as objective:
+            scores = []
+            for k in range(2):
+                direction = sample_direction(
+                    objective.params,
+                    "uniform@norm",
+                    module=pl_module,
+                    generator=direction_generator(3, "uniform@norm", k),
+                )
+                alphas = torch.linspace(-0.5, 0.5, 5, dtype=torch.float64)
+                scores.append(score_asymmetry(evaluate_slice(objective, direction, alphas)).area)
+        self.area = sum(scores) / 2  # the median of two
+
+
+@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+@pytest.mark.parametrize("mode", ["train", "eval", "recalibrated"])
+def test_the_number_logged_is_the_number_measured_by_hand(mode):
+    data = Samples()
+    batches = [{"x": data.x[i : i + 6], "y": data.y[i : i + 6]} for i in range(0, 12, 6)]
+    still = TensorDataset(data.x, data.y)
+
+    class Tuples(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step({"x": batch[0], "y": batch[1]}, batch_idx)
+
+    by_hand = Measure([(b["x"], b["y"]) for b in batches], mode)
+    monitor = AsymmetryMonitor(
+        families=("uniform@norm",),
+        n_directions=2,
+        n_points=5,
+        radius=0.5,
+        mode=mode,
+        seed=3,
+        on_error="raise",
+    )
+    seed_everything(0, verbose=False)
+    trainer = Trainer(max_epochs=1, logger=False, **QUIET, callbacks=[monitor, by_hand])
+    trainer.fit(Tuples(), DataLoader(still, batch_size=6))
+    assert float(trainer.callback_metrics["landscape/uniform-norm/area"]) == pytest.approx(
+        by_hand.area, rel=1e-6
+    )
+
+
+def test_a_network_without_norms_leaves_that_family_out_with_one_line(caplog):
+    with caplog.at_level(logging.INFO):
+        _, trainer = train(AsymmetryMonitor(**SMALL), module=Net(norm=False), logger=AllRows())
+    lines = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert len(lines) == 1
+    assert "'uniform@norm'" in lines[0]
+    assert steps_of(trainer, "landscape/uniform-norm/area") == []
+    assert steps_of(trainer, "landscape/sign/area") == [5, 11]
+
+
+def test_the_line_to_the_average_is_that_of_the_weights_at_hand():
+    swa = SWA(0, validate=False)
+    seen = {}
+
+    class ByHand(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            batches = [kept.data for kept in monitor._train]
+            with probing(pl_module, batches) as objective:
+                line = evaluate_slice(
+                    objective, difference(swa.weights, objective.params), line_grid(4.0)
+                )
+            at = {round(t, 9): i for i, t in enumerate(line.alphas.tolist())}
+            seen["gap"] = float(line.mean[at[1.0]] - line.mean[at[0.0]])
+            seen["distance"] = line.distance
+
+    monitor = AsymmetryMonitor(swa=swa, **SMALL)
+    _, trainer = train(swa, monitor, ByHand())
+    for name, value in seen.items():
+        assert float(trainer.callback_metrics[f"landscape/swa/{name}"]) == pytest.approx(value)
+
+
+def test_train_and_validation_batches_are_told_apart(tmp_path):
+    swa = SWA(0, validate=False)
+    monitor = AsymmetryMonitor(swa=swa, validation=True, n_batches=2, **SMALL)
+    logger = TensorBoardLogger(tmp_path, name="")
+    _, trainer = train(swa, monitor, logger=logger)
+    with np.load(f"{logger.log_dir}/landscape/gaussian-step=11.npz") as arrays:
+        train_losses = arrays["losses"]
+        assert train_losses.shape == (2, 5, 2)  # directions, points, batches
+    with np.load(f"{logger.log_dir}/landscape/gaussian-val-step=11.npz") as arrays:
+        assert not np.array_equal(train_losses, arrays["losses"])
+    metrics = trainer.callback_metrics
+    shift = metrics["landscape/swa/val/minimum"] - metrics["landscape/swa/minimum"]
+    assert metrics["landscape/swa/shift"] == shift
+
+
+def test_without_validation_batches_it_says_so_and_probes_on_training_ones(caplog):
+    caplog.set_level(logging.INFO)
+    monitor = AsymmetryMonitor(validation=True, every_n_steps=2, **SMALL)
+    _, trainer = train(monitor, num_sanity_val_steps=0, max_epochs=1)
+    assert caplog.text.count("no validation batch was seen yet") == 1
+    assert "landscape/gaussian/area" in trainer.callback_metrics
+
+
+def test_a_gan_is_probed_through_its_loss_fn():
+    monitor = AsymmetryMonitor(loss_fn=gan_loss, families=("gaussian@generator.*",), **SMALL)
+    _, trainer = train(monitor, module=GAN())
+    assert math.isfinite(trainer.callback_metrics["landscape/gaussian-generator.*/area"])
+
+
+# -- where -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.tried("loggers", "TensorBoard: every scalar and figure of AsymmetryMonitor and SWA")
+def test_tensorboard_shows_the_scalars_and_the_figures(tmp_path):
+    swa = SWA(0)
+    monitor = AsymmetryMonitor(swa=swa, validation=True, **SMALL)
+    logger = TensorBoardLogger(tmp_path, name="")
+    train(swa, monitor, logger=logger)
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    for family in ("gaussian", "uniform-norm", "sign"):
+        for name in ("rate", "rate_low", "rate_high", "area", "area_corrected", "ratio"):
+            assert [e.step for e in events.Scalars(f"landscape/{family}/{name}")] == [5, 11]
+        for figure in (f"landscape/{family}", f"landscape/history/{family}"):
+            assert [e.step for e in events.Images(figure)] == [5, 11]
+    assert "landscape/swa/line" in tags["images"]
+    for name in ("distance", "gap", "minimum", "barrier", "outward_ratio"):
+        assert f"landscape/swa/{name}" in tags["scalars"]
+        assert f"landscape/swa/val/{name}" in tags["scalars"]
+    assert {"landscape/seconds", "landscape/overhead", "landscape/swa/shift"} <= {*tags["scalars"]}
+    assert {"swa/val_loss", "swa/n_averaged"} <= {*tags["scalars"]}
+
+
+@pytest.mark.tried("configuration", "Trainer.fit(ckpt_path=...): the history goes on")
+def test_history_goes_on_after_a_restart(tmp_path):
+    first, second = AsymmetryMonitor(**SMALL), AsymmetryMonitor(**SMALL)
+    module, trainer = train(first, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    train(second, module=module, max_epochs=3, ckpt_path=tmp_path / "some.ckpt")
+    assert [step for step, _ in second._history["gaussian"]] == [5, 11, 17]
+    assert second.n_steps == 18
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+def failing(module, batch):
+    raise ZeroDivisionError("by me")
+
+
+def test_a_step_that_stops_the_training_does_not_stop_it_in_a_probe():
+    class Stopping(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if loss > 2.5:  # reached at radius 5, not in training
+                self.trainer.should_stop = True
+            return loss
+
+    _, trainer = train(AsymmetryMonitor(radius=5.0, **SMALL), module=Stopping(), max_epochs=3)
+    assert trainer.current_epoch == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+@pytest.mark.tried("steps", "None at the first batch of a fit")
+def test_a_batch_that_the_step_skips_is_not_kept():
+    class Skipping(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 0 else loss
+
+    monitor = AsymmetryMonitor(**SMALL)
+    train(monitor, module=Skipping())
+    assert [kept.index for kept in monitor._train] == [1, 2]
+
+
+@pytest.mark.tried("steps", "norm layers that freeze from the second epoch on")
+def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
+    class Freezing(Net):
+        def on_train_epoch_start(self):
+            self.net[1].requires_grad_(self.current_epoch == 0)
+
+    _, trainer = train(AsymmetryMonitor(**SMALL), module=Freezing(), logger=AllRows())
+    assert steps_of(trainer, "landscape/uniform-norm/area") == [5]
+    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
+
+
+@pytest.mark.tried("configuration", "a second Trainer with the same callbacks, from step 0")
+@pytest.mark.parametrize("same", [False, True])
+def test_a_fit_from_step_0_begins_a_new_history(same):
+    monitor = AsymmetryMonitor(**SMALL)
+    module, _ = train(monitor)
+    train(monitor, max_epochs=1, module=module if same else None)
+    assert [step for step, _ in monitor._history["gaussian"]] == [5]
+    assert monitor.n_steps == 6
+
+
+@pytest.mark.tried("steps", "packed sequences as batches")
+def test_packed_sequences_can_be_kept():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    kept = keep_batch([], packed, 0)
+    assert torch.equal(kept.data.data, packed.data)
+    assert kept.data.data is not packed.data
+
+
+def test_a_failing_probe_costs_one_warning_and_training_goes_on():
+    monitor = AsymmetryMonitor(loss_fn=failing)
+    with pytest.warns(UserWarning, match="failed: ZeroDivisionError: by me") as caught:
+        _, trainer = train(monitor, max_epochs=3)
+    assert trainer.current_epoch == 3
+    assert len([w for w in caught if "failed" in str(w.message)]) == 1
+
+
+def test_a_failing_probe_raises_where_it_is_asked_to():
+    with pytest.raises(ZeroDivisionError, match="by me"):
+        train(AsymmetryMonitor(loss_fn=failing, on_error="raise"))
+
+
+def test_a_loss_that_is_not_finite_is_data():
+    def sometimes(module, batch):
+        loss = F.cross_entropy(module.net(batch["x"]), batch["y"])
+        return loss.where(loss < 1.0, torch.inf)
+
+    monitor = AsymmetryMonitor(loss_fn=sometimes, **SMALL)
+    _, trainer = train(monitor)
+    assert "landscape/gaussian/area" in trainer.callback_metrics
+
+
+@pytest.mark.tried("loggers", "a logger whose `log_metrics` raises: one warning")
+def test_a_logger_that_raises_costs_one_warning():
+    class Broken(Rows):
+        def log_metrics(self, metrics, step=None):
+            if any(name.startswith("landscape") for name in metrics):
+                raise OSError("disk full")
+
+    with pytest.warns(UserWarning, match="Broken failed to log") as caught:
+        _, trainer = train(AsymmetryMonitor(**SMALL), logger=Broken(), max_epochs=3)
+    assert trainer.current_epoch == 3
+    assert len([w for w in caught if "failed to log" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_points": 12}, r"`n_points` must be 4 k \+ 1"),
+        ({"n_points": 11}, r"`n_points` must be 4 k \+ 1"),
+        ({"n_points": 1}, r"`n_points` must be 4 k \+ 1"),
+        ({"radius": 0.0}, "`radius` must be positive"),
+        ({"radius": -1.0}, "`radius` must be positive"),
+        ({"radius": math.nan}, "`radius` must be positive"),
+        ({"families": ("cauchy",)}, "`family` must be"),
+        ({"families": ("gaussian", "gaussian")}, "must not repeat"),
+        ({"families": ()}, "`families` must name at least one"),
+        ({"seed": -1}, "`seed` must be a whole number"),
+        ({"loss_fn": "mine"}, "`loss_fn` must be a function"),
+        ({"n_directions": 0}, "`n_directions` must be a whole number"),
+        ({"n_batches": 0}, "`n_batches` must be a whole number"),
+        ({"normalize": "row"}, "`normalize` must be one of"),
+        ({"mode": "test"}, "`mode` must be one of"),
+        ({"swa": StochasticWeightAveraging(1e-2)}, "`swa` must be a lightning_landscape.SWA"),
+        ({"swa": SWA}, "`swa` must be a lightning_landscape.SWA callback, or None. Got SWA"),
+        ({"on_error": "ignore"}, "`on_error` must be one of"),
+        ({"max_overhead": 1.5}, "`max_overhead` must be a share"),
+        ({"every_n_epochs": 1, "every_n_steps": 1}, "exclude each other"),
+        ({"every_n_epochs": 0}, "`every_n_epochs` must be a whole number"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, dict) else None,
+)
+def test_bad_settings_are_refused_at_construction(options, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        AsymmetryMonitor(**options)
+    with pytest.raises(ValueError, match=message):
+        AsymmetryMonitor(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "module", "message"),
+    [
+        ({"families": ("gaussian@nothing.*",)}, Net, "matches none of"),
+        ({}, GAN, "`loss_fn` is needed"),
+        ({"swa": SWA(0)}, Net, "`swa` must be a callback of the same Trainer"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, dict) else None,
+)
+def test_what_does_not_fit_the_module_is_refused_at_the_start_of_fit(options, module, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        train(AsymmetryMonitor(**options), module=module())
+    assert counter == []
+
+
+def test_a_batch_norm_on_single_samples_is_refused_before_the_first_step():
+    class Frozen(Net):
+        """Trains with running statistics, so that it can use single samples."""
+
+        def on_train_epoch_start(self):
+            self.net[1].eval()
+
+    monitor = AsymmetryMonitor(mode="recalibrated", **SMALL)
+    with pytest.raises(MisconfigurationException, match="batches of one sample"):
+        train(monitor, module=Frozen(), batch_size=1)
+    for fine in (AsymmetryMonitor(mode="train", **SMALL), AsymmetryMonitor(mode="eval", **SMALL)):
+        train(fine, module=Frozen(), batch_size=1, max_epochs=1)

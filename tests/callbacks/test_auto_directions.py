@@ -1,0 +1,283 @@
+"""`n_directions="auto"`: as many directions as the rate needs, in as few evaluations as will do."""
+
+import datetime
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from hostile import EndsItsGroup, Rows, Samples, differences
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_landscape import (
+    AsymmetryMonitor,
+    AsymmetryRate,
+    Slice,
+    score_asymmetry,
+    symmetric_grid,
+)
+from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
+from lightning_landscape.callbacks.budget import Budget
+from lightning_landscape.measures.sequential import sequential_design
+from lightning_landscape.reporting.figures_asymmetry import plot_slices
+
+# -- the monitor -----------------------------------------------------------------------------------
+
+QUIET = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+AUTO = {
+    "n_directions": "auto",
+    "families": ("sign",),
+    "n_points": 9,
+    "precision": 0.2,
+    "on_error": "raise",
+}
+evaluated: list[int] = []
+
+
+class Net(LightningModule):
+    """Asymmetric along some of its directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+    def training_step(self, batch, batch_idx):
+        evaluated.append(batch_idx)
+        return F.cross_entropy(self.net(batch["x"]), batch["y"])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self.net(batch["x"]), batch["y"]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.3)
+
+
+def train(*callbacks, **options):
+    seed_everything(0, verbose=False)
+    evaluated.clear()
+    module = Net()
+    options = {"max_epochs": 4, "logger": Rows(), **QUIET, **options}
+    trainer = Trainer(**options, callbacks=list(callbacks))
+    loader = DataLoader(Samples(), batch_size=6, shuffle=True)
+    trainer.fit(module, loader, DataLoader(Samples(12), batch_size=4))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return module, {name: v for name, v in metrics.items() if name.startswith("landscape/")}
+
+
+def of_family(metrics):
+    start = "landscape/sign/"
+    return {tag[len(start) :]: value for tag, value in metrics.items() if tag.startswith(start)}
+
+
+@pytest.mark.tried("steps", "as many directions as the interval of the rate needs")
+@pytest.mark.parametrize("validation", [False, True])
+def test_the_rate_is_that_of_as_many_whole_slices_and_all_else_that_of_eight(validation):
+    auto = AsymmetryMonitor(every_n_epochs=4, validation=validation, **AUTO)
+    found = of_family(train(auto)[1])
+    n = int(found.pop("n_directions"))
+    whole, eight = (
+        of_family(
+            train(
+                AsymmetryMonitor(
+                    every_n_epochs=4, validation=validation, **{**AUTO, "n_directions": number}
+                )
+            )[1]
+        )
+        for number in (n, 8)
+    )
+    assert 8 < n <= 27
+    assert 0 < found["rate"] < 1  # else nothing is told apart here
+    k = round(n * found["rate"])
+    design = sequential_design(0.2)
+    assert design.stops(k, n)
+    assert found.pop("rate") == whole["rate"]
+    ends = found.pop("rate_low"), found.pop("rate_high")
+    assert ends == pytest.approx(design.interval(k, n), abs=1e-6)
+    assert found == {name: eight[name] for name in found}
+    assert set(eight) - set(found) == {"rate", "rate_low", "rate_high"}
+
+
+def test_it_costs_at_most_what_it_says_and_less_than_whole_slices():
+    monitor = AsymmetryMonitor(every_n_epochs=4, **AUTO)
+    train()
+    plain = len(evaluated)
+    _, metrics = train(monitor)
+    n = of_family(metrics)["n_directions"]
+    spent = (len(evaluated) - plain) / 2 - 2  # two batches, two evaluations to learn from
+    assert 8 * 9 < spent < n * 9 - (n - 8)  # of those in pairs, the centre is known
+    assert spent <= monitor.n_evaluations == 8 * 9 + 19 * 8
+
+
+@pytest.mark.tried("steps", "training with n_directions='auto'")
+def test_training_is_bit_identical_whatever_number_it_draws():
+    plain, _ = train(max_epochs=3)
+    probed, metrics = train(AsymmetryMonitor(every_n_steps=5, **AUTO), max_epochs=3)
+    assert differences(plain.state_dict(), probed.state_dict()) == []
+    assert "landscape/sign/n_directions" in metrics
+
+
+def test_how_many_were_drawn_is_only_logged_where_it_is_no_setting():
+    _, metrics = train(AsymmetryMonitor(**{**AUTO, "n_directions": 2}), max_epochs=1)
+    assert "landscape/sign/n_directions" not in metrics
+
+
+def test_files_hold_the_eight_whole_slices(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="")
+    train(AsymmetryMonitor(every_n_epochs=2, **AUTO), max_epochs=2, logger=logger)
+    with np.load(f"{logger.log_dir}/landscape/sign-step=11.npz") as arrays:
+        assert arrays["losses"].shape[:2] == (8, 9)
+        assert np.isfinite(arrays["losses"]).all()
+
+
+def test_a_figure_tells_the_directions_it_draws_from_those_of_the_rate():
+    grid = symmetric_grid(0.6, 9)
+    slices = [Slice(grid, grid + shift) for shift in (0.0, 1.0)]  # both lead downhill
+    scores = [score_asymmetry(line) for line in slices]
+    rate = AsymmetryRate(precision=0.1)
+    for score in (*scores, None):
+        rate.update(score)
+    figure = plot_slices("sign", slices, scores, rate.compute())
+    caption = " ".join(figure._supxlabel.get_text().split())
+    assert "0 % of 3 directions" in caption
+    assert "2 of the 2 drawn here still lead downhill" in caption
+
+
+def test_the_cost_is_said_as_a_range(caplog):
+    with caplog.at_level(logging.INFO):
+        train(AsymmetryMonitor(**AUTO), max_epochs=2)
+    lines = [r.getMessage() for r in caplog.records if "one probe" in r.getMessage()]
+    assert len(lines) == 1
+    assert "one probe = 72 to 224 evaluations, about" in lines[0]
+
+
+@pytest.mark.tried("configuration", "n_directions='auto' within max_overhead")
+@pytest.mark.parametrize(("seconds", "n"), [(9.5, 8), (72.5, 8), (81.0, 9), (100.0, 11), (1e6, 27)])
+def test_a_budget_cuts_the_drawing_off_at_what_it_can_afford(monkeypatch, seconds, n):
+    # every evaluation takes a second; 72 for eight whole slices, 8 a direction more
+    monkeypatch.setattr(Budget, "left", lambda self, now: seconds)
+    monkeypatch.setattr(Budget, "affords", lambda self, forecast, now: True)
+    monitor = AsymmetryMonitor(max_overhead=0.5, **AUTO)
+    assert monitor._affordable(1.0, torch.device("cpu")) == n
+
+
+def test_directions_that_take_longer_than_evaluations_leave_figures_their_time(monkeypatch, clock):
+    for owner, name, seconds in (
+        (asymmetry_monitor, "sample_direction", 0.05),
+        (asymmetry_monitor, "plot_slices", 0.2),
+        (Net, "training_step", 0.001),
+        (Net, "on_train_batch_start", 1.0),
+    ):
+        monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
+    monitor = AsymmetryMonitor(every_n_epochs=1, max_overhead=0.05, **{**AUTO, "precision": 0.05})
+    train(monitor, max_epochs=25)
+    probes = monitor._n_due - monitor._n_left_out
+    assert 0 < monitor._n_undrawn < probes
+    assert monitor._budget.overhead(clock.now) <= 0.05
+
+
+def test_a_probe_cut_off_by_its_budget_has_a_wider_interval(monkeypatch):
+    monkeypatch.setattr(AsymmetryMonitor, "_affordable", lambda *_: 9)
+    _, metrics = train(AsymmetryMonitor(every_n_epochs=4, **AUTO))
+    found = of_family(metrics)
+    assert found["n_directions"] == 9
+    assert found["rate_high"] - found["rate_low"] > 0.4
+    k = round(9 * found["rate"])
+    ends = found["rate_low"], found["rate_high"]
+    assert ends == pytest.approx(sequential_design(0.2).interval(k, 9), abs=1e-6)
+
+
+def test_what_is_left_of_a_budget_is_what_it_affords():
+    budget = Budget(share=0.05, started=3.0, spent=0.4)
+    left = budget.left(now=40.0)
+    assert left == pytest.approx((0.05 * 37 - 0.4) / 0.95)
+    assert budget.affords(left - 1e-9, 40.0)
+    assert not budget.affords(left + 1e-9, 40.0)
+    assert Budget(share=0.05, started=0.0, spent=9.0).left(1.0) == 0.0
+    assert Budget(share=None, started=0.0).left(1.0) == math.inf
+
+
+def test_the_next_probe_is_only_asked_to_afford_its_eight_directions():
+    monitor = AsymmetryMonitor(every_n_epochs=4, **AUTO)
+    train(monitor)
+    assert 0 < monitor._least < 1
+    numbers = monitor._budget.spent - monitor._drawn
+    assert monitor._least * numbers < monitor._forecast < numbers
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_directions": "many"}, "whole number from 1 up or 'auto'. Got 'many'"),
+        ({"n_directions": "auto", "precision": 0.5}, "`precision` must be half"),
+        ({"precision": 0.0}, "`precision` must be half"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_at_construction(options, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        AsymmetryMonitor(**options)
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+class Compare(Callback):
+    """Holds what each rank found against what the first did."""
+
+    def on_train_end(self, trainer, pl_module):
+        mine = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("landscape/sign/")
+        }
+        ranks = [None] * trainer.world_size
+        dist.all_gather_object(ranks, mine)
+        assert len(mine) > 6
+        assert ranks == [mine] * trainer.world_size
+
+
+class Sharded(Net):
+    validation_step = LightningModule.validation_step
+
+    def train_dataloader(self):
+        mine = range(self.trainer.global_rank, 24, self.trainer.world_size)
+        return DataLoader(torch.utils.data.Subset(Samples(24), mine), batch_size=6)
+
+
+@pytest.mark.slow
+@pytest.mark.tried("distributed", "n_directions='auto' on two ranks with batches of their own")
+@pytest.mark.parametrize("max_overhead", [None, 0.5])
+def test_all_ranks_draw_the_same_number_of_directions(monkeypatch, max_overhead):
+    # where there is a budget, the second rank has nothing left for a ninth direction
+    monkeypatch.setattr(Budget, "affords", lambda self, forecast, now: True)
+    monkeypatch.setattr(Budget, "left", lambda self, now: 0.0 if dist.get_rank() else 1e9)
+    seed_everything(0, verbose=False)
+    monitor = AsymmetryMonitor(max_overhead=max_overhead, **{**AUTO, "precision": 0.1})
+    trainer = Trainer(
+        max_epochs=3,
+        devices=2,
+        strategy=DDPStrategy(start_method="fork", timeout=datetime.timedelta(seconds=60)),
+        callbacks=[EndsItsGroup(), monitor, Compare()],
+        logger=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **QUIET,
+    )
+    trainer.fit(Sharded())
+    found = of_family({name: float(v) for name, v in trainer.callback_metrics.items()})
+    low, high = (8, 8) if max_overhead else (17, 104)
+    assert low <= found["n_directions"] <= high
