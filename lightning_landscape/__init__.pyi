@@ -20,6 +20,7 @@ from .measures.directions import sample_direction
 from .measures.line import LineScore, compare_ends
 from .measures.rates import AsymmetryRate
 from .measures.slices import Slice, evaluate_slice, line_grid, symmetric_grid
+from .measures.survey import Survey, survey
 from .objective import FunctionObjective, Objective
 from .params import Params, difference
 
@@ -36,6 +37,7 @@ __all__ = [
     "Objective",
     "Params",
     "Slice",
+    "Survey",
     "asymmetry_ratio",
     "compare_ends",
     "difference",
@@ -50,6 +52,7 @@ __all__ = [
     "recalibrate_batch_norm",
     "sample_direction",
     "score_asymmetry",
+    "survey",
     "symmetric_grid",
     "trust_lr",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -23,27 +22,13 @@ from lightning_landscape.callbacks.names import Named
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.batches import KeptBatch, keep_batch
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn, ModuleObjective
-from lightning_landscape.measures.asymmetry import (
-    cannot_count,
-    score_asymmetry,
-)
-from lightning_landscape.measures.directions import (
-    Normalize,
-    sample_direction,
-    seeded_generator,
-    split_family,
-)
+from lightning_landscape.engine.probing import LossFn
+from lightning_landscape.measures.asymmetry import scoring_grid
+from lightning_landscape.measures.directions import Normalize, split_family
 from lightning_landscape.measures.line import compare_ends
-from lightning_landscape.measures.rates import AsymmetryRate
 from lightning_landscape.measures.sequential import FIRST, check_precision, sequential_design
-from lightning_landscape.measures.slices import (
-    Slice,
-    evaluate_pairs,
-    evaluate_slice,
-    line_grid,
-    symmetric_grid,
-)
+from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, split_batches
+from lightning_landscape.measures.survey import Survey, survey
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.ranks import everybody, lowest
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
@@ -340,13 +325,29 @@ class AsymmetryMonitor(Monitor):
                 return None
             began, made = time.monotonic(), objective.n_evaluations
             n_most = self._affordable(max(objective.seconds, self._paced), module.device)
-            families = {
-                family: self._draw(objective, module, family, n_most) for family in self._moving
-            }
+            validation = [False] * len(self._train) + [True] * len(self._validation)
+            families = (
+                {}
+                if not self._moving
+                else survey(
+                    objective,
+                    self._moving,
+                    module=module,
+                    n_directions=self.n_directions,
+                    n_points=len(self.alphas),
+                    radius=float(self.alphas[-1]),
+                    normalize=self.normalize,
+                    seed=self.seed,
+                    precision=self.precision,
+                    n_most=n_most,
+                    validation=validation,
+                )
+            )
             line: list[Slice] = []
             if self._swa is not None and self._swa.n_averaged:
                 direction = difference(self._swa.weights, objective.params)
-                line = self._split(evaluate_slice(objective, direction, _line(), label="swa"))
+                joint = evaluate_slice(objective, direction, _line(), label="swa")
+                line = split_batches(joint, validation)
             self._evaluating = time.monotonic() - began
             made = objective.n_evaluations - made
             self._least, self._paced = self._n_least / made, self._evaluating / made
@@ -361,63 +362,11 @@ class AsymmetryMonitor(Monitor):
         further = int(max(spare, 0.0) // one_more) if one_more else self._n_most
         return lowest(min(self._n_whole + further, self._n_most), device)
 
-    def _draw(self, objective: ModuleObjective, module: Any, family: str, n_most: int) -> _Drawn:
-        """Evaluate the slices of a family, and as many further ones as its rate needs."""
-        whole = [
-            evaluate_slice(
-                objective, self._direction(objective, module, family, k), self.alphas, label=family
-            )
-            for k in range(self._n_whole)
-        ]
-        slices = [self._split(joint) for joint in whole]
-        # ranks share their directions: summing over them would count each direction many times
-        precision = self.precision if self.n_directions == "auto" else None
-        rate = AsymmetryRate(precision=precision, sync_on_compute=False)
-        for train, *_ in slices:
-            rate.update(score_asymmetry(train))
-        centre = whole[0].losses[len(self.alphas) // 2]
-        for k in range(self._n_whole, n_most):
-            if rate.is_precise:
-                break
-            line = evaluate_pairs(
-                objective,
-                self._direction(objective, module, family, k),
-                self.alphas,
-                centre,
-                enough=lambda part: cannot_count(self._split(part)[0], c=rate.c),
-            )
-            rate.update(None if line is None else score_asymmetry(self._split(line)[0]))
-        return _Drawn(slices, rate)
-
-    def _direction(
-        self, objective: ModuleObjective, module: Any, family: str, k: int
-    ) -> dict[str, Tensor]:
-        return sample_direction(
-            objective.params,
-            family,
-            module=module,
-            generator=direction_generator(self.seed, family, k),
-            normalize=self.normalize,
-        )
-
-    def _split(self, joint: Slice) -> list[Slice]:
-        """Part the validation batches from the train batches they were evaluated with."""
-        if not self._validation:
-            return [joint]
-        kinds = torch.tensor([False] * len(self._train) + [True] * len(self._validation))
-        kinds = kinds.repeat(joint.losses.shape[1] // len(kinds))  # of every rank
-        return [
-            Slice(joint.alphas, joint.losses[:, kind], joint.distance, joint.mode, joint.label)
-            for kind in (~kinds, kinds)
-        ]
-
     def _report_family(
-        self, trainer: Any, family: str, measured: _Drawn, step: int, *, draws: bool
+        self, trainer: Any, family: str, measured: Survey, step: int, *, draws: bool
     ) -> dict[str, float]:
-        train = [pair[0] for pair in measured.slices]
-        validation = [pair[1] for pair in measured.slices if len(pair) > 1]
-        scores = [score_asymmetry(line) for line in train]
-        rate = measured.rate.compute()
+        train, validation = measured.slices, measured.validation
+        scores, rate = measured.scores, measured.rate
         history = self._history.setdefault(family, [])
         history.append((step, _median_rise(train)))
         if draws:
@@ -438,8 +387,8 @@ class AsymmetryMonitor(Monitor):
         save_slices(trainer, self._file(family), train, step)
         if validation:
             save_slices(trainer, self._file(f"{family}-val"), validation, step)
-        drawn = {tag("n_directions", family=family): float(rate["n"])}
-        return family_scalars(family, scores, rate) | (drawn if measured.rate.precision else {})
+        drawn = {tag("n_directions", family=family): rate["n"]}
+        return family_scalars(family, scores, rate) | (drawn if self.n_directions == "auto" else {})
 
     def _report_line(
         self, trainer: Any, line: list[Slice], step: int, *, draws: bool
@@ -488,24 +437,11 @@ class AsymmetryMonitor(Monitor):
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """The whole slices, each `[train]` or `[train, validation]`; the rate, also of further ones."""
-
-    slices: list[list[Slice]]
-    rate: AsymmetryRate
-
-
-@dataclass(frozen=True)
 class _Result:
     """What a family was found to be, and the line, `[train]` or `[train, validation]`."""
 
-    families: dict[str, _Drawn]
+    families: dict[str, Survey]
     line: list[Slice] = field(default_factory=list)
-
-
-def direction_generator(seed: int, family: str, k: int) -> torch.Generator:
-    """Return the generator of the k-th direction of a family: alike on all ranks and devices."""
-    return seeded_generator(seed, zlib.crc32(family.encode()), k)
 
 
 def _averages(callback: object) -> bool:
@@ -546,13 +482,8 @@ def _moves_now(family: str, module: Any) -> bool:
 
 
 def _checked_grid(radius: float, n_points: int) -> Tensor:
-    if n_points % 4 != 1 or n_points < 5:
-        raise ConfigurationError(
-            "`n_points` must be 4 k + 1 (5, 9, 13, ...), so that 0 and half the radius are on the "
-            f"grid. Got {n_points}: try {max(5, (n_points + 2) // 4 * 4 + 1)}."
-        )
     with as_configuration():
-        return symmetric_grid(radius, n_points)
+        return scoring_grid(radius, n_points)
 
 
 def _check(

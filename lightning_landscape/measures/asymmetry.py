@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_landscape.measures.slices import Slice, grid_index, on_grid
+from lightning_landscape.measures.slices import Slice, grid_index, on_grid, symmetric_grid
 
 __all__ = [
     "AsymmetryScore",
@@ -26,6 +26,7 @@ __all__ = [
     "cannot_count",
     "is_asymmetric",
     "score_asymmetry",
+    "scoring_grid",
 ]
 
 Verdict = Literal["asymmetric", "symmetric", "off-minimum", "unresolved"]
@@ -119,6 +120,24 @@ def score_asymmetry(slice: Slice) -> AsymmetryScore:
         flat_side=0 if not ratio > 1 else 1 if plus >= minus else -1,
         verdict=_verdict(sides, area, stderr, minimum, ratio),
     )
+
+
+def scoring_grid(radius: float, n_points: int) -> Tensor:
+    """Return the `symmetric_grid` of a slice that can be scored: half the radius is on it.
+
+    Raises:
+        ValueError: If `n_points` is not 4 k + 1, or `radius` is not positive and finite.
+
+    Example:
+        >>> scoring_grid(1.0, 5)
+        tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000], dtype=torch.float64)
+    """
+    if n_points % 4 != 1 or n_points < 5:
+        raise ValueError(
+            "`n_points` must be 4 k + 1 (5, 9, 13, ...), so that 0 and half the radius are on the "
+            f"grid. Got {n_points}: try {max(5, (n_points + 2) // 4 * 4 + 1)}."
+        )
+    return symmetric_grid(radius, n_points)
 
 
 def asymmetry_ratio(slice: Slice, *, zeta: float, r: float) -> float:

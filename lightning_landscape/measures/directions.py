@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Literal, cast, get_args
 
@@ -22,7 +23,14 @@ from torch import Tensor, nn
 from lightning_landscape.params import Params, as_real, group_names, l2_norm
 from lightning_landscape.sharding import distribute_like, full
 
-__all__ = ["DISTRIBUTIONS", "Normalize", "sample_direction", "seeded_generator", "split_family"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "Normalize",
+    "direction_generator",
+    "sample_direction",
+    "seeded_generator",
+    "split_family",
+]
 
 Normalize = Literal["filter", "layer", "model", "none"]
 
@@ -139,6 +147,17 @@ def seeded_generator(*words: int) -> torch.Generator:
     """
     high, low = np.random.SeedSequence(words).generate_state(2)
     return torch.Generator().manual_seed(int(high) << 32 | int(low))
+
+
+def direction_generator(seed: int, family: str, k: int) -> torch.Generator:
+    """Return the CPU generator of the k-th direction of a family; the same on all ranks.
+
+    Example:
+        >>> a, b = direction_generator(0, "sign", 1), direction_generator(0, "sign", 2)
+        >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).any())
+        False
+    """
+    return seeded_generator(seed, zlib.crc32(family.encode()), k)
 
 
 def split_family(family: str) -> tuple[str, str]:

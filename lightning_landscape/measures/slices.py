@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from operator import lt
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "grid_index",
     "line_grid",
     "on_grid",
+    "split_batches",
     "symmetric_grid",
 ]
 
@@ -182,6 +183,36 @@ def evaluate_pairs(
             return None
     losses = torch.stack([*below, centre, *above])
     return _slice(objective, direction, alphas, losses, label)
+
+
+def split_batches(joint: Slice, validation: Sequence[bool]) -> list[Slice]:
+    """Split the validation batches of a slice from the others.
+
+    Args:
+        joint: Losses on the batches of all processes, those of each in the same order.
+        validation: One flag a batch of one process: True for a validation batch.
+
+    Returns:
+        `[others, validation]`, or the slice alone if no flag is True.
+
+    Raises:
+        ValueError: If the flags do not fit the batches, or all of them are True.
+
+    Example:
+        >>> of_two_processes = Slice(torch.tensor([0.0]), torch.tensor([[1.0, 5.0, 2.0, 6.0]]))
+        >>> [part.losses.tolist() for part in split_batches(of_two_processes, [False, True])]
+        [[[1.0, 2.0]], [[5.0, 6.0]]]
+    """
+    if not any(validation):
+        return [joint]
+    n_batches = joint.losses.shape[1]
+    if all(validation) or n_batches % len(validation):
+        raise ValueError(
+            "`validation` must have a flag for each batch of a process, and leave one that is "
+            f"scored. Got {list(validation)} for {n_batches} batches."
+        )
+    flags = torch.tensor(list(validation)).repeat(n_batches // len(validation))
+    return [replace(joint, losses=joint.losses[:, kind]) for kind in (~flags, flags)]
 
 
 def _gathered(objective: Objective, loss: LossAlong, alphas: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from lightning_landscape import (
 )
 from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
 from lightning_landscape.callbacks import base as monitor
-from lightning_landscape.callbacks.asymmetry import direction_generator
 from lightning_landscape.engine.batches import keep_batch
+from lightning_landscape.measures.directions import direction_generator
 
 QUIET = {
     "accelerator": "cpu",

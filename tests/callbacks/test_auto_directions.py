@@ -27,6 +27,7 @@ from lightning_landscape import (
 )
 from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
 from lightning_landscape.callbacks.budget import Budget
+from lightning_landscape.measures import survey
 from lightning_landscape.measures.sequential import sequential_design
 from lightning_landscape.reporting.figures_asymmetry import plot_slices
 
@@ -176,7 +177,7 @@ def test_a_budget_cuts_the_drawing_off_at_what_it_can_afford(monkeypatch, second
 
 def test_directions_that_take_longer_than_evaluations_leave_figures_their_time(monkeypatch, clock):
     for owner, name, seconds in (
-        (asymmetry_monitor, "sample_direction", 0.05),
+        (survey, "sample_direction", 0.05),
         (asymmetry_monitor, "plot_slices", 0.2),
         (Net, "training_step", 0.001),
         (Net, "on_train_batch_start", 1.0),

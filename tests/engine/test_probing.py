@@ -1193,8 +1193,7 @@ def test_what_is_measured_in_fit_can_be_measured_again(tmp_path):
 
 
 def monitor_direction(module):
-    from lightning_landscape.callbacks.asymmetry import direction_generator
-    from lightning_landscape.measures.directions import sample_direction
+    from lightning_landscape.measures.directions import direction_generator, sample_direction
     from lightning_landscape.params import trainable
 
     return sample_direction(

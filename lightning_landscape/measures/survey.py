@@ -1,0 +1,243 @@
+"""From families of directions to slices, scores and a rate: what every probe measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightning_landscape.checks import check_whole
+from lightning_landscape.measures.asymmetry import (
+    AsymmetryScore,
+    cannot_count,
+    score_asymmetry,
+    scoring_grid,
+)
+from lightning_landscape.measures.directions import (
+    Normalize,
+    direction_generator,
+    sample_direction,
+    split_family,
+)
+from lightning_landscape.measures.rates import AsymmetryRate, median_interval
+from lightning_landscape.measures.sequential import FIRST, check_precision, sequential_design
+from lightning_landscape.measures.slices import (
+    Slice,
+    evaluate_pairs,
+    evaluate_slice,
+    split_batches,
+)
+from lightning_landscape.objective import Objective
+from lightning_landscape.params import Params, group_names
+
+__all__ = ["Survey", "survey"]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What was measured along the directions of one family.
+
+    Attributes:
+        family: How the directions were sampled, such as `"uniform@norm"`.
+        slices: One whole slice a direction, on the batches that are scored.
+        validation: The same directions on the validation batches; empty without any.
+        scores: The score of each of `slices`.
+        rate: What `AsymmetryRate` gives, as floats: `rate`, `low`, `high`, and `n`, the number of
+            directions it is of; `off_minimum` and `unresolved`, shares of `scores`.
+    """
+
+    family: str
+    slices: list[Slice]
+    validation: list[Slice]
+    scores: list[AsymmetryScore]
+    rate: dict[str, float]
+
+    @property
+    def area(self) -> tuple[float, float, float]:
+        """The median `area` over the directions, and its 95 % interval, nan below 6 directions."""
+        return median_interval([score.area for score in self.scores])
+
+    @property
+    def area_corrected(self) -> tuple[float, float, float]:
+        """The median `area_corrected` over the directions, and its 95 % interval."""
+        return median_interval([score.area_corrected for score in self.scores])
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """The median `ratio` over the directions, and its 95 % interval."""
+        return median_interval([score.ratio for score in self.scores])
+
+    def to_dict(self) -> dict[str, object]:
+        """Return everything as plain numbers, lists and strings."""
+        return {
+            "family": self.family,
+            "slices": [line.to_dict() for line in self.slices],
+            "validation": [line.to_dict() for line in self.validation],
+            "scores": [score.to_dict() for score in self.scores],
+            "rate": dict(self.rate),
+            "area": list(self.area),
+            "area_corrected": list(self.area_corrected),
+            "ratio": list(self.ratio),
+        }
+
+
+def survey(
+    objective: Objective,
+    families: Sequence[str],
+    *,
+    module: nn.Module | None = None,
+    n_directions: int | Literal["auto"] = 8,
+    n_points: int = 13,
+    radius: float = 0.6,
+    normalize: Normalize = "filter",
+    seed: int = 0,
+    precision: float = 0.1,
+    n_most: int | None = None,
+    validation: Sequence[bool] = (),
+) -> dict[str, Survey]:
+    """Measure slices along random directions of each family, score them, and rate the family.
+
+    The numbers are those that `AsymmetryMonitor` logs for the same weights, batches and settings.
+    Costs `len(families) * n_directions * n_points` evaluations of the objective.
+
+    With `n_directions="auto"` a family is sampled until the interval of its rate is ± `precision`.
+    The first 8 slices are whole. Later ones only count for the rate: they are evaluated in pairs,
+    from the ends inwards, and left as soon as `cannot_count`.
+
+    Args:
+        objective: What to evaluate, see `probing` and `FunctionObjective`.
+        families: How directions are sampled, see `sample_direction`. A family whose group `norm` or
+            `other` is empty here is not in the result.
+        module: Who owns the parameters; needed for the groups `norm` and `other`.
+        n_directions: Directions a family; `"auto"` for as many as `precision` needs.
+        n_points: Alphas a direction; 4 k + 1.
+        radius: How far to walk, in the unit of `normalize`.
+        normalize: How long directions are, see `sample_direction`.
+        seed: Seed of the directions.
+        precision: With `"auto"`, half of the width that the interval of the rate shall have.
+        n_most: At most so many directions a family, fixed before anything is measured.
+        validation: One flag a batch of one process: True for a validation batch. They are evaluated
+            with the others and not scored.
+
+    Returns:
+        A `Survey` a family, in their order.
+
+    Raises:
+        ValueError: If a setting is out of range, a family is unknown or repeated, or none of them
+            moves anything.
+
+    References:
+        He, Huang, Yuan (2019), Asymmetric Valleys, arXiv:1902.00744.
+
+    Example:
+        >>> import torch
+        >>> from lightning_landscape import FunctionObjective
+        >>> ramp = FunctionObjective(
+        ...     lambda p: torch.where(p["x"] > 1, 4 * (p["x"] - 1), 1 - p["x"]).sum(),
+        ...     {"x": torch.ones(3)},
+        ... )
+        >>> found = survey(ramp, ["uniform"], n_directions=2)["uniform"]
+        >>> [round(score.ratio, 3) for score in found.scores], found.rate["rate"]
+        ([4.0, 4.0], 1.0)
+    """
+    families = _checked_families(families)
+    alphas = scoring_grid(radius, n_points)
+    n_first, n_all = _numbers(n_directions, n_most, precision)
+    check_whole("seed", seed, least=0)
+
+    def sample(family: str, k: int) -> Params:
+        generator = direction_generator(seed, family, k)
+        return sample_direction(
+            objective.params, family, module=module, generator=generator, normalize=normalize
+        )
+
+    found: dict[str, Survey] = {}
+    for family in families:
+        if group_names(objective.params, split_family(family)[1], module):
+            # ranks share their directions: a sum over ranks would count each direction many times
+            rate = AsymmetryRate(
+                precision=precision if n_directions == "auto" else None, sync_on_compute=False
+            )
+            first = (sample(family, k) for k in range(n_first))
+            further = (sample(family, k) for k in range(n_first, n_all))
+            found[family] = _measure(objective, family, alphas, first, further, rate, validation)
+    if not found:
+        raise ValueError(
+            f"`families` must name one that moves a parameter. Got {list(families)}, whose groups "
+            "are empty here: add one of all parameters, such as 'gaussian'."
+        )
+    return found
+
+
+def _measure(
+    objective: Objective,
+    family: str,
+    alphas: Tensor,
+    first: Iterable[Params],
+    further: Iterable[Params],
+    rate: AsymmetryRate,
+    validation: Sequence[bool],
+) -> Survey:
+    """Evaluate the first directions whole, and further ones until the rate is precise."""
+
+    def scored(joint: Slice) -> Slice:
+        return split_batches(joint, validation)[0]
+
+    whole = [evaluate_slice(objective, way, alphas, label=family) for way in first]
+    parts = [split_batches(joint, validation) for joint in whole]
+    scores = [score_asymmetry(part[0]) for part in parts]
+    for score in scores:
+        rate.update(score)
+    centre = whole[0].losses[len(alphas) // 2]
+    for way in further:
+        if rate.is_precise:
+            break
+        line = evaluate_pairs(
+            objective,
+            way,
+            alphas,
+            centre,
+            enough=lambda part: cannot_count(scored(part), c=rate.c),
+        )
+        rate.update(None if line is None else score_asymmetry(scored(line)))
+    slices, *others = zip(*parts, strict=True)
+    validated = list(others[0]) if others else []
+    return Survey(family, list(slices), validated, scores, _shares(rate, scores))
+
+
+def _shares(rate: AsymmetryRate, scores: Sequence[AsymmetryScore]) -> dict[str, float]:
+    verdicts = [score.verdict for score in scores]
+    shares = {name: float(value) for name, value in rate.compute().items()}
+    return shares | {
+        "off_minimum": verdicts.count("off-minimum") / len(verdicts),
+        "unresolved": verdicts.count("unresolved") / len(verdicts),
+    }
+
+
+def _numbers(
+    n_directions: int | Literal["auto"], n_most: int | None, precision: float
+) -> tuple[int, int]:
+    """Return how many directions are evaluated whole, and how many there are at most."""
+    check_precision(precision)
+    limit = math.inf if n_most is None else check_whole("n_most", n_most)
+    if n_directions == "auto":
+        whole, most = FIRST, sequential_design(precision).n_most
+    elif isinstance(n_directions, str):
+        raise ValueError(
+            f"`n_directions` must be a whole number from 1 up or 'auto'. Got {n_directions!r}."
+        )
+    else:
+        whole = most = check_whole("n_directions", n_directions)
+    return int(min(whole, limit)), int(min(most, limit))
+
+
+def _checked_families(families: Sequence[str]) -> tuple[str, ...]:
+    families = (families,) if isinstance(families, str) else tuple(families)
+    if not families:
+        raise ValueError("`families` must name at least one, such as 'gaussian'. Got none.")
+    if len(set(families)) != len(families):
+        raise ValueError(f"`families` must not repeat one. Got {list(families)}.")
+    return families
