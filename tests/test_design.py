@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "inner_products": {"params", "sharding"},
     "ranks": {"sharding"},
     "objective": {"params", "sharding", "ranks"},
-    "measures": {"checks", "sharding", "params", "inner_products", "objective"},
+    "svg": set(),
+    "measures": {"checks", "svg", "sharding", "params", "inner_products", "objective"},
     "fromage": {"checks", "measures"},
     "engine": GROUND,
-    "reporting": GROUND | {"measures"},
+    "reporting": GROUND | {"measures", "svg"},
     "callbacks": GROUND | {"measures", "engine", "reporting"},
 }
 KNOWS_LIGHTNING = {"_lightning"}

@@ -1,0 +1,193 @@
+"""Records: the one form in which the TensorBoard tab, the page and notebooks get a result.
+
+A record is plain JSON with a version. This file and the TensorBoard plugin that reads records need
+neither torch nor Lightning nor numpy; `results.py` makes records from results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+PLUGIN = "landscape"  # the plugin's name in events and in the tab's address
+
+# the fields that a record of each kind cannot be shown without
+REQUIRED = {
+    "family": ("alphas", "slices", "median", "rate", "area"),
+    "line": ("alphas", "train"),
+    "breakdown": ("names", "etas", "breakdown", "model"),
+    "cost": ("seconds",),
+    "words": ("text",),
+    "plane": ("alphas1", "alphas2", "mean"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One result of one probe.
+
+    Numbers keep seven digits, as in float32; `nan` and infinities become the words `"NaN"`,
+    `"Infinity"` and `"-Infinity"`, which `float` reads.
+
+    Attributes:
+        kind: What it is, a key of `REQUIRED`.
+        name: Which of its kind: a family, a direction, an average.
+        step: The training step of the probe.
+        data: The fields of its kind.
+        monitor: The name of the callback that measured it.
+
+    Example:
+        >>> record = Record("cost", "probe", 7, {"seconds": 1.5, "overhead": float("nan")})
+        >>> record.data
+        {'seconds': 1.5, 'overhead': 'NaN'}
+        >>> Record.from_bytes(record.to_bytes()) == record
+        True
+    """
+
+    kind: str
+    name: str
+    step: int
+    data: dict[str, Any]
+    monitor: str = "landscape"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _plain(self.data))
+        if self.kind not in REQUIRED:
+            raise ValueError(
+                f"A record's `kind` must be one of {sorted(REQUIRED)}. Got {self.kind!r}."
+            )
+        missing = [name for name in REQUIRED[self.kind] if name not in self.data]
+        if missing:
+            raise ValueError(f"A record of kind {self.kind!r} must have the fields {missing}.")
+
+    @property
+    def tag(self) -> str:
+        """The tag of its events; records of one tag differ only in their step."""
+        return f"{self.monitor}/record/{self.kind}/{self.name}".replace("@", "-")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
+        head = {"version": VERSION, "kind": self.kind, "name": self.name}
+        return {**head, "step": self.step, "monitor": self.monitor, "data": self.data}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Record:
+        """Return the record that `to_dict` was called on.
+
+        Raises:
+            ValueError: If it is no record, or one of a later version.
+        """
+        version = content.get("version") if isinstance(content, Mapping) else None
+        if not isinstance(version, int):
+            raise ValueError("A record must be a JSON object with a `version`.")
+        if version > VERSION:
+            raise ValueError(
+                f"This record has version {version}; versions up to {VERSION} can be read here. "
+                "Update lightning-landscape."
+            )
+        try:
+            head = (str(content["kind"]), str(content["name"]), int(content["step"]))
+            return cls(*head, dict(content["data"]), str(content["monitor"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"A record lacks a field or has a wrong one: {error!r}.") from error
+
+    def to_bytes(self) -> bytes:
+        """Return it as compressed JSON."""
+        return zlib.compress(json.dumps(self.to_dict(), separators=(",", ":")).encode(), 9)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Record:
+        """Return the record that `to_bytes` was called on.
+
+        Raises:
+            ValueError: If the bytes are no record, or one of a later version.
+        """
+        try:
+            return cls.from_dict(json.loads(zlib.decompress(content)))
+        except (zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This record cannot be read: {error}.") from error
+
+
+def write_record(writer: Any, record: Record) -> bool:
+    """Write a record through a TensorBoard writer, and return whether that was possible.
+
+    Only torch's own `SummaryWriter` takes records; with every other writer nothing happens.
+    """
+    module = sys.modules.get("torch.utils.tensorboard")
+    if module is None or not isinstance(writer, module.SummaryWriter):
+        return False
+    protos = import_module("tensorboard.compat.proto.summary_pb2")
+    plugin = {"plugin_name": PLUGIN, "content": b"%d" % VERSION}
+    # without `data_class` TensorBoard drops it
+    metadata = {"plugin_data": plugin, "data_class": protos.DATA_CLASS_TENSOR}
+    tensor = {"dtype": "DT_STRING", "tensor_shape": {}, "string_val": [record.to_bytes()]}
+    value = {"tag": record.tag, "tensor": tensor, "metadata": metadata}
+    # what all of torch's own `add_*` use; there is no public way for a Summary
+    writer._get_file_writer().add_summary(protos.Summary(value=[value]), record.step)
+    return True
+
+
+def read_events(folder: str | Path) -> tuple[list[Record], list[str]]:
+    """Return the records in the event files of a run, and what could not be read.
+
+    Args:
+        folder: The folder of one run, or an event file.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("*tfevents*")) if folder.is_dir() else [folder]
+    return collect(content for path in paths for content in _contents(path))
+
+
+def collect(contents: Iterable[tuple[str, bytes]]) -> tuple[list[Record], list[str]]:
+    """Decode records, the last of each tag and step, and name those that cannot be read.
+
+    Args:
+        contents: Pairs of what to call a record and its bytes.
+    """
+    found: dict[tuple[str, int], Record] = {}
+    problems = []
+    for name, content in contents:
+        try:
+            record = Record.from_bytes(content)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+        else:
+            found[record.tag, record.step] = record
+    return list(found.values()), problems
+
+
+def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    loaders = import_module("tensorboard.backend.event_processing.event_file_loader")
+    protos = import_module("tensorboard.compat.proto.event_pb2")
+    for raw in loaders.RawEventFileLoader(str(path)).Load():
+        event = protos.Event.FromString(raw)
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == PLUGIN and value.tensor.string_val:
+                yield f"{value.tag} at step {event.step}", value.tensor.string_val[0]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # tensors and arrays
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return _seven_digits(value)
+    return value
+
+
+def _seven_digits(value: float) -> float | str:
+    if math.isfinite(value):
+        short = float(f"{value:.7g}")
+        return int(short) if short.is_integer() and abs(short) < 1e7 else short
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,0 +1,188 @@
+"""The last probe of a run as HTML that needs no script: words, tables and pictures."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lightning_landscape.reporting.records import Record
+from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
+
+_SHOWN = ("line", "breakdown", "family")  # in this order
+
+
+def describe(run: str, records: Sequence[Record]) -> str:
+    """Return the latest record of each tag as words, a table and a picture.
+
+    Args:
+        run: The name of the run.
+        records: Its records, in any order.
+    """
+    latest: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: record.step):
+        latest[record.tag] = record
+    parts = [
+        f"<section>{heading}{_words(record)}{_PARTS[kind](record.data)}</section>"
+        for kind in _SHOWN
+        for record in latest.values()
+        if record.kind == kind
+        for heading in [f"<h3>{_TITLES[kind]} {html.escape(record.name)}, step {record.step}</h3>"]
+    ]
+    return f"<article><h2>{html.escape(run)}</h2>{''.join(parts)}</article>"
+
+
+def _words(record: Record) -> str:
+    lines = str(record.data.get("words", "")).splitlines()
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def _family(data: dict[str, Any]) -> str:
+    rate = data["rate"]
+    rows = [
+        ("area, from -1 (- side steep) to +1 (+ side steep)", _interval(data["area"])),
+        ("asymmetric directions", f"{_percent(rate['rate'])} of {_show(rate['n'])}, 95 % interval "
+         f"{_percent(rate['low'])} to {_percent(rate['high'])}"),
+        ("directions off their minimum", _percent(rate.get("off_minimum"))),
+        ("unresolved directions", _percent(rate.get("unresolved"))),
+        ("loss at the current weights", _show(data["median"][data["alphas"].index(0)])),
+    ]  # fmt: skip
+    alphas = data["alphas"]
+    lines = [Line(alphas, _floats(y), width=0.8, opacity=0.4) for y in data["slices"]]
+    lines.append(_median(data, alphas, "median direction, with its 95 % interval", BLUE))
+    if data.get("validation"):
+        median = _median(data["validation"], alphas, "the same on validation batches", ORANGE)
+        lines.append(median)
+    chart = line_chart(
+        lines,
+        x_label=f"alpha, {data['unit']}" if data.get("unit") else "alpha",
+        y_label="loss",
+        title="Loss along random directions",
+        marks=[(0.0, "current weights")],
+    )
+    return _table(rows) + chart
+
+
+def _line(data: dict[str, Any]) -> str:
+    sets = [(n, data[n]) for n in ("train", "validation") if data.get(n)]
+    rows = [("distance to the average (L2)", _show(data["train"]["score"]["distance"]))]
+    for name, part in sets:
+        score = part["score"]
+        gap = f"{_show(score['gap'], '+')} ± {_show(score['gap_stderr'])}"
+        rows.append((f"loss of the average minus current, {name}", gap))
+        rows.append((f"lowest loss at t, {name}", _show(score["minimum"])))
+    lines = [
+        Line(data["alphas"], _floats(part["mean"]), name, colour, band=_error_band(part))
+        for (name, part), colour in zip(sets, (BLUE, ORANGE), strict=False)
+    ]
+    chart = line_chart(
+        lines,
+        x_label="t along the line",
+        y_label="loss, ± 1 standard error",
+        title="Loss on the line from the current weights to the average",
+        marks=[(0.0, "current"), (1.0, "average")],
+    )
+    return _table(rows) + chart
+
+
+def _breakdown(data: dict[str, Any]) -> str:
+    unit = float(data["relative_step"])
+    rows = [
+        ("step measured (eta = 1), as a relative step", _show(unit)),
+        ("descent limit", _relative(data, data["descent_limit"])),
+        ("break-even", _relative(data, data["break_even"])),
+        ("trust_lr of deep relative trust (model)", _show(data["trust_lr"])),
+    ]
+    most = sorted(data["names"], key=lambda name: -_largest(data, name))[:6]
+    lines = [
+        Line(
+            data["etas"], _floats(y), name if name in most else "",
+            f"hsl({260 - 220 * k / max(len(data['names']) - 1, 1):.0f},45%,50%)", 1.6,
+        )
+        for k, (name, y) in enumerate(zip(data["names"], data["breakdown"], strict=True))
+    ]  # fmt: skip
+    model = Line(
+        data["etas"], _floats(data["model"]), "deep relative trust (model)", "#888", dashed=True
+    )
+    chart = line_chart(
+        [*lines, model],
+        x_label="eta: how far along the direction",
+        y_label="change of the gradient, relative to its size",
+        title="Gradient breakdown of each layer",
+        log_x=True,
+        log_y=True,
+    )
+    return _table(rows) + chart
+
+
+_TITLES = {
+    "line": "Line to the average:",
+    "breakdown": "Gradient breakdown:",
+    "family": "Directions:",
+}
+_PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "line": _line,
+    "breakdown": _breakdown,
+    "family": _family,
+}
+
+
+def _median(part: dict[str, Any], alphas: list[float], label: str, colour: str) -> Line:
+    band = (_floats(part["low"]), _floats(part["high"]))
+    return Line(alphas, _floats(part["median"]), label, colour, 2.4, band=band)
+
+
+def _error_band(part: dict[str, Any]) -> tuple[list[float], list[float]]:
+    both = list(zip(_floats(part["mean"]), _floats(part["stderr"]), strict=True))
+    return [mean - error for mean, error in both], [mean + error for mean, error in both]
+
+
+def _relative(data: dict[str, Any], eta: Any) -> str:
+    unit = float(data["relative_step"])
+    if math.isinf(float(eta)):
+        return f"beyond {_show(data['etas'][-1] * unit)}"
+    return _show(float(eta) * unit)
+
+
+def _largest(data: dict[str, Any], name: str) -> float:
+    row = _floats(data["breakdown"][data["names"].index(name)])
+    return max((value for value in row if math.isfinite(value)), default=0.0)
+
+
+def _floats(values: Iterable[Any]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    lines = (
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _show(value: Any, sign: str = "") -> str:
+    number = float(value)
+    if math.isnan(number):
+        return "not known"
+    if math.isinf(number):
+        return "inf" if number > 0 else "-inf"
+    return f"{number:{sign}.3g}"
+
+
+def _interval(values: Sequence[Any]) -> str:
+    middle, low, high = _floats(values)
+    if math.isnan(low):
+        return _two_digits(middle)
+    return f"{_two_digits(middle)}, 95 % interval {_two_digits(low)} to {_two_digits(high)}"
+
+
+def _two_digits(value: float) -> str:
+    return "not known" if math.isnan(value) else f"{value:+.2f}"
+
+
+def _percent(share: Any) -> str:
+    return (
+        "not known" if share is None or math.isnan(float(share)) else f"{100 * float(share):.0f} %"
+    )

@@ -1,0 +1,60 @@
+// What the step shows at a glance: a row for each run, a verdict in each cell.
+
+import { interval, show, signed } from "./format.js";
+import { h, table } from "./dom.js";
+import { swatch } from "./chart.js";
+
+const QUESTIONS = {
+  line: (name) => `Would averaging help now? (${name})`,
+  breakdown: (name) => `Is the step too large? (${name})`,
+  family: (name) => `Is one side steeper? (${name})`,
+};
+
+const SIGNS = { good: "✔", bad: "▲", plain: "●", none: "○" };
+
+/** Return the heading, the table and the legend of what is shown at the step. */
+export function glance({ store, runs, step, colours }) {
+  if (!runs.length || step === undefined) {
+    return [h("h3", { textContent: "Nothing to show yet" }), h("p", { textContent: store.runs.size ? "Choose a run above." : "No probe has been written. The first one comes when the monitors have measured for the first time." })];
+  }
+  const head = ["", ...runs.map((run) => h("span", {}, swatch({ colour: colours.of(run) }), run))];
+  const rows = Object.entries(QUESTIONS).flatMap(([kind, question]) => store.keys(kind).map(({ key, name }) => [
+    h("span", {}, question(name)), ...runs.map((run) => chip(kind, store.at(run, key, step))),
+  ]));
+  return [
+    h("h3", { textContent: `At a glance: step ${step}` }),
+    table(head, rows),
+    h("p", { className: "note" }, `${SIGNS.good} better · ${SIGNS.bad} worse, or beyond the limit · ${SIGNS.plain} neither good nor bad by itself · ${SIGNS.none} no verdict`),
+  ];
+}
+
+function chip(kind, record) {
+  if (!record) return h("span", { className: "chip none", textContent: "not measured" });
+  const { tone, text } = VERDICTS[kind](record.data);
+  return h("span", { className: `chip ${tone}` }, h("i", { "aria-hidden": "true", textContent: SIGNS[tone] }), ` ${text}`);
+}
+
+const VERDICTS = {
+  line(data) {
+    const set = data.validation ? "validation" : "train";
+    const { score: found, verdict } = data[set];
+    const gap = `${signed(found.gap)} ± ${show(found.gap_stderr)} ${set} loss`;
+    if (verdict === "lower") return { tone: set === "validation" ? "good" : "plain", text: gap };
+    if (verdict === "higher") return { tone: set === "validation" ? "bad" : "plain", text: gap };
+    return { tone: "none", text: `no verdict: ${gap}` };
+  },
+  family(data) {
+    const off = Number(data.rate.off_minimum);
+    const unresolved = Number(data.rate.unresolved);
+    if (off > 0.5) return { tone: "none", text: "no verdict: the loss still falls along most directions" };
+    if (unresolved > 0.5) return { tone: "none", text: `no verdict: the batches differ too much, area ${interval(data.area)}` };
+    return { tone: "plain", text: `area ${interval(data.area)}` };
+  },
+  breakdown(data) {
+    const limit = Number(data.descent_limit);
+    if (Number.isNaN(limit)) return { tone: "none", text: "no verdict: not finite" };
+    if (!data.etas.includes(1)) return { tone: "plain", text: `descent up to ${show(limit * Number(data.relative_step))}` };
+    if (limit >= 1) return { tone: "good", text: "step within the descent limit" };
+    return { tone: "bad", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
+  },
+};

@@ -1,0 +1,102 @@
+// The viewer as a tab of TensorBoard.
+
+import { App } from "./app.js";
+
+const HERE = new URL(".", import.meta.url);
+const NAME = "landscape";
+
+/** Called by TensorBoard in an empty iframe of the same origin. */
+export async function render() {
+  await Promise.all([addStyle("vendor/uPlot.min.css"), addStyle("style.css"), addScript("vendor/uPlot.iife.min.js")]);
+  document.documentElement.lang = "en";
+  document.title = "Landscape";
+  const root = document.createElement("div");
+  document.body.replaceChildren(root);
+  const app = new App(root, parentAddress());
+  followTheme(app);
+  const refresh = makeRefresh(app);
+  onReload(refresh);
+  // TensorBoard forgets what stands behind the tab's name when it shows another one
+  new ResizeObserver(() => root.clientHeight && app.state.write()).observe(root);
+  await refresh();
+}
+
+/** Return a function that fetches what is new; a second call waits for the first. */
+function makeRefresh(app) {
+  const latest = new Map();
+  let running = null;
+  const fetchAll = async () => {
+    try {
+      const { runs } = await fetchJson("../runs");
+      app.expect(runs.map(({ run }) => run));
+      const changed = runs.filter(({ run, latest: time }) => !(latest.get(run) >= time));
+      await Promise.all(changed.map(async ({ run }) => {
+        const query = new URLSearchParams({ run, after: latest.get(run) ?? 0 });
+        const found = await fetchJson(`../records?${query}`);
+        latest.set(run, found.latest);
+        app.add(run, found.records, found.problems);
+      }));
+      app.say("");
+    } catch (error) {
+      app.say(`TensorBoard did not answer: ${error.message}. The next reload tries again.`);
+    }
+  };
+  return () => (running ??= fetchAll().finally(() => (running = null)));
+}
+
+async function fetchJson(route) {
+  const response = await fetch(new URL(route, HERE));
+  if (!response.ok) throw new Error(await response.text());
+  return response.json();
+}
+
+function addStyle(name) {
+  const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href: new URL(name, HERE) });
+  return added(link);
+}
+
+function addScript(name) {
+  return added(Object.assign(document.createElement("script"), { src: new URL(name, HERE) }));
+}
+
+function added(element) {
+  return new Promise((resolve, reject) => {
+    element.onload = resolve;
+    element.onerror = () => reject(new Error(`${element.src || element.href} cannot be loaded`));
+    document.head.append(element);
+  });
+}
+
+/** Keep the state behind the tab's name in the address of TensorBoard itself. */
+function parentAddress() {
+  const prefix = `p.${NAME}.`;
+  const parts = () => parent.location.hash.replace(/^#/, "").split("&");
+  return {
+    read: () => parts().filter((part) => part.startsWith(prefix)).map((part) => part.slice(prefix.length)).join("&"),
+    write: (text) => {
+      if (parts()[0] !== NAME) return; // another tab is shown
+      const others = parts().filter((part) => !part.startsWith(prefix));
+      const own = text ? text.split("&").map((part) => prefix + part) : [];
+      parent.history.replaceState(parent.history.state, "", `#${[...others, ...own].join("&")}`);
+    },
+  };
+}
+
+function followTheme(app) {
+  const body = parent.document.body;
+  const apply = () => app.restyle(body.classList.contains("dark-mode"));
+  new MutationObserver(apply).observe(body, { attributes: true, attributeFilter: ["class"] });
+  apply();
+}
+
+/** Call back whenever TensorBoard has reloaded its data. */
+function onReload(callback) {
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = ({ data }) => {
+    const { type, id, isReply } = JSON.parse(data);
+    if (isReply) return;
+    if (type === "experimental.DataReloaded") callback();
+    port1.postMessage(JSON.stringify({ type, id, payload: null, error: null, isReply: true }));
+  };
+  parent.postMessage("experimental.bootstrap", "*", [port2]);
+}
