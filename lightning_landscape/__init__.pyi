@@ -23,6 +23,7 @@ from .measures.slices import Slice, evaluate_slice, line_grid, symmetric_grid
 from .measures.survey import Survey, survey
 from .objective import FunctionObjective, Objective
 from .params import Params, difference
+from .reporting.arrays import load_slices
 
 __all__ = [
     "SWA",
@@ -46,6 +47,7 @@ __all__ = [
     "gradient_direction",
     "is_asymmetric",
     "line_grid",
+    "load_slices",
     "load_swa_weights",
     "measure_breakdown",
     "probing",

@@ -60,14 +60,16 @@ def watchers(
 
 
 def _assert_measured(folder: Path) -> None:
-    files = sorted(folder.glob("*.npz"))
-    kinds = [file.name.partition("-step=")[0] for file in files]
-    for kind in ("gaussian", "sign", "swa-line", *(f"breakdown-.*{d}" for d in DIRECTIONS)):
-        assert any(re.fullmatch(kind, found) for found in kinds), (kind, kinds)
-    for file in files:
-        with np.load(file) as found:
-            measured = found["losses" if "losses" in found else "breakdown"]
-        assert np.isfinite(measured).any(), file.name
+    found: dict[str, bool] = {}
+    for file in sorted(folder.glob("*.npz")):
+        with np.load(file) as arrays:
+            for name in arrays.files:
+                kind, _, measured = name.rpartition("/")
+                if measured in ("losses", "breakdown"):
+                    found[kind] = bool(np.isfinite(arrays[name]).any())
+    assert all(found.values()), found
+    for kind in ("gaussian", "sign", "swa", *(f"(.*/)?{d}" for d in DIRECTIONS)):
+        assert any(re.fullmatch(kind, name) for name in found), (kind, found)
 
 
 class Board(Rows):

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "callbacks": GROUND | {"measures", "engine", "reporting"},
 }
 KNOWS_LIGHTNING = {"_lightning"}
-KNOWS_MATPLOTLIB = {"reporting/figures_asymmetry", "reporting/figures_breakdown"}
+KNOWS_MATPLOTLIB = {f"reporting/{n}" for n in ("style", "figures_asymmetry", "figures_breakdown")}
 
 
 def room_of(name):

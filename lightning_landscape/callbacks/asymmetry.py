@@ -31,15 +31,10 @@ from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid
 from lightning_landscape.measures.survey import Survey, survey
 from lightning_landscape.params import difference, group_names, trainable
 from lightning_landscape.ranks import everybody, lowest
+from lightning_landscape.reporting.arrays import survey_arrays
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
-from lightning_landscape.reporting.output import (
-    family_scalars,
-    line_scalars,
-    log_figure,
-    log_scalars,
-    save_slices,
-    tag,
-)
+from lightning_landscape.reporting.output import Output
+from lightning_landscape.reporting.scalars import family_scalars, line_scalars
 
 if TYPE_CHECKING:
     from lightning_landscape.callbacks.swa import SWA
@@ -276,14 +271,15 @@ class AsymmetryMonitor(Monitor):
         if result is None:
             return
         draws = self.draws(trainer, began)
+        output = self.output(trainer, step)
         scalars: dict[str, float] = {}
         for family, measured in result.families.items():
-            scalars |= self._report_family(trainer, family, measured, step, draws=draws)
+            scalars |= self._report_family(output, family, measured, draws=draws)
         if result.line:
-            scalars |= self._report_line(trainer, result.line, step, draws=draws)
+            scalars |= self._report_line(output, result.line, draws=draws)
+        output.arrays(self.name, survey_arrays(result.families, result.line))
         seconds, overhead = self.cost_scalars(time.monotonic() - began)
-        scalars |= {tag("seconds"): seconds, tag("overhead"): overhead}
-        log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
+        output.scalars({**scalars, "seconds": seconds, "overhead": overhead})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
@@ -363,59 +359,37 @@ class AsymmetryMonitor(Monitor):
         return lowest(min(self._n_whole + further, self._n_most), device)
 
     def _report_family(
-        self, trainer: Any, family: str, measured: Survey, step: int, *, draws: bool
+        self, output: Output, family: str, measured: Survey, *, draws: bool
     ) -> dict[str, float]:
         train, validation = measured.slices, measured.validation
         scores, rate = measured.scores, measured.rate
         history = self._history.setdefault(family, [])
-        history.append((step, _median_rise(train)))
+        history.append((output.step, _median_rise(train)))
         if draws:
             with self.drawing():
-                figure = plot_slices(
-                    family,
-                    train,
-                    scores,
-                    rate,
-                    validation=validation,
-                    unit=_UNITS[self.normalize],
-                    step=step,
+                unit, step = _UNITS[self.normalize], output.step
+                options = {"validation": validation, "unit": unit, "step": step}
+                output.figure(family, lambda: plot_slices(family, train, scores, rate, **options))
+                steps, rises = zip(*history, strict=True)
+                rises = torch.stack(rises)
+                output.figure(
+                    f"history/{family}", lambda: plot_history(family, steps, self.alphas, rises)
                 )
-                log_figure(trainer, self.tag("slices", family=family), figure, step)
-                rises = torch.stack([row for _, row in history])
-                figure = plot_history(family, [at for at, _ in history], self.alphas, rises)
-                log_figure(trainer, self.tag("history", family=family), figure, step)
-        save_slices(trainer, self._file(family), train, step)
-        if validation:
-            save_slices(trainer, self._file(f"{family}-val"), validation, step)
-        drawn = {tag("n_directions", family=family): rate["n"]}
-        return family_scalars(family, scores, rate) | (drawn if self.n_directions == "auto" else {})
+        drawn = {f"{family}/n_directions": rate["n"]}
+        return family_scalars(measured) | (drawn if self.n_directions == "auto" else {})
 
-    def _report_line(
-        self, trainer: Any, line: list[Slice], step: int, *, draws: bool
-    ) -> dict[str, float]:
+    def _report_line(self, output: Output, line: list[Slice], *, draws: bool) -> dict[str, float]:
         scores = [compare_ends(part) for part in line]
         assert self._swa is not None
-        self._swa.remember_line(scores, step)
-        scalars = line_scalars(scores[0])
-        if len(line) > 1:
-            scalars |= line_scalars(scores[1], validation=True)
-            scalars[tag("shift")] = scores[1].minimum - scores[0].minimum
+        self._swa.remember_line(scores, output.step)
         if draws:
             with self.drawing():
-                figure = plot_line(
-                    line[0],
-                    scores[0],
-                    validation=line[1] if len(line) > 1 else None,
-                    validation_score=scores[1] if len(line) > 1 else None,
-                    step=step,
-                )
-                log_figure(trainer, self.tag("line_figure"), figure, step)
-        for part, kind in zip(line, ("swa-line", "swa-line-val"), strict=False):
-            save_slices(trainer, self._file(kind), [part], step)
-        return scalars
-
-    def _file(self, kind: str) -> str:
-        return kind if self.name == self.default_name else f"{self.name}-{kind}"
+                validation = line[1] if len(line) > 1 else None
+                options = {"validation": validation, "step": output.step}
+                if validation is not None:
+                    options["validation_score"] = scores[1]
+                output.figure("swa/line", lambda: plot_line(line[0], scores[0], **options))
+        return line_scalars(*scores)
 
     def _keep(self, kept: list[KeptBatch], batch: Any, index: int) -> None:
         others = [*self._train, *self._validation]

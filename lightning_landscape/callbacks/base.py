@@ -35,7 +35,6 @@ from lightning_landscape.engine.probing import (
     opened,
 )
 from lightning_landscape.params import Params
-from lightning_landscape.reporting.output import tag
 
 __all__ = ["Monitor", "OnError"]
 
@@ -103,14 +102,6 @@ class Monitor(Named):
     def title(self) -> str:
         """What it is called in messages: with its name if it was given one."""
         return type(self).__name__ if self.name == self.default_name else self.state_key
-
-    def tag(self, key: str, **parts: str) -> str:
-        """Return a tag of the table under this monitor's name."""
-        return self.named(tag(key, **parts))
-
-    def named(self, table_tag: str) -> str:
-        """Return a tag with this monitor's name for its first part, the default name."""
-        return f"{self.name}/{table_tag.partition('/')[2]}"
 
     @abstractmethod
     def probe(self, trainer: Any, module: Any, step: int) -> None:

@@ -36,18 +36,11 @@ from lightning_landscape.measures.steps import (
 from lightning_landscape.objective import LossAlong
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import everybody
+from lightning_landscape.reporting.arrays import breakdown_arrays
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
-from lightning_landscape.reporting.output import (
-    breakdown_scalars,
-    breakdown_text,
-    log_figure,
-    log_scalars,
-    log_text,
-    save_breakdown,
-    shown_column,
-    step_scalars,
-    tag,
-)
+from lightning_landscape.reporting.output import Output
+from lightning_landscape.reporting.scalars import breakdown_scalars, shown_column, step_scalars
+from lightning_landscape.reporting.texts import breakdown_text
 from lightning_landscape.sharding import reshard, sharded_modules
 
 __all__ = ["GradientBreakdownMonitor"]
@@ -216,15 +209,18 @@ class GradientBreakdownMonitor(Monitor):
         if not reports:
             return
         draws = self.draws(trainer, began)
+        output = self.output(trainer, step)
         scalars: dict[str, float] = {}
+        arrays: dict[str, Any] = {}
         for report in reports:
-            scalars |= self._report(trainer, report, step)
+            scalars |= self._report(output, report)
+            arrays |= breakdown_arrays(report.label, report.found, report.sizes)
             if draws:
                 with self.drawing():
-                    self._draw(trainer, module, report, step)
+                    self._draw(output, module, report)
+        output.arrays(self.name, arrays)
         seconds, _ = self.cost_scalars(time.monotonic() - began)
-        scalars[tag("breakdown_seconds")] = seconds
-        log_scalars(trainer, {self.named(name): v for name, v in scalars.items()}, step)
+        output.scalars({**scalars, "seconds": seconds})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
@@ -328,26 +324,24 @@ class GradientBreakdownMonitor(Monitor):
             everywhere = sample_direction(objective.params, "gaussian", generator=generator)
         return {own: everywhere[own] for own in step}
 
-    def _report(self, trainer: Any, report: _Report, step: int) -> dict[str, float]:
-        who, direction, found = report.who, report.direction, report.found
+    def _report(self, output: Output, report: _Report) -> dict[str, float]:
+        found = report.found
         breakdown = found.breakdown[:, shown_column(found)].tolist()
         rows = self._history.setdefault(report.label, [])
-        rows.append((step, dict(zip(found.names, breakdown, strict=True))))
-        text = breakdown_text(found, report.sizes)
-        log_text(trainer, self.tag("breakdown_text", who=who, direction=direction), text, step)
-        save_breakdown(trainer, f"{self.name}-{report.label}", found, report.sizes, step)
-        return breakdown_scalars(who, direction, found) | step_scalars(who, report.sizes)
+        rows.append((output.step, dict(zip(found.names, breakdown, strict=True))))
+        output.text(f"{report.label}/summary", breakdown_text(found, report.sizes))
+        return breakdown_scalars(report.label, found) | step_scalars(report.sizes, report.who)
 
-    def _draw(self, trainer: Any, module: Any, report: _Report, step: int) -> None:
-        parts = {"who": report.who, "direction": report.direction}
+    def _draw(self, output: Output, module: Any, report: _Report) -> None:
         label, found, rows = report.label, report.found, self._history[report.label]
-        figure = plot_breakdown(label, found, mode=self.mode, step=step)
-        log_figure(trainer, self.tag("breakdown_figure", **parts), figure, step)
+        output.figure(label, lambda: plot_breakdown(label, found, mode=self.mode, step=output.step))
         layers = [name for name in trainable(module) if any(name in row for _, row in rows)]
         values = torch.tensor([[row.get(name, math.nan) for name in layers] for _, row in rows])
         steps, eta = [then for then, _ in rows], float(found.etas[shown_column(found)])
-        figure = plot_breakdown_history(label, steps, layers, values, eta=eta)
-        log_figure(trainer, self.tag("breakdown_history", **parts), figure, step)
+        output.figure(
+            f"history/{label}",
+            lambda: plot_breakdown_history(label, steps, layers, values, eta=eta),
+        )
 
 
 @dataclass

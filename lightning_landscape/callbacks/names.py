@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_landscape._lightning import Callback, ConfigurationError
+from lightning_landscape.reporting.output import Output, WarnOnce
 
 __all__ = ["Named"]
 
@@ -24,9 +25,12 @@ class Named(Callback):
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.name = name
+        self._warn_once = WarnOnce()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a name that would mix the numbers of two callbacks."""
+        """Refuse a name that another callback has; warn once together, not once each."""
+        named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
+        self._warn_once = named[0]._warn_once if named and named[0] is not self else WarnOnce()
         others = [other for other in trainer.callbacks if other is not self]
         twins = [o for o in others if isinstance(o, Named) and o.name == self.name]
         if stage == "fit" and twins:
@@ -35,3 +39,7 @@ class Named(Callback):
                 f"{self.name!r} for {type(self).__name__} and {type(twins[0]).__name__}: give one "
                 f"of them another, such as name='{self.name}2'."
             )
+
+    def output(self, trainer: Any, step: int) -> Output:
+        """Return where the results of one probe go."""
+        return Output(trainer, self.name, step, self._warn_once)

@@ -35,7 +35,6 @@ from lightning_landscape.engine.probing import LossFn, check_loss_fn, loss_step
 from lightning_landscape.engine.snapshot import put_back
 from lightning_landscape.measures.line import LineScore, describe_line
 from lightning_landscape.params import Params
-from lightning_landscape.reporting.output import log_scalars, tag
 from lightning_landscape.sharding import (
     distribute_like,
     full,
@@ -399,9 +398,8 @@ class SWA(Named):
         assert self._second_pass is not None
         metrics = self._second_pass.finish()
         self._second_pass = None
-        scalars = {tag("swa_metric", swa=self.name, name=name): v for name, v in metrics.items()}
-        scalars[tag("n_averaged", swa=self.name)] = float(self._n_averaged)
-        log_scalars(trainer, scalars, logger_step(trainer))
+        output = self.output(trainer, logger_step(trainer))
+        output.scalars({**metrics, "n_averaged": float(self._n_averaged)})
 
     def _keep(self, batch: Any, index: int) -> None:
         others = [kept for i, kept in self._kept.items() if i != self._n_seen]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
@@ -19,28 +16,16 @@ from lightning_landscape.measures.asymmetry import AsymmetryScore
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.rates import median_interval
 from lightning_landscape.measures.slices import Slice
-
-__all__ = [
-    "MODES",
-    "QUIET",
-    "Figure",
-    "cell_edges",
-    "new_figure",
-    "pixels",
-    "plot_history",
-    "plot_line",
-    "plot_slices",
-    "png",
-    "set_caption",
-    "title_at",
-]
-
-_TRAIN, _VALIDATION, QUIET = "#1f5fa8", "#d1661b", "0.55"
-MODES = {
-    "train": "train mode (batch statistics, one fixed dropout mask)",
-    "eval": "eval mode (running statistics, no dropout)",
-    "recalibrated": "batch-norm statistics re-estimated at every point, no dropout",
-}
+from lightning_landscape.reporting.style import (
+    MODES,
+    QUIET,
+    TRAIN,
+    VALIDATION,
+    cell_edges,
+    new_figure,
+    set_caption,
+    title_at,
+)
 
 
 def plot_slices(
@@ -69,9 +54,9 @@ def plot_slices(
         A figure.
     """
     figure, axes = new_figure()
-    _draw_family(axes, slices, _TRAIN, "train" if validation else None)
+    _draw_family(axes, slices, TRAIN, "train" if validation else None)
     if validation:
-        _draw_family(axes, validation, _VALIDATION, "validation")
+        _draw_family(axes, validation, VALIDATION, "validation")
     axes.axvline(0.0, color=QUIET, linewidth=0.8, linestyle=":")
     axes.set_xlabel(f"alpha: distance along the direction, {unit}")
     axes.set_ylabel(_loss_label(slices[0]))
@@ -150,9 +135,9 @@ def plot_line(
         A figure.
     """
     figure, axes = new_figure()
-    named = [("train", train, score, _TRAIN)]
+    named = [("train", train, score, TRAIN)]
     if validation is not None and validation_score is not None:
-        named.append(("validation", validation, validation_score, _VALIDATION))
+        named.append(("validation", validation, validation_score, VALIDATION))
     lines = []
     for name, line, its_score, colour in named:
         mean, error = _mean_and_error(line)
@@ -179,20 +164,6 @@ def plot_line(
     axes.legend(frameon=False, fontsize=8)
     set_caption(figure, [*lines, f"bands: ± 1 standard error over batches; {train.mode} mode"])
     return figure
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """Return the figure as an image, uint8 `[height, width, 3]`."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def png(figure: Figure) -> bytes:
-    """Return the figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
 
 
 def _draw_family(axes: Axes, slices: Sequence[Slice], colour: str, name: str | None) -> None:
@@ -225,34 +196,6 @@ def _mean_and_error(line: Slice) -> tuple[np.ndarray, np.ndarray]:
     n = losses.shape[1]
     error = losses.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(losses))
     return losses.mean(axis=1), error
-
-
-def cell_edges(centres: np.ndarray) -> np.ndarray:
-    """Return the borders halfway between cells, so that unequal spacing is drawn as it is."""
-    if len(centres) == 1:
-        return np.array([centres[0] - 0.5, centres[0] + 0.5])
-    between = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
-
-
-def new_figure() -> tuple[Figure, Axes]:
-    """Return an empty figure in the style of all."""
-    figure = Figure(figsize=(5.6, 4.2), dpi=125, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
-def set_caption(figure: Figure, lines: Sequence[str]) -> None:
-    """Write under a figure what its numbers are, one line or more each."""
-    wrapped = [textwrap.fill(line, 84, subsequent_indent="    ") for line in lines]
-    figure.supxlabel("\n".join(wrapped), fontsize=8, color="0.3", x=0.01, ha="left")
-
-
-def title_at(text: str, step: int | None) -> str:
-    """Return a title with the training step, if there is one."""
-    return text if step is None else f"{text}, step {step}"
 
 
 def _loss_label(line: Slice) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_landscape.measures.breakdown import GradientBreakdown
-from lightning_landscape.reporting.figures_asymmetry import (
+from lightning_landscape.reporting.style import (
     MODES,
     QUIET,
     cell_edges,
@@ -21,8 +21,6 @@ from lightning_landscape.reporting.figures_asymmetry import (
     set_caption,
     title_at,
 )
-
-__all__ = ["plot_breakdown", "plot_breakdown_history"]
 
 _MODEL, _MEASURED = "black", "#d1661b"
 _LAYERS = matplotlib.colormaps["viridis"]

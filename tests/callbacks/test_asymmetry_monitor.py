@@ -3,7 +3,6 @@
 import logging
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from lightning_landscape import (
     difference,
     evaluate_slice,
     line_grid,
+    load_slices,
     probing,
     sample_direction,
     score_asymmetry,
@@ -289,11 +289,13 @@ def test_train_and_validation_batches_are_told_apart(tmp_path):
     monitor = AsymmetryMonitor(swa=swa, validation=True, n_batches=2, **SMALL)
     logger = TensorBoardLogger(tmp_path, name="")
     _, trainer = train(swa, monitor, logger=logger)
-    with np.load(f"{logger.log_dir}/landscape/gaussian-step=11.npz") as arrays:
-        train_losses = arrays["losses"]
-        assert train_losses.shape == (2, 5, 2)  # directions, points, batches
-    with np.load(f"{logger.log_dir}/landscape/gaussian-val-step=11.npz") as arrays:
-        assert not np.array_equal(train_losses, arrays["losses"])
+    found = {}
+    for line in load_slices(f"{logger.log_dir}/landscape/landscape-step=11.npz"):
+        found.setdefault(line.label, []).append(line.losses)
+    for kind, n in (("gaussian", 2), ("swa", 1)):
+        assert len(found[kind]) == len(found[f"{kind}, validation"]) == n
+    assert all(loss.shape == (5, 2) for loss in found["gaussian"])  # points, batches
+    assert not torch.equal(found["gaussian"][0], found["gaussian, validation"][0])
     metrics = trainer.callback_metrics
     shift = metrics["landscape/swa/val/minimum"] - metrics["landscape/swa/minimum"]
     assert metrics["landscape/swa/shift"] == shift

@@ -29,7 +29,7 @@ from lightning_landscape.measures.steps import (
 )
 from lightning_landscape.objective import FunctionObjective
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
-from lightning_landscape.reporting.output import step_scalars
+from lightning_landscape.reporting.scalars import step_scalars
 
 near = functools.partial(pytest.approx, rel=1e-5)
 
@@ -719,7 +719,8 @@ def test_tensorboard_says_it_in_words_with_a_table_of_the_layers(written):
 
 def test_all_that_was_measured_lies_beside_as_arrays(written):
     folder, _ = written
-    with np.load(folder / "landscape" / "breakdown-update-step=3.npz") as arrays:
+    with np.load(folder / "landscape" / "breakdown-step=3.npz") as found:
+        arrays = {name.removeprefix("update/"): found[name] for name in found.files}
         assert arrays["names"].tolist() == ["weight"]
         assert arrays["etas"].tolist() == list(DEFAULT_ETAS["update"])
         assert arrays["breakdown"].shape == (1, 5)
@@ -866,11 +867,11 @@ def test_of_many_layers_the_scalars_show_the_largest_and_the_cosine_that_is_fart
     w = {"up": torch.tensor([[3.0, 4.0]]), "down": torch.tensor([[0.0, 1.0]])}
     step = {"up": 1.1 * w["up"], "down": 1.2 * w["down"]}
     gradient = {"up": torch.tensor([[1.0, 0.0]]), "down": torch.tensor([[0.0, -0.5]])}
-    assert step_scalars("net/", measure_step(w, step, gradient, w)) == {
-        "breakdown/net/step/relative_update": near(0.2),
-        "breakdown/net/step/relative_gradient": near(0.5),
-        "breakdown/net/step/weight_gradient_cosine": near(-1),  # the other is .6
-        "breakdown/net/step/successive_cosine": near(math.nan, nan_ok=True),
+    assert step_scalars(measure_step(w, step, gradient, w), "net/") == {
+        "net/step/relative_update": near(0.2),
+        "net/step/relative_gradient": near(0.5),
+        "net/step/weight_gradient_cosine": near(-1),  # the other is .6
+        "net/step/successive_cosine": near(math.nan, nan_ok=True),
     }
 
 

@@ -82,7 +82,7 @@ def test_a_training_that_was_killed_in_a_file_leaves_only_whole_ones(n, n_bytes,
 
 
 @pytest.mark.tried("faults", "a limit on the size of files, kept by the kernel")
-@pytest.mark.parametrize("largest", [1, 2000])
+@pytest.mark.parametrize("largest", [1, 4000])
 def test_files_that_the_kernel_cuts_short_are_not_there(largest, tmp_path):
     end = train(tmp_path, largest_file=largest)
     expected = uninterrupted()

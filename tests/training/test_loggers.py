@@ -70,8 +70,7 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-ARRAYS = ["breakdown-update-step=2.npz", "breakdown-update-step=5.npz", "gaussian-step=5.npz"]
-ARRAYS = sorted([*ARRAYS, "swa-line-step=5.npz"])
+ARRAYS = ["breakdown-step=2.npz", "breakdown-step=5.npz", "landscape-step=5.npz"]
 
 
 # --- those that Lightning brings ----------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""The `.npz` file of a probe: results as named arrays, and slices read back from them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_landscape.measures.breakdown import GradientBreakdown
+from lightning_landscape.measures.slices import Slice
+from lightning_landscape.measures.steps import StepSizes
+from lightning_landscape.measures.survey import Survey
+
+__all__ = ["load_slices"]
+
+
+def load_slices(path: str | Path) -> list[Slice]:
+    """Read the slices of a probe from the `.npz` file that AsymmetryMonitor wrote.
+
+    Family by family; after the training batches come the same directions on validation batches,
+    whose label ends in `", validation"`, and last the line to the average, labelled `"swa"`. Files
+    of version 0.1, one for each family, are read too. Needs no Lightning, and no pickle.
+
+    Args:
+        path: Such as `<log_dir>/landscape/landscape-step=99.npz`.
+
+    Returns:
+        The slices, bit for bit.
+
+    Raises:
+        ValueError: If the file holds no slices.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> import tempfile, torch
+        >>> line = Slice(torch.tensor([-1.0, 0.0, 1.0]), torch.ones(3), 2.0, label="sign")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "landscape-step=9.npz")
+        ...     _ = path.write_bytes(npz_content(slice_arrays("sign", [line])))
+        ...     [again] = load_slices(path)
+        >>> again.label, again.distance, again.mean.tolist()
+        ('sign', 2.0, [1.0, 1.0, 1.0])
+    """
+    with np.load(path, allow_pickle=False) as found:
+        groups = [name.removesuffix("losses") for name in found.files if name.endswith("losses")]
+        if not groups:
+            raise ValueError(
+                "`path` must lead to a file with slices, as AsymmetryMonitor writes. Got "
+                f"{str(path)!r}, which holds {found.files}."
+            )
+        return [line for group in groups for line in _slices(found, group)]
+
+
+def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> dict[str, Any]:
+    """Return the slices of a probe as arrays, see `slice_arrays`.
+
+    Args:
+        surveys: By family.
+        line: The line to the average, on training and perhaps on validation batches.
+    """
+    kinds = {family: [found.slices, found.validation] for family, found in surveys.items()}
+    kinds["swa"] = [[part] for part in line]
+    arrays: dict[str, Any] = {}
+    for kind, parts in kinds.items():
+        for name, slices in zip((kind, f"{kind}, validation"), parts, strict=False):
+            arrays |= slice_arrays(name, slices) if slices else {}
+    return arrays
+
+
+def slice_arrays(kind: str, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
+    """Return slices on one grid as arrays: `<kind>/alphas [n_points]`, `<kind>/distance` and
+    `<kind>/label [n_slices]`, `<kind>/losses [n_slices, n_points, n_batches]`, `<kind>/mode`.
+
+    Args:
+        kind: What they are: a family, `"<family>, validation"`, `"swa"`.
+        slices: At least one.
+    """  # noqa: D205
+    return {
+        f"{kind}/alphas": slices[0].alphas.numpy(),
+        f"{kind}/losses": np.stack([line.losses.numpy() for line in slices]),
+        f"{kind}/distance": np.array([line.distance for line in slices]),
+        f"{kind}/mode": np.array(slices[0].mode),
+        f"{kind}/label": np.array([kind] * len(slices)),
+    }
+
+
+def breakdown_arrays(
+    label: str, found: GradientBreakdown, sizes: StepSizes
+) -> dict[str, np.ndarray]:
+    """Return a breakdown as arrays: `<label>/<field>` of it, `<label>/step_<field>` of the step."""
+    named = found.to_dict() | {f"step_{name}": value for name, value in sizes.to_dict().items()}
+    return {f"{label}/{name}": np.array(value) for name, value in named.items()}
+
+
+def npz_content(arrays: Mapping[str, Any]) -> bytes:
+    """Return the content of an `.npz` file; without pickle, so that it is safe to read."""
+    buffer = io.BytesIO()
+    named: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+    np.savez(buffer, **named)
+    return buffer.getvalue()
+
+
+def _slices(found: Any, group: str) -> list[Slice]:
+    losses, distances, mode, labels = (
+        found[group + name] for name in ("losses", "distance", "mode", "label")
+    )
+    alphas = torch.from_numpy(found[f"{group}alphas"])
+    return [
+        Slice(alphas, torch.from_numpy(loss), float(distance), str(mode), str(label))
+        for loss, distance, label in zip(losses, distances, labels, strict=True)
+    ]

@@ -1,0 +1,62 @@
+"""Files of a run: where they go, and how they are written, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def folder_of_run(trainer: Any) -> str | None:
+    """Return the folder for our files, where the run's checkpoints are by default.
+
+    No other run writes there. None without a logger or a folder, and in a fast development run.
+    """
+    if trainer.fast_dev_run or not trainer.loggers:
+        return None
+    # not `trainer.log_dir`: it is broadcast, and the other ranks may not be here to hear it
+    logger = trainer.loggers[0]
+    folder = getattr(logger, "log_dir", None)  # TensorBoard, CSV
+    if folder is None:
+        folder, version = logger.save_dir, getattr(logger, "version", None)
+        if isinstance(version, str):  # W&B, MLflow, Comet: `save_dir` is that of all runs, or None
+            folder = _joined(folder or trainer.default_root_dir, str(logger.name), version)
+    return None if folder is None else _joined(folder, "landscape")
+
+
+def write_whole(folder: str, name: str, content: bytes) -> None:
+    """Write a file, or leave nothing: the folder may also be a URL that fsspec knows.
+
+    Raises:
+        OSError: If it could not be written.
+    """
+    if "://" in folder:
+        _upload(folder, name, content)
+        return
+    path = Path(folder, name)
+    partial = path.with_name(f".{name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):  # there may be nothing, or no way, to take it away
+            partial.unlink()
+        raise
+
+
+def _upload(folder: str, name: str, content: bytes) -> None:
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = url_to_fs(folder)
+        filesystem.makedirs(path, exist_ok=True)
+        filesystem.pipe_file(f"{path}/{name}", content)
+    except Exception as error:  # whatever a client raises: it is named in the one warning
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _joined(*parts: str | Path) -> str:
+    """Join parts of a path or of a URL; `Path` would make one slash of two."""
+    return os.path.join(*map(str, parts))
