@@ -29,12 +29,15 @@ __all__ = [
     "ConfigurationError",
     "as_configuration",
     "attached_trainer",
+    "batch_place",
     "batch_size",
     "check_strategy",
     "collected",
     "dummy_loggers",
     "epoch_metrics",
+    "has_hook",
     "has_transfer_hooks",
+    "is_batch_iterator",
     "is_compiled",
     "lightning_modules",
     "logger_step",
@@ -420,11 +423,15 @@ _TRANSFER_HOOKS = (
 
 def has_transfer_hooks(module: nn.Module) -> bool:
     """Return whether code of the user's own brings batches to the device."""
+    return any(has_hook(module, name) for name in _TRANSFER_HOOKS)
+
+
+def has_hook(module: nn.Module, name: str) -> bool:
+    """Return whether a LightningModule has a hook of its own in the place of Lightning's."""
     return any(
         name in module.__dict__ or getattr(type(module), name) is not getattr(kind, name)
         for kind in _MODULES
         if isinstance(module, kind)
-        for name in _TRANSFER_HOOKS
     )
 
 
@@ -442,13 +449,28 @@ def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:
 
 
 def batch_size(batch: Any) -> int | None:
-    """Return how many samples a batch holds, as Lightning guesses it; None if it cannot tell."""
+    """Return how many samples a copy of a batch holds, as Lightning guesses; None if it cannot."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _import(f"{_LIGHTNING}.utilities.data", "extract_batch_size")(batch)
-        except _MISCONFIGURATIONS:
+        except Exception:  # Lightning's own, or what the batch raises when it is iterated
             return None
+
+
+def batch_place(trainer: Any, step: str) -> tuple[int, int]:
+    """Return which batch of the loop and which of the epoch is at its training or validation step.
+
+    The first number is unique in training; validation begins anew.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    progress = (loop if step == "training_step" else loop.val_loop).batch_progress
+    return progress.total.ready, progress.current.ready - 1
+
+
+def is_batch_iterator(argument: object) -> bool:
+    """Return whether a step gets an iterator (`dataloader_iter`) in the place of a batch."""
+    return type(argument).__name__ == "_DataFetcherWrapper"
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -239,14 +239,12 @@ class AsymmetryMonitor(Monitor):
                     "trainable parameters in that group."
                 )
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the first batches of the fit."""
-        if len(self._train) < self.n_batches and batch is not None:
-            self.guarded(lambda: self._keep(self._train, batch, batch_idx), "Keeping a batch")
+        if len(self._train) < self.n_batches:
+            self.guarded(lambda: self._keep(self._train, batch, index), "Keeping a batch")
             if len(self._train) == 1:
-                self._refuse_lone_samples(trainer, pl_module, batch)
+                self._refuse_lone_samples(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -256,13 +254,13 @@ class AsymmetryMonitor(Monitor):
             self._train.pop()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def before_validation_step(
+        self, trainer: Any, pl_module: Any, batch: Any, index: int, loader: int = 0
     ) -> None:
         """Keep the first validation batches of the fit."""
         wanted = self.validation and trainer.state.fn == "fit" and not trainer.sanity_checking
         if wanted and len(self._validation) < self.n_batches:
-            self.guarded(lambda: self._keep(self._validation, batch, batch_idx), "Keeping a batch")
+            self.guarded(lambda: self._keep(self._validation, batch, index), "Keeping a batch")
 
     def probe(self, trainer: Any, module: Any, step: int) -> None:
         """Evaluate all slices, then report them."""
@@ -395,19 +393,25 @@ class AsymmetryMonitor(Monitor):
         others = [*self._train, *self._validation]
         kept.append(keep_batch(others, batch, index, calibrates=kept is self._train))
 
-    def _refuse_lone_samples(self, trainer: Any, module: Any, batch: Any) -> None:
+    def _refuse_lone_samples(self, trainer: Any, module: Any) -> None:
         """Say at the start that a batch norm cannot take its statistics from one sample."""
-        if self.mode == "eval" or batch_size(batch) != 1 or not batch_norms(module):
+        if self.mode == "eval" or not batch_norms(module) or not self._train:
+            return
+        if batch_size(self._train[0].data) != 1:
             return
         try:
             with self.opened(trainer, module, self._train) as objective:
                 objective.losses()
         except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                return  # the probe will fail too, and say so
             raise ConfigurationError(
                 f"`mode` must be 'eval' where a batch norm sees batches of one sample: "
                 f"{self.mode!r} needs the statistics of a batch. Got: {error}. Use mode='eval', or "
                 "a larger batch_size."
             ) from error
+        except Exception:
+            return  # the probe will fail too, and say so
 
 
 @dataclass(frozen=True)

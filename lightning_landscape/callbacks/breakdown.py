@@ -175,31 +175,25 @@ class GradientBreakdownMonitor(Monitor):
         super().forget()
         self._history = {}
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""
-        due = self._due(trainer, pl_module, batch_idx, ahead=0)
-        wanted = due or self._due(trainer, pl_module, batch_idx, ahead=1)
-        if batch is None or not wanted or not self.nearly_affords():
+        due = self._due(trainer, pl_module, index, ahead=0)
+        wanted = due or self._due(trainer, pl_module, index, ahead=1)
+        if not wanted or not self.nearly_affords():
             self._windows = {}
             return
         if any(map(is_lazy, pl_module.parameters())):  # nothing to keep before the first pass
             self._windows = {}
             return
-        self.guarded(lambda: self._keep(pl_module, batch if due else None, batch_idx), "Keeping")
+        self.guarded(lambda: self._keep(pl_module, batch if due else None, index), "Keeping")
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let go of a batch that the step skipped, and probe when one is due."""
         window = self._windows.get(self.n_steps)
-        if window is not None and window.batch is not None:
-            if self.skipped(outputs):
-                window.batch = None
-            elif batch is not window.source:  # the step has taken it from a `dataloader_iter`
-                self.guarded(lambda: self._keep(pl_module, batch, batch_idx), "Keeping")
-            window.source = None
+        if window is not None and self.skipped(outputs):
+            window.batch = None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def probe(self, trainer: Any, module: Any, step: int) -> None:
@@ -256,8 +250,7 @@ class GradientBreakdownMonitor(Monitor):
             self._windows = {n: w for n, w in self._windows.items() if n == self.n_steps - 1}
             self._windows[self.n_steps] = _Window(_copy(trainable(module)))
         if batch is not None:
-            window = self._windows[self.n_steps]
-            window.batch, window.source = keep_batch([], batch, index), batch
+            self._windows[self.n_steps].batch = keep_batch([], batch, index)
 
     def _measure(self, trainer: Any, module: Any) -> list[_Report]:
         window = self._windows.get(self.n_steps - 1)
@@ -350,7 +343,6 @@ class _Window:
 
     before: Params
     batch: KeptBatch | None = None
-    source: Any = None  # what it is a copy of, until the step was made
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_landscape._lightning import Callback, ConfigurationError
+from lightning_landscape._lightning import ConfigurationError
+from lightning_landscape.callbacks.before_steps import BeforeSteps
 from lightning_landscape.reporting.output import Output, WarnOnce
 
 __all__ = ["Named"]
 
 
-class Named(Callback):
+class Named(BeforeSteps):
     """A callback with a name: the first part of its tags, and what its state goes by.
 
     Args:
@@ -29,6 +30,7 @@ class Named(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse a name that another callback has; warn once together, not once each."""
+        super().setup(trainer, pl_module, stage)
         named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
         self._warn_once = named[0]._warn_once if named and named[0] is not self else WarnOnce()
         others = [other for other in trainer.callbacks if other is not self]

@@ -285,16 +285,14 @@ class SWA(Named):
                 self._refuse_impatience(trainer, name)
                 trainer.callback_metrics.setdefault(name, torch.tensor(math.nan))
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the first batches of the epoch, where batch norms will need them."""
         if trainer.current_epoch != self._epoch_seen:
             self._epoch_seen, self._n_seen = trainer.current_epoch, 0
         # from the start of the epoch in which averaging may begin
         wanted = self._n_seen < self.bn_batches and trainer.current_epoch >= self._start_epoch
-        if wanted and batch is not None and batch_norms(pl_module):
-            self._guarded(lambda: self._keep(batch, batch_idx))
+        if wanted and batch_norms(pl_module):
+            self._guarded(lambda: self._keep(batch, index))
         self._n_seen += 1
 
     def on_train_batch_end(
@@ -323,10 +321,17 @@ class SWA(Named):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Copy the batch for the module's own hook of this name, which may write to it."""
+        if (second_pass := self._second_pass) is not None:
+            self._guarded(lambda: second_pass.take_for_hook(batch))
+
+    def before_validation_step(
+        self, trainer: Any, pl_module: Any, batch: Any, index: int, loader: int = 0
+    ) -> None:
         """Copy the batch before the live step can write to it."""
         if (second_pass := self._second_pass) is not None:
-            loader = validation_loader(trainer, dataloader_idx)
-            self._guarded(lambda: second_pass.take(batch, batch_idx, loader))
+            which = validation_loader(trainer, loader)
+            self._guarded(lambda: second_pass.take(batch, index, which))
 
     def on_validation_batch_end(
         self,

@@ -17,6 +17,7 @@ from lightning_landscape._lightning import (
     collected,
     dummy_loggers,
     epoch_metrics,
+    has_hook,
     lightning_modules,
     new_results,
     rates_kept,
@@ -71,17 +72,24 @@ class SecondPass:
         self._origin = Snapshot([("", module)], besides=parameters)  # where both worlds part
         self._places = Places()
         self._contents: list[Any] = []
-        self._waiting: list[tuple[Any, int, int | None]] = []
+        self._has_start_hook = has_hook(module, "on_validation_batch_start")
+        self._for_hook: Any = None
+        self._waiting: list[tuple[Any, Any, int, int | None]] = []
         self._waiting_bytes = 0
         self._wait = _FIRST_WAIT
         self._loaders: list[int | None] = [None]
         self._began = False
 
+    def take_for_hook(self, batch: Any) -> None:
+        """Copy a batch as the module's `on_validation_batch_start` gets it."""
+        if self._has_start_hook:
+            self._for_hook = clone_batch(batch)
+
     def take(self, batch: Any, index: int, loader: int | None) -> None:
         """Let a copy of a batch wait, before the live step can write to it."""
-        batch = clone_batch(batch)
-        self._waiting.append((batch, index, loader))
-        self._waiting_bytes += bytes_of(batch)
+        batch, for_hook, self._for_hook = clone_batch(batch), self._for_hook, None
+        self._waiting.append((batch, for_hook, index, loader))
+        self._waiting_bytes += bytes_of(batch) + bytes_of(for_hook)
         if loader not in self._loaders:
             self._loaders.append(loader)
 
@@ -111,17 +119,18 @@ class SecondPass:
             with self._logged_in("on_validation_epoch_start", first=None):
                 self._module.on_validation_epoch_start()
             put_back(self._tensors, self._weights)  # that hook may swap in weights of its own
-        for batch, index, loader in self._waiting:
-            self._run(batch, index, loader)
+        for waiting in self._waiting:
+            self._run(*waiting)
         self._waiting, self._waiting_bytes = [], 0
 
-    def _run(self, batch: Any, index: int, loader: int | None) -> None:
+    def _run(self, batch: Any, for_hook: Any, index: int, loader: int | None) -> None:
         module, results = self._module, self._results
         results.batch, results.batch_size, results.dataloader_idx = batch, None, loader
         position = [batch, index, *([] if loader is None else [loader])]
         arguments = position if self._takes_index else [batch, *position[2:]]
         with self._logged_in("validation_step", first=not self._began):
-            module.on_validation_batch_start(*position)
+            if self._has_start_hook:  # what it does to its batch was done to the step's before
+                module.on_validation_batch_start(for_hook, *position[1:])
             with self._trainer.precision_plugin.val_step_context():
                 output = module.validation_step(*arguments)
             module.on_validation_batch_end(output, *position)
