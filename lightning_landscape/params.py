@@ -15,9 +15,24 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.sharding import distribute_like, is_sharded, local, sum_over_shards
+from lightning_landscape.sharding import (
+    distribute_like,
+    is_sharded,
+    local,
+    shard_of,
+    sum_over_shards,
+)
 
-__all__ = ["Params", "as_real", "difference", "group_names", "l2_norm", "trainable", "widest"]
+__all__ = [
+    "Params",
+    "as_real",
+    "difference",
+    "group_names",
+    "l2_norm",
+    "sign_agreement",
+    "trainable",
+    "widest",
+]
 
 Params: TypeAlias = Mapping[str, Tensor]
 
@@ -85,6 +100,36 @@ def l2_norm(params: Params) -> float:
             squares += sum_over_shards(torch.stack(parts), sharded)
     # not the root of their sum: it may overflow where the norm does not
     return math.hypot(*(math.sqrt(float(square)) for square in squares))
+
+
+def sign_agreement(start: Params, direction: Params) -> float:
+    """Return the share of the weights that have the same sign at both ends of a direction.
+
+    0 agrees with 0 only. nan if the two share no name. Costs no evaluation.
+
+    Args:
+        start: Where the direction starts.
+        direction: Where it leads: to `start + direction`. Names that it lacks are not counted.
+
+    Example:
+        >>> w = torch.tensor([1.0, -1.0, 2.0, 0.0])
+        >>> sign_agreement({"w": w}, {"w": torch.tensor([1.0, 3.0, -1.0, 0.0])})
+        0.75
+    """
+    names = [name for name in direction if name in start]
+    if not names:
+        return math.nan
+    rows = []
+    with torch.no_grad():
+        for name in names:
+            w = local(start[name].detach())
+            end = w + shard_of(direction[name].detach(), start[name]).to(w)
+            same = (as_real(w).sign() == as_real(end).sign()).count_nonzero()
+            rows.append(torch.stack([same, same.new_tensor(as_real(w).numel())]).cpu().double())
+        same, n = (
+            sum_over_shards(torch.stack(rows), [start[name] for name in names]).sum(dim=0).tolist()
+        )
+    return same / n if n else math.nan
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,36 +1,53 @@
-"""The line between two sets of weights: which end lies lower, and which on the flat side."""
+"""The line between two sets of weights: which end is lower, and which is on the flat side."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
 
-from lightning_landscape.measures.slices import Slice, grid_index, on_grid
+from torch import Tensor
+
+from lightning_landscape.measures.slices import Slice, grid_index, joins_two_ends, on_grid
+from lightning_landscape.measures.words import describe_line
 
 __all__ = ["LineScore", "compare_ends", "describe_line"]
 
 
 @dataclass(frozen=True)
 class LineScore:
-    """The line from one set of weights (`t = 0`) to another (`t = 1`).
+    """The line from one set of weights (`t = 0`) to another (`t = 1`). Losses in their own unit.
 
     Attributes:
         distance: L2 norm between the two.
         gap: `L(1) - L(0)`.
         gap_stderr: Standard error of `gap` over the batches, paired; nan for one batch.
-        minimum: The grid `t` of the least finite loss.
+        n_batches: How many batches both are of.
+        minimum: The grid `t` of the least finite loss; nan where that is an end of the grid, for
+            the loss may be lower beyond.
         barrier: Max over grid points in [0, 1] of `L(t) - ((1 - t) L(0) + t L(1))`, at least 0.
-        outward_ratio: `[L(-k) - L(0)] / [L(1 + k) - L(1)]` at the ends of the grid, `k` its
-            overhang; above 1 the second set of weights is on the flat side. nan without overhang;
-            read it only where both rises are positive.
+        rise_behind: `L(-k) - L(0)` at the start of the grid, `k` its overhang.
+        rise_beyond: `L(1 + k) - L(1)` at its end.
+        outward_ratio: `rise_behind / rise_beyond`; above 1 the second set of weights is on the flat
+            side, seen from this far. nan unless both are positive.
+        outward_ratio_near: The same at `t = -1` and `t = 2`, linear between grid points; nan if
+            they are beyond the grid. The two often disagree: a side is only called where both do.
+        outward_stderr: Standard error of `rise_behind - rise_beyond` over the batches, paired; nan
+            for one batch.
+        sign_agreement: Share of the weights that have the same sign at both ends; nan if unknown.
     """
 
     distance: float
     gap: float
     gap_stderr: float
+    n_batches: int
     minimum: float
     barrier: float
+    rise_behind: float
+    rise_beyond: float
     outward_ratio: float
+    outward_ratio_near: float
+    outward_stderr: float
+    sign_agreement: float
 
     def to_dict(self) -> dict[str, float]:
         """Return everything as plain numbers."""
@@ -60,9 +77,7 @@ def compare_ends(slice: Slice) -> LineScore:
         (-0.5, 4.0, 1.0)
     """
     t, loss = slice.alphas, slice.mean
-    overhang = -float(t[0])
-    tolerance = 1e-9 * float(t.abs().max())
-    if not on_grid(t, 1.0) or abs(float(t[-1]) - 1 - overhang) > tolerance:
+    if not joins_two_ends(t):
         raise ValueError(
             "`slice` must have a grid that contains 1 and reaches as far beyond 1 as before 0. "
             f"Got {t.tolist()}. Use line_grid(overhang)."
@@ -70,70 +85,40 @@ def compare_ends(slice: Slice) -> LineScore:
     start, end = grid_index(t, 0.0), grid_index(t, 1.0)
     inside, chord = t[start : end + 1], loss[end] - loss[start]
     gaps = slice.losses[end] - slice.losses[start]
+    leans = slice.losses[0] - slice.losses[-1] + gaps  # rise behind minus rise beyond
+    behind, beyond = float(loss[0] - loss[start]), float(loss[-1] - loss[end])
+    near = [_at(t, loss, at) - float(loss[k]) for at, k in ((-1.0, start), (2.0, end))]
+    minimum = slice.minimum
     return LineScore(
         distance=slice.distance,
         gap=float(chord),
-        gap_stderr=float(gaps.std() / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan,
-        minimum=slice.minimum,
+        gap_stderr=_stderr(gaps),
+        n_batches=len(gaps),
+        minimum=math.nan if minimum in (float(t[0]), float(t[-1])) else minimum,
         barrier=float((loss[start : end + 1] - loss[start] - inside * chord).max()),
-        outward_ratio=float((loss[0] - loss[start]) / (loss[-1] - loss[end])),
+        rise_behind=behind,
+        rise_beyond=beyond,
+        outward_ratio=_ratio(behind, beyond),
+        outward_ratio_near=_ratio(*near),
+        outward_stderr=_stderr(leans),
+        sign_agreement=slice.sign_agreement,
     )
 
 
-def describe_line(train: LineScore, validation: LineScore | None = None) -> str:
-    """Say in words what the line from the current weights to an average shows, and no more.
-
-    A gap counts from two standard errors on; the flat side is only named where the loss rises
-    beyond both ends.
-
-    Args:
-        train: The line on train batches.
-        validation: The line on validation batches, if there are any.
-
-    Returns:
-        A few sentences.
-
-    Example:
-        >>> print(describe_line(LineScore(3.0, 0.1, 0.01, 0.0, 0.0, 5.0)))
-        The average was 3 (L2) from the weights. Its training loss is higher by 0.1 ± 0.01.
-        It is on the flat side: outward, the loss rises 5 times as much behind the weights.
-        No verdict on whether averaging helps: no validation batches were measured.
-    """
-    sentences = [
-        f"The average was {train.distance:.3g} (L2) from the weights. "
-        f"Its training loss is {_gap(train)}.",
-        _flat_side(train),
-    ]
-    if validation is None:
-        sentences.append(
-            "No verdict on whether averaging helps: no validation batches were measured."
-        )
-    else:
-        sentences.append(
-            f"Its validation loss is {_gap(validation)}. Along the line, training is best at "
-            f"t = {train.minimum:.3g} and validation at t = {validation.minimum:.3g}."
-        )
-    return "\n".join(sentences)
+def _stderr(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _gap(score: LineScore) -> str:
-    size = f"{abs(score.gap):.3g} ± {score.gap_stderr:.2g}"
-    if math.isnan(score.gap_stderr):
-        return f"different by {score.gap:+.3g}, no verdict: one batch has no standard error"
-    if not abs(score.gap) >= 2 * score.gap_stderr:
-        return f"within two standard errors, no verdict: {score.gap:+.3g} ± {score.gap_stderr:.2g}"
-    return f"higher by {size}" if score.gap > 0 else f"lower by {size}"
+def _ratio(behind: float, beyond: float) -> float:
+    return behind / beyond if behind > 0 and beyond > 0 else math.nan
 
 
-def _flat_side(score: LineScore) -> str:
-    ratio = score.outward_ratio
-    if not 0 < ratio < math.inf:
-        return "No verdict on the flat side: the loss does not rise beyond both ends."
-    if ratio > 1:
-        return (
-            f"It is on the flat side: outward, the loss rises {ratio:.3g} times as much behind the "
-            "weights."
-        )
-    return (
-        f"It is on the steep side: outward, the loss rises {1 / ratio:.3g} times as much beyond it."
-    )
+def _at(t: Tensor, loss: Tensor, at: float) -> float:
+    """Return the loss at a point, linear between grid points; nan beyond the grid."""
+    if on_grid(t, at):
+        return float(loss[grid_index(t, at)])
+    k = int((t < at).sum())
+    if k in (0, len(t)):
+        return math.nan
+    share = (at - t[k - 1]) / (t[k] - t[k - 1])
+    return float(loss[k - 1] + share * (loss[k] - loss[k - 1]))

@@ -1,16 +1,17 @@
-"""Shares and medians over directions, with the intervals they deserve."""
+"""Rates and medians over directions, with confidence intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, median
+from statistics import median
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
+from lightning_landscape.measures.quantiles import clopper_pearson
 from lightning_landscape.measures.sequential import sequential_design
 
 __all__ = ["AsymmetryRate", "median_interval"]
@@ -20,12 +21,12 @@ class AsymmetryRate(Metric):
     """The share of directions that are asymmetric, with an interval.
 
     A direction counts when its `ratio` exceeds `c` and the slice could be judged, that is, its
-    verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. Uniform
-    directions share most of their length (cosine 3/4), so that their interval is too narrow.
+    verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. A low rate
+    is therefore no sign of symmetry where many could not be judged: see `Survey.rate`.
 
-    The interval is Wilson's, made for a number of directions that was chosen beforehand. With
-    `precision` it is that of `SequentialDesign`, made for drawing until `is_precise`; Wilson's
-    would then miss too often.
+    The interval is Clopper's and Pearson's, exact for a number of directions that was chosen
+    beforehand. With `precision` it is that of `SequentialDesign`, exact for sampling until
+    `is_precise`.
 
     Args:
         c: How many times steeper the steep side must be.
@@ -38,7 +39,8 @@ class AsymmetryRate(Metric):
             0.03 and 0.5; on `compute` if directions went on after `is_precise`.
 
     References:
-        Wilson (1927), Probable inference, the law of succession, and statistical inference.
+        Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of
+        the binomial.
 
     Example:
         >>> from lightning_landscape import Slice, score_asymmetry
@@ -47,7 +49,7 @@ class AsymmetryRate(Metric):
         >>> rate.update(score_asymmetry(Slice(steps, torch.tensor([0.5, 0.25, 0.0, 1.0, 2.0]))))
         >>> rate.update(score_asymmetry(Slice(steps, steps**2)))
         >>> {name: round(float(value), 3) for name, value in rate.compute().items()}
-        {'rate': 0.5, 'low': 0.095, 'high': 0.905, 'n': 2.0}
+        {'rate': 0.5, 'low': 0.013, 'high': 0.987, 'n': 2.0}
     """
 
     full_state_update = False
@@ -100,7 +102,7 @@ class AsymmetryRate(Metric):
         k, n = int(self.asymmetric), int(self.total)
         rate = k / n if n else math.nan
         if self.precision is None:
-            low, high = _wilson(k, n, self.confidence)
+            low, high = clopper_pearson(k, n, self.confidence)
         else:
             low, high = sequential_design(self.precision, self.confidence).interval(k, n)
         values = {"rate": rate, "low": low, "high": high, "n": float(n)}
@@ -137,13 +139,3 @@ def median_interval(
         k += 1
     middle = median(known) if known else math.nan
     return (middle, known[k - 1], known[n - k]) if k else (middle, math.nan, math.nan)
-
-
-def _wilson(k: int, n: int, confidence: float) -> tuple[float, float]:
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (k + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    # exact at the ends, where rounding would leave 1e-17
-    return 0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half

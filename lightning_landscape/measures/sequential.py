@@ -27,6 +27,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from lightning_landscape.measures.quantiles import greatest_share
+
 __all__ = ["FIRST", "SequentialDesign", "check_precision", "sequential_design"]
 
 FIRST = 8  # draws before the first look
@@ -124,20 +126,10 @@ class SequentialDesign:
 
     def _high(self, k: int, n: int) -> float:
         """Return the share under which an end as low or lower has half of the error."""
-        if k == n:
-            return 1.0
         sooner = self._low_ends[self._low_ends[:, 1] < n]
         here = np.stack([np.arange(k + 1), np.full(k + 1, n), self._series[n][: k + 1]], axis=1)
         yes, draws, series = np.concatenate([sooner, here]).T
-        low, high = 0.0, 1.0
-        while high - low > 1e-12:
-            share = (low + high) / 2
-            chances = series + yes * math.log(share) + (draws - yes) * math.log1p(-share)
-            if np.exp(chances).sum() > (1 - self.confidence) / 2:
-                low = share
-            else:
-                high = share
-        return high
+        return greatest_share(yes, draws, series, (1 - self.confidence) / 2)
 
 
 def check_precision(precision: float) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.objective import LossAlong, Objective
-from lightning_landscape.params import Params, l2_norm
+from lightning_landscape.params import Params, l2_norm, sign_agreement
 
 __all__ = [
     "Slice",
     "evaluate_pairs",
     "evaluate_slice",
     "grid_index",
+    "joins_two_ends",
     "line_grid",
     "on_grid",
     "split_batches",
@@ -37,6 +38,8 @@ class Slice:
         distance: L2 norm of the direction: what one unit of alpha is in weight space.
         mode: How the network was run: `"train"`, `"eval"`, `"recalibrated"`, or `"function"`.
         label: What the direction was, for people.
+        sign_agreement: On a line that contains `alpha = 1`, the share of the moved weights that
+            have the same sign at 0 and at 1; else nan. `compare_ends` passes it on.
 
     Example:
         >>> line = Slice(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 0.0, float("inf")]))
@@ -49,6 +52,7 @@ class Slice:
     distance: float = math.nan
     mode: str = "function"
     label: str = ""
+    sign_agreement: float = math.nan
 
     def __post_init__(self) -> None:
         alphas = _checked_alphas(self.alphas)
@@ -71,6 +75,11 @@ class Slice:
     def n_nonfinite(self) -> int:
         """How many of the losses are infinite or not a number."""
         return int((~self.losses.isfinite()).sum())
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every batch has the same finite loss at every alpha: nothing moves."""
+        return bool(self.losses[0].isfinite().all() and (self.losses == self.losses[0]).all())
 
     @property
     def minimum(self) -> float:
@@ -225,7 +234,10 @@ def _slice(
     objective: Objective, direction: Params, alphas: Tensor, losses: Tensor, label: str
 ) -> Slice:
     mode = getattr(objective, "mode", "function")
-    return Slice(alphas, losses, distance=l2_norm(direction), mode=mode, label=label)
+    agreement = math.nan
+    if joins_two_ends(alphas):
+        agreement = sign_agreement(objective.params, direction)
+    return Slice(alphas, losses, l2_norm(direction), mode, label, agreement)
 
 
 def symmetric_grid(radius: float, n_points: int) -> Tensor:
@@ -282,6 +294,12 @@ def line_grid(overhang: float = 2.0, n_points: int = 31) -> Tensor:
 def on_grid(grid: Tensor, value: float) -> bool:
     """Return whether a value is on a grid, within 1e-9 of its radius."""
     return bool((grid - value).abs().min() <= 1e-9 * float(grid.abs().max()))
+
+
+def joins_two_ends(grid: Tensor) -> bool:
+    """Return whether a grid contains 1 and reaches as far beyond 1 as before 0."""
+    reaches = abs(float(grid[0] + grid[-1]) - 1) <= 1e-9 * float(grid.abs().max())
+    return reaches and on_grid(grid, 1.0)
 
 
 def grid_index(grid: Tensor, value: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Survey:
         scores: The score of each of `slices`.
         rate: What `AsymmetryRate` gives, as floats: `rate`, `low`, `high`, and `n`, the number of
             directions it is of; `off_minimum` and `unresolved`, shares of `scores`.
+        normalize: What `alpha` is measured in, see `sample_direction`.
     """
 
     family: str
@@ -54,6 +55,7 @@ class Survey:
     validation: list[Slice]
     scores: list[AsymmetryScore]
     rate: dict[str, float]
+    normalize: str = "filter"
 
     @property
     def area(self) -> tuple[float, float, float]:
@@ -70,10 +72,16 @@ class Survey:
         """The median `ratio` over the directions, and its 95 % interval."""
         return median_interval([score.ratio for score in self.scores])
 
+    @property
+    def rise_radius(self) -> tuple[float, float, float]:
+        """The median `rise_radius` over the directions, and its 95 % interval."""
+        return median_interval([score.rise_radius for score in self.scores])
+
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
         return {
             "family": self.family,
+            "normalize": self.normalize,
             "slices": [line.to_dict() for line in self.slices],
             "validation": [line.to_dict() for line in self.validation],
             "scores": [score.to_dict() for score in self.scores],
@@ -81,6 +89,7 @@ class Survey:
             "area": list(self.area),
             "area_corrected": list(self.area_corrected),
             "ratio": list(self.ratio),
+            "rise_radius": list(self.rise_radius),
         }
 
 
@@ -163,7 +172,8 @@ def survey(
             )
             first = (sample(family, k) for k in range(n_first))
             further = (sample(family, k) for k in range(n_first, n_all))
-            found[family] = _measure(objective, family, alphas, first, further, rate, validation)
+            measured = _measure(objective, family, alphas, first, further, rate, validation)
+            found[family] = replace(measured, normalize=normalize)
     if not found:
         raise ValueError(
             f"`families` must name one that moves a parameter. Got {list(families)}, whose groups "

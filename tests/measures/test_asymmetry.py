@@ -4,25 +4,19 @@ import dataclasses
 import json
 import math
 from itertools import pairwise
-from statistics import NormalDist
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_sum
 
 from lightning_landscape.measures.asymmetry import (
     asymmetry_ratio,
     is_asymmetric,
     score_asymmetry,
 )
-from lightning_landscape.measures.line import compare_ends
-from lightning_landscape.measures.rates import AsymmetryRate
 from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, symmetric_grid
 from lightning_landscape.objective import FunctionObjective
-from lightning_landscape.params import difference
 
 FEW = settings(max_examples=60, deadline=None)
 BAD = [math.nan, math.inf, -math.inf]
@@ -323,6 +317,47 @@ def test_the_minimum_is_the_grid_alpha_of_the_least_loss(plus, minus, expected):
     assert score_asymmetry(rises_to(plus, minus)).minimum == expected
 
 
+@pytest.mark.parametrize(
+    ("plus", "minus", "expected"),
+    [
+        ([1.0, -2.0], [-1.0, 3.0], 2.0),
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, math.nan], [-3.0, 1.0], 3.0),
+    ],
+)
+def test_the_fall_is_what_the_least_loss_lies_below_the_centre(plus, minus, expected):
+    assert score_asymmetry(rises_to(plus, minus, centre=5.0)).fall == expected
+
+
+@pytest.mark.parametrize(
+    ("plus", "minus", "rise", "expected"),
+    [
+        ([2.0, 6.0], [0.0, 2.0], 0.5, 0.5),  # mean rises 1 and 4
+        ([2.0, 6.0], [0.0, 2.0], 1.0, 1.0),
+        ([2.0, 6.0], [0.0, 2.0], 2.5, 1.5),
+        ([2.0, 6.0], [0.0, 2.0], 4.5, math.inf),
+        ([2.0, 1.0], [0.0, 1.0], 0.5, 0.5),  # the first time
+        ([2.0, 6.0], [0.0, math.nan], 2.5, 1.0),  # where it blows up, as for the width
+        ([-1.0, -2.0], [1.0, 2.0], 0.5, math.inf),
+    ],
+)
+def test_the_rise_radius_is_where_both_sides_rise_so_far_on_average(plus, minus, rise, expected):
+    assert score_asymmetry(rises_to(plus, minus), rise=rise).rise_radius == expected
+
+
+@pytest.mark.parametrize("a", [0.5, 2.0, 8.0])
+def test_the_rise_radius_of_a_bowl_is_its_closed_form(a):
+    # a l^2 / 2 = 1/2 at l = 1 / sqrt(a)
+    score = scored(lambda t: a * t**2 / 2, 2.0, 4001)
+    assert score.rise_radius == pytest.approx(a**-0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("rise", [0.0, -1.0, math.inf, math.nan])
+def test_a_rise_that_is_not_positive_is_an_error(rise):
+    with pytest.raises(ValueError, match="`rise` must be positive and finite"):
+        score_asymmetry(sliced(torch.square, 1.0, 5), rise=rise)
+
+
 def test_the_slope_is_the_central_difference():
     # (5 - 2) / (2 * 1)
     assert score_asymmetry(rises_to([5.0, 9.0], [2.0, 9.0])).slope == 1.5
@@ -347,7 +382,9 @@ def test_a_score_becomes_plain_numbers():
         "rise_minus": 2.0,
         "slope": 1.5,
         "minimum": 0.0,
+        "fall": 0.0,
         "width": -0.6,
+        "rise_radius": 0.2,
         "ratio": 4.0,
         "flat_side": -1,
         "verdict": "asymmetric",
@@ -372,12 +409,12 @@ def integer_slices(draw, batches=(1, 2), unique_minimum=False):
 
 
 def assert_agree(a, b, **factors):
-    """Every field of `a` is that of `b`, times a factor where one is given."""
+    """Every field of `a` is that of `b`, times a factor where one is given; None: not compared."""
     for field in dataclasses.fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if field.name == "verdict":
             assert x == y
-        else:
+        elif factors.get(field.name, 1) is not None:
             expected = y * factors.get(field.name, 1)
             assert x == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True), field.name
 
@@ -409,8 +446,8 @@ def test_walking_the_opposite_direction_is_flipping_the_slice():
 def test_scaling_and_shifting_the_loss_leaves_scores_alone(line, exponent, shift):
     scale = 2.0**exponent
     moved = score_asymmetry(Slice(line.alphas, scale * (line.losses + shift)))
-    in_losses = dict.fromkeys(("rise_plus", "rise_minus", "slope"), scale)
-    assert_agree(moved, score_asymmetry(line), **in_losses)
+    in_losses = dict.fromkeys(("rise_plus", "rise_minus", "slope", "fall"), scale)
+    assert_agree(moved, score_asymmetry(line, rise=0.5 / scale), **in_losses)
 
 
 @FEW
@@ -426,7 +463,9 @@ def test_any_scale_will_do_on_a_smooth_loss(scale, shift):
 def test_scaling_alpha_leaves_scores_alone(line, exponent):
     scale = 2.0**exponent
     stretched = score_asymmetry(Slice(scale * line.alphas, line.losses))
-    assert_agree(stretched, score_asymmetry(line), slope=1 / scale, minimum=scale)
+    assert_agree(
+        stretched, score_asymmetry(line), slope=1 / scale, minimum=scale, rise_radius=scale
+    )
 
 
 @FEW
@@ -532,6 +571,7 @@ def test_without_a_finite_centre_nothing_is_known(places, bad):
     line = broken(*places, bad=bad)
     score = score_asymmetry(line)
     unknown = ("area", "area_corrected", "rise_plus", "rise_minus", "slope", "width", "ratio")
+    unknown += ("fall", "rise_radius")
     assert all(math.isnan(getattr(score, name)) for name in unknown)
     assert (score.flat_side, score.verdict) == (0, "unresolved")
     assert math.isnan(asymmetry_ratio(line, zeta=2.0, r=5.0))
@@ -713,9 +753,13 @@ def two_batches(line, noise):
         (rises_to([1.0, 3.0], [1.0, 3.0]), "symmetric"),
         (rises_to([-1.0, 6.0], [1.0, 2.0]), "off-minimum"),
         (rises_to([1.0, 2.0], [3.0, -1.0]), "off-minimum"),
-        (two_batches(rises_to([3.0, 6.0], [1.0, 2.0]), 0.1), "asymmetric"),
-        # areas of the batches (4 - 0) / 4 = 1 and (2 - 2) / 4 = 0: 1/2 < 2 * 1/2
-        (two_batches(rises_to([3.0, 6.0], [1.0, 2.0]), 1.0), "unresolved"),
+        # integrals 6 +- 2 e and 2 -+ 2 e: areas 1/2 +- e / 2, standard error e / 2; t is 12.706
+        (two_batches(rises_to([3.0, 6.0], [1.0, 2.0]), 0.078), "asymmetric"),
+        (two_batches(rises_to([3.0, 6.0], [1.0, 2.0]), 0.079), "unresolved"),
+        # a fall of 2 % of the larger end rise is not yet one
+        (rises_to([3.0, 6.0], [1.0, -0.12]), "asymmetric"),
+        (rises_to([3.0, 6.0], [1.0, -0.13]), "off-minimum"),
+        (rises_to([math.inf, math.inf], [1.0, -9.0]), "asymmetric"),
         (two_batches(rises_to([1.0, 2.0], [1.0, 2.0]), 0.0), "symmetric"),
         # far from its minimum, noise or not
         (two_batches(rises_to([-1.0, -2.0], [1.0, 2.0]), 9.0), "off-minimum"),
@@ -725,18 +769,30 @@ def test_the_verdict_by_hand(line, verdict):
     assert score_asymmetry(line).verdict == verdict
 
 
-def test_two_standard_errors_are_enough():
-    # batch areas (c - 1) / (c + 1): 0 (c = 1) and 1/2 (c = 3); the mean has slopes 2 and 1, so area
-    # 1/3, and 2 stderr = |0 - 1/2| = 1/2: unresolved. With 1/5 (c = 1.5) the mean has slopes 2.25
-    # and 1, area 1.25/3.25 = .385 > 2 stderr = .3
+@pytest.mark.parametrize(("n_batches", "t"), [(2, 12.706), (3, 4.303), (5, 2.776), (31, 2.042)])
+def test_an_area_is_resolved_from_students_quantile_on(n_batches, t):
+    # a batch of slopes c and 1 has the area (c - 1) / (c + 1); here area 1/3, standard error e
+    slopes = torch.linspace(-1, 1, n_batches, dtype=torch.float64)
+    slopes *= math.sqrt(n_batches * (n_batches - 1) / float(slopes.square().sum()))
     grid = symmetric_grid(1.0, 5)
 
-    def verdict(*cs):
-        batches = [torch.where(grid > 0, c * grid, -grid) for c in cs]
-        return score_asymmetry(Slice(grid, torch.stack(batches, dim=1))).verdict
+    def verdict(stderr):  # the tilt e of a batch moves both integrals by e / 2, of 3/2 in sum
+        tilt = 1.5 * stderr * slopes
+        line = Slice(grid, torch.where(grid > 0, 2 * grid, -grid)[:, None] + grid[:, None] * tilt)
+        assert score_asymmetry(line).stderr == pytest.approx(stderr, rel=1e-9)
+        return score_asymmetry(line).verdict
 
-    assert verdict(1.0, 3.0) == "unresolved"
-    assert verdict(1.5, 3.0) == "asymmetric"
+    assert verdict(1 / 3 / t * 1.001) == "unresolved"
+    assert verdict(1 / 3 / t * 0.999) == "symmetric"  # a ratio of 2 is not above 2
+
+
+def test_noise_of_four_batches_is_resolved_in_at_most_seven_percent():
+    generator = torch.Generator().manual_seed(0)
+    grid, resolved = symmetric_grid(0.6, 13), 0
+    for _ in range(2000):
+        noise = 0.02 * torch.randn(13, 4, generator=generator, dtype=torch.float64)
+        resolved += score_asymmetry(Slice(grid, (grid**2)[:, None] + noise)).verdict != "unresolved"
+    assert resolved / 2000 <= 0.07
 
 
 @pytest.mark.parametrize(("n_points", "radius"), [(9, 0.6), (25, 0.23), (25, 0.46), (25, 1.55)])
@@ -952,282 +1008,3 @@ def test_definition_1_is_strict_in_both_inequalities():
 def test_p_and_c_out_of_range_are_errors(p, c):
     with pytest.raises(ValueError, match=rf"`p` must be positive and `c` above 1\. Got p={p} and"):
         is_asymmetric(sliced(torch.square, 1.0, 5), r=1.0, p=p, c=c, zeta=0.5)
-
-
-# --- the line between two ends ------------------------------------------------------------------
-
-
-def test_the_line_by_hand():
-    t = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0])
-    score = compare_ends(Slice(t, torch.tensor([5.0, 1.0, 2.0, 0.5, 1.5]), distance=7.0))
-    assert score.distance == 7.0
-    assert score.gap == -0.5
-    assert score.minimum == 1.0
-    assert score.barrier == 2.0 - 0.75  # above the chord's (1 + .5) / 2
-    assert score.outward_ratio == (5.0 - 1.0) / (1.5 - 0.5)
-    assert math.isnan(score.gap_stderr)
-
-
-def test_the_barrier_is_the_highest_point_above_the_chord():
-    # chord from 0 to 4; at t = 1/4, 1/2, 3/4 it is 1, 2, 3, and the losses stand 2, 1, -3 above it
-    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
-    assert compare_ends(Slice(t, torch.tensor([0.0, 3.0, 3.0, 0.0, 4.0]))).barrier == 2.0
-
-
-@pytest.mark.parametrize(
-    "loss", [torch.square, torch.abs, lambda t: 3 - 2 * t], ids=["square", "abs", "line"]
-)
-def test_a_convex_line_has_no_barrier(loss):
-    grid = line_grid(1.0, 13)
-    assert compare_ends(Slice(grid, loss(grid))).barrier == 0.0
-
-
-def test_what_lies_outside_the_ends_is_no_barrier():
-    t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    assert compare_ends(Slice(t, torch.tensor([100.0, 1.0, 2.0, 100.0]))).barrier == 0.0
-
-
-@pytest.mark.parametrize("k", [1.0, 2.0, 4.0])
-def test_the_average_on_the_flat_side_has_an_outward_ratio_above_one(k):
-    # slopes -4 before 1/4 and 1 after: from 0 outward it rises by 4 k, from 1 by k
-    grid = line_grid(k, 31)
-    valley_loss = torch.where(grid < 0.25, 4 * (0.25 - grid), grid - 0.25)
-    assert compare_ends(Slice(grid, valley_loss)).outward_ratio == pytest.approx(4, rel=1e-12)
-    assert compare_ends(Slice(grid, valley_loss.flip(0))).outward_ratio == pytest.approx(0.25)
-
-
-def test_the_line_from_weights_to_their_average_measured_in_weight_space():
-    # |w - m|^2 from w = (0, 0) to (3, 4), m at t = 3/4: L(t) = 25 (t - 3/4)^2, so the gap is
-    # 25 (1/16 - 9/16), and with overhang 4 the ratio is (16 + 8 * 3/4) / (16 + 8 * 1/4)
-    current = {"w": torch.zeros(2, dtype=torch.float64)}
-    average = {"w": torch.tensor([3.0, 4.0], dtype=torch.float64)}
-    objective = FunctionObjective(lambda p: (p["w"] - 0.75 * average["w"]).square().sum(), current)
-    line = evaluate_slice(objective, difference(average, current), line_grid(4.0, 37))
-    score = compare_ends(line)
-    assert (score.distance, score.minimum, score.barrier) == (5.0, 0.75, 0.0)
-    assert score.gap == pytest.approx(-12.5)
-    assert score.outward_ratio == pytest.approx(22 / 18)
-
-
-def test_without_overhang_there_is_nothing_outward():
-    t = line_grid(0.0, 5)
-    score = compare_ends(Slice(t, t**2))
-    assert math.isnan(score.outward_ratio)
-    assert (score.gap, score.minimum) == (1.0, 0.0)
-
-
-@FEW
-@given(st.lists(st.integers(-20, 20), min_size=7, max_size=7))
-def test_swapping_the_ends_turns_the_line_around(values):
-    losses = torch.tensor(values, dtype=torch.float64)
-    assume(int((losses == losses.min()).sum()) == 1)
-    grid = line_grid(1.0, 7)  # -1, -1/2, ..., 2
-    there, back = compare_ends(Slice(grid, losses)), compare_ends(Slice(grid, losses.flip(0)))
-    assert (back.gap, back.minimum) == (-there.gap, 1 - there.minimum)
-    assert back.barrier == there.barrier >= 0
-    if losses[0] != losses[2] and losses[6] != losses[4]:
-        assert back.outward_ratio == pytest.approx(1 / there.outward_ratio)
-
-
-def test_the_gap_is_paired_over_batches():
-    # L(1) - L(0) per batch: 1, 2, 6; mean 3, sample variance (4 + 1 + 9) / 2 = 7, so stderr
-    # sqrt(7 / 3); the batches' own level, which differs a thousandfold, cancels
-    t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    level = torch.tensor([1.0, 100.0, 1000.0])
-    losses = torch.stack([level + 9, level, level + torch.tensor([1.0, 2.0, 6.0]), level + 9])
-    score = compare_ends(Slice(t, losses))
-    assert score.gap == pytest.approx(3.0)
-    assert score.gap_stderr == pytest.approx(math.sqrt(7 / 3))
-
-
-@pytest.mark.parametrize("bad", BAD)
-def test_a_non_finite_loss_on_the_line_is_no_minimum(bad):
-    t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    score = compare_ends(Slice(t, torch.tensor([bad, 1.0, 0.5, 1.5])))
-    assert (score.minimum, score.gap) == (1.0, -0.5)
-    assert not math.isfinite(score.outward_ratio)
-
-
-def test_a_line_score_becomes_plain_numbers():
-    t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    losses = torch.tensor([[5.0, 5.0], [1.0, 1.0], [0.5, 0.5], [1.5, 1.5]])
-    score = compare_ends(Slice(t, losses, distance=3.0))
-    assert json.loads(json.dumps(score.to_dict())) == {
-        "distance": 3.0,
-        "gap": -0.5,
-        "gap_stderr": 0.0,
-        "minimum": 1.0,
-        "barrier": 0.0,
-        "outward_ratio": 4.0,
-    }
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        score.gap = 0.0
-
-
-@pytest.mark.parametrize(
-    "alphas",
-    [
-        [-1.0, 0.0, 0.9, 2.0],  # no 1
-        [-1.0, 0.0, 1.0, 3.0],  # further beyond 1
-        [-1.0, 0.0, 1.0],  # nothing beyond 1
-        [0.0, 1.0, 2.0],  # nothing before 0
-        [0.0],
-    ],
-    ids=str,
-)
-def test_a_grid_that_is_no_line_between_two_ends_is_an_error(alphas):
-    with pytest.raises(ValueError, match=r"contains 1 and reaches .* Use line_grid\(overhang\)"):
-        compare_ends(Slice(torch.tensor(alphas), torch.zeros(len(alphas))))
-
-
-# --- the rate -----------------------------------------------------------------------------------
-
-STEEP = score_asymmetry(rises_to([3.0, 6.0], [1.0, 2.0]))
-EVEN = score_asymmetry(rises_to([1.0, 2.0], [1.0, 2.0]))
-
-
-def rate_of(k, n, **options):
-    rate = AsymmetryRate(**options)
-    for j in range(n):
-        rate.update(STEEP if j < k else EVEN)
-    return {name: value.item() for name, value in rate.compute().items()}
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [
-        # z^2 = 3.8415. k = 0: from 0 to z^2 / (n + z^2) = 3.8415 / 13.8415
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        # k = n/2: 1/2 +- z sqrt(n/4 + z^2/4) / (n + z^2) = 1/2 +- 1.96 sqrt(2.5 + .9604) / 13.8415
-        (5, 10, 0.2366, 0.7634),
-        # (1 + 1.9207 -+ 1.96 sqrt(.9 + .9604)) / 13.8415
-        (1, 10, 0.0179, 0.4042),
-        (1, 1, 0.2065, 1.0),
-    ],
-)
-def test_the_interval_of_the_rate_is_wilsons(k, n, low, high):
-    result = rate_of(k, n)
-    assert (result["rate"], result["n"]) == (k / n, n)
-    assert result["low"] == pytest.approx(low, abs=5e-5)
-    assert result["high"] == pytest.approx(high, abs=5e-5)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 30), st.floats(0, 1), st.floats(0.5, 0.99))
-def test_the_ends_of_the_interval_solve_wilsons_equation(n, share, confidence):
-    # the score interval is where (k/n - p)^2 = z^2 p (1 - p) / n
-    k = round(share * n)
-    result = rate_of(k, n, confidence=confidence)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    for p in (result["low"], result["high"]):
-        assert (k / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, abs=1e-12)
-    assert 0 <= result["low"] <= k / n <= result["high"] <= 1
-
-
-def test_the_interval_shrinks_with_directions_and_grows_with_confidence():
-    def width(**options):
-        result = rate_of(**options)
-        return result["high"] - result["low"]
-
-    assert width(k=20, n=40) < width(k=5, n=10)
-    assert width(k=5, n=10, confidence=0.99) > width(k=5, n=10, confidence=0.9)
-
-
-def test_none_and_all_give_exact_ends():
-    assert rate_of(0, 7)["low"] == 0.0
-    assert rate_of(7, 7)["high"] == 1.0
-
-
-def test_the_rate_is_a_metric_whose_states_are_summed_over_ranks():
-    rate = AsymmetryRate()
-    assert isinstance(rate, Metric)
-    assert rate._reductions == {"asymmetric": dim_zero_sum, "total": dim_zero_sum}
-    rate.update(STEEP)
-    rate.update(EVEN)
-    assert rate.metric_state == {"asymmetric": torch.tensor(1), "total": torch.tensor(2)}
-
-
-def test_the_values_are_float64_scalars():
-    rate = AsymmetryRate()
-    rate.update(STEEP)
-    result = rate.compute()
-    assert list(result) == ["rate", "low", "high", "n"]
-    assert {(value.dtype, value.ndim) for value in result.values()} == {(torch.float64, 0)}
-
-
-def test_merging_two_rates_is_counting_together():
-    one, other = AsymmetryRate(), AsymmetryRate()
-    for score in (STEEP, EVEN):
-        one.update(score)
-    for score in (STEEP, STEEP, EVEN):
-        other.update(score)
-    one.merge_state(other)
-    assert {name: value.item() for name, value in one.compute().items()} == rate_of(3, 5)
-
-
-def test_reset_forgets():
-    rate = AsymmetryRate()
-    rate.update(STEEP)
-    rate.compute()
-    rate.reset()
-    rate.update(EVEN)
-    assert {name: value.item() for name, value in rate.compute().items()} == rate_of(0, 1)
-
-
-def test_forward_gives_the_value_of_one_and_counts_it():
-    rate = AsymmetryRate()
-    assert rate(STEEP)["rate"] == 1.0
-    assert rate(EVEN)["rate"] == 0.0
-    assert rate.compute()["rate"] == 0.5
-
-
-def test_before_any_direction_nothing_is_known():
-    with pytest.warns(UserWarning, match="called before the ``update`` method"):
-        result = AsymmetryRate().compute()
-    assert math.isnan(result["rate"])
-    assert [result[name].item() for name in ("low", "high", "n")] == [0.0, 1.0, 0.0]
-
-
-def test_a_direction_counts_when_its_ratio_is_above_c():
-    for ratio, c, counts in [(2.0, 2.0, 0), (2.1, 2.0, 1), (2.1, 3.0, 0), (math.inf, 3.0, 1)]:
-        rate = AsymmetryRate(c=c)
-        rate.update(dataclasses.replace(STEEP, ratio=ratio))
-        assert rate.compute()["rate"] == counts
-
-
-@pytest.mark.parametrize("verdict", ["off-minimum", "unresolved"])
-def test_a_slice_that_cannot_be_judged_never_counts_as_asymmetric(verdict):
-    rate = AsymmetryRate()
-    rate.update(dataclasses.replace(STEEP, verdict=verdict, ratio=math.inf))
-    result = rate.compute()
-    assert (result["rate"], result["n"]) == (0.0, 1.0)
-
-
-def test_a_pure_slope_is_off_minimum_and_never_counts():
-    slope = scored(lambda t: t)
-    assert slope.ratio == math.inf
-    rate = AsymmetryRate()
-    rate.update(slope)
-    assert rate.compute()["rate"] == 0.0
-
-
-@pytest.mark.parametrize("place", [0, 6])
-def test_non_finite_slices_are_counted_in_n(place):
-    rate = AsymmetryRate()
-    rate.update(score_asymmetry(broken(place)))
-    result = rate.compute()
-    # without a centre nothing is known; a steep side that blows up is still three times steeper
-    assert (result["rate"], result["n"]) == (0.0 if place == 0 else 1.0, 1.0)
-
-
-@pytest.mark.parametrize("c", [0.9, 0.0, -2.0, math.nan])
-def test_a_rate_with_c_below_one_is_an_error(c):
-    with pytest.raises(ValueError, match=rf"`c` must be at least 1\. Got {c}\."):
-        AsymmetryRate(c=c)
-
-
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95, -0.1, math.nan])
-def test_a_confidence_that_is_no_probability_is_an_error(confidence):
-    with pytest.raises(ValueError, match=rf"such as 0\.95\. Got {confidence}\."):
-        AsymmetryRate(confidence=confidence)

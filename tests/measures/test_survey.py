@@ -225,5 +225,5 @@ def test_bad_settings_are_refused_with_the_way_out(families, options, message):
 def test_medians_are_those_of_the_scores():
     objective = FunctionObjective(mixed, ONES)
     found = survey(objective, ["gaussian"], n_directions=9)["gaussian"]
-    for name in ("area", "area_corrected", "ratio"):
+    for name in ("area", "area_corrected", "ratio", "rise_radius"):
         assert getattr(found, name) == median_interval([getattr(s, name) for s in found.scores])

@@ -1,0 +1,95 @@
+"""Quantiles for intervals, from finite sums: Clopper's and Pearson's, and Student's.
+
+References:
+    Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of
+    the binomial. Abramowitz, Stegun (1964), Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+
+def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval for a share of which `k` of `n` draws were a success.
+
+    It covers every share at least as often as it says. Its ends are the shares under which `k` or
+    more, or `k` or fewer, have half of the allowed error.
+
+    Example:
+        >>> [round(end, 4) for end in clopper_pearson(0, 8)]  # 1 - .025 ** (1 / 8)
+        [0.0, 0.3694]
+    """
+    return 1 - _upper_end(n - k, n, confidence), _upper_end(k, n, confidence)
+
+
+@lru_cache(maxsize=256)
+def _upper_end(k: int, n: int, confidence: float) -> float:
+    yes = np.arange(k + 1)
+    series = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)
+    ]
+    return greatest_share(yes, np.full(k + 1, n), np.array(series), (1 - confidence) / 2)
+
+
+def greatest_share(yes: np.ndarray, draws: np.ndarray, series: np.ndarray, chance: float) -> float:
+    """Return the share under which some ends of a series of draws have a given chance together.
+
+    Args:
+        yes: The successes of each end.
+        draws: The draws of each end.
+        series: The log of the number of series with that end.
+        chance: The chance of all of them, which falls from 1 to 0 as the share grows.
+
+    Returns:
+        The share, to 1e-12; 1 where the ends are all there are.
+    """
+    if (yes == draws).any():
+        return 1.0
+
+    def exceeds(share: float) -> bool:
+        chances = series + yes * math.log(share) + (draws - yes) * math.log1p(-share)
+        return bool(np.exp(chances).sum() > chance)
+
+    return _bisected(exceeds, 1.0)
+
+
+@lru_cache(maxsize=256)
+def student(freedom: int, confidence: float = 0.95) -> float:
+    """Return how many standard errors hold a share of Student's distribution, on both sides of 0.
+
+    Args:
+        freedom: Degrees of freedom: one less than the number of batches, at least 1.
+        confidence: The share inside.
+
+    Example:
+        >>> [round(student(freedom), 3) for freedom in (1, 3, 30)]
+        [12.706, 3.182, 2.042]
+    """
+    # P(|T| <= t) with t = sqrt(freedom) tan(angle) is a finite sum of powers of cos(angle)
+    first = 2 if freedom % 2 else 1
+    k = np.arange(first, freedom - 1, 2)
+    factors = np.cumprod(np.concatenate([[1.0], k / (k + 1)]))[: freedom // 2]
+    powers = np.arange(freedom % 2, freedom - 1, 2)
+
+    def falls_short(angle: float) -> bool:
+        total = math.sin(angle) * float((factors * math.cos(angle) ** powers).sum())
+        inside = 2 / math.pi * (angle + total) if freedom % 2 else total
+        return inside < confidence
+
+    return math.sqrt(freedom) * math.tan(_bisected(falls_short, math.pi / 2))
+
+
+def _bisected(is_below: Callable[[float], bool], high: float) -> float:
+    low = 0.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        if is_below(middle):
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,302 @@
+"""The words say what the numbers support, and no more: a test for each rule."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from lightning_landscape import (
+    AsymmetryRate,
+    FunctionObjective,
+    LineScore,
+    Slice,
+    Survey,
+    compare_ends,
+    line_grid,
+    score_asymmetry,
+    survey,
+    symmetric_grid,
+)
+from lightning_landscape.measures.words import (
+    describe_line,
+    describe_survey,
+    describe_surveys,
+    family_verdict,
+    flat_side,
+    is_resolved,
+)
+
+ONES = {"x": torch.ones(6, dtype=torch.float64)}
+
+
+def ramp(params):
+    """Four times as steep where the mean grows as where it falls."""
+    ahead = params["x"].mean() - 1
+    return torch.where(ahead > 0, 4 * ahead, -ahead)
+
+
+def bowl(params):
+    return (params["x"] - 1).square().sum()
+
+
+def measured(loss, family="uniform", n_batches=3, **options):
+    batches = FunctionObjective(lambda p: torch.stack([loss(p)] * n_batches), ONES)
+    return survey(batches, [family], **options)[family]
+
+
+def with_rate(found, **rate):
+    return dataclasses.replace(found, rate={**found.rate, **rate})
+
+
+def with_areas(found, area, corrected=None):
+    corrected = area if corrected is None else corrected
+    scores = [dataclasses.replace(s, area=area, area_corrected=corrected) for s in found.scores]
+    return dataclasses.replace(found, scores=scores)
+
+
+# -- families --------------------------------------------------------------------------------------
+
+
+def test_an_asymmetric_family_is_said_with_number_interval_and_batches():
+    text = describe_survey(measured(ramp))
+    assert "The median area is 0.6 [0.6, 0.6] (+1: the + side is steep; 8 directions, 3" in text
+    assert "Asymmetric along most directions: one side is more than twice as steep" in text
+    assert "100 % of the directions (95 % interval 63 % to 100 %)" in text
+    assert "The + side is the steep one." in text
+    assert family_verdict(measured(ramp)) == "asymmetric"
+
+
+def test_a_bowl_is_not_asymmetric():
+    found = measured(bowl, "gaussian")
+    assert "Not asymmetric along most directions" in describe_survey(found)
+    assert "side is the steep one" not in describe_survey(found)
+    assert family_verdict(found) == "not asymmetric"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_fewer_than_three_batches_have_no_verdict(n):
+    found = measured(ramp, n_batches=n)
+    assert f"No verdict, because {n} batch" in describe_survey(found)
+    assert "at least 3 (n_batches)" in describe_survey(found)
+    assert family_verdict(found) == "no verdict"
+
+
+def test_fewer_than_six_directions_have_no_verdict():
+    found = measured(ramp, n_directions=5)
+    assert "No verdict, because 5 directions are too few" in describe_survey(found)
+    assert "at least 6 (n_directions)" in describe_survey(found)
+    assert family_verdict(found) == "no verdict"
+
+
+def test_a_constant_loss_is_called_so_and_not_symmetric():
+    found = measured(lambda p: torch.ones(()))
+    assert describe_survey(found).startswith("Nothing moves")
+    assert "ymmetric" not in describe_survey(found)
+    assert family_verdict(found) == "no verdict"
+
+
+def test_a_gaussian_family_off_minimum_is_told_to_train_on():
+    found = measured(lambda p: p["x"].sum(), "gaussian")
+    text = describe_survey(found)
+    assert "No verdict, because along 100 % of the directions the loss falls away" in text
+    assert "too early to speak of a valley. Train on, or decay the rate, first." in text
+    assert family_verdict(found) == "no verdict"
+
+
+@pytest.mark.parametrize("family", ["sign", "sign@norm", "uniform@norm"])
+def test_families_that_grow_the_weights_are_not_told_to_train_on(family):
+    found = measured(lambda p: -p["x"].sum())
+    text = describe_survey(dataclasses.replace(found, family=family))
+    assert "usual with cross-entropy, which larger outputs lower for ever" in text
+    assert "Train on" not in text
+
+
+def test_unresolved_directions_ask_for_more_batches():
+    text = describe_survey(with_rate(measured(bowl), unresolved=0.75))
+    assert "No verdict, because along 75 % of the directions the batches differ more" in text
+    assert "take more batches (n_batches)" in text
+
+
+def test_directions_that_do_not_count_are_named_beside_the_rate():
+    text = describe_survey(with_rate(measured(ramp), off_minimum=0.25, unresolved=0.125))
+    assert "25 % fall away from these weights and 12 % are unresolved, neither counts" in text
+
+
+def test_an_interval_that_holds_one_half_is_no_verdict():
+    found = with_rate(measured(ramp), rate=0.5, low=0.16, high=0.84)
+    assert "No verdict on most directions, because the interval holds one half" in describe_survey(
+        found
+    )
+    assert family_verdict(found) == "no verdict"
+
+
+def test_gains_that_cost_more_to_shrink_are_no_alarm():
+    found = with_areas(dataclasses.replace(measured(ramp), family="uniform@norm"), -0.9)
+    assert "Shrinking the gains" in describe_survey(found)
+    assert "no alarm" in describe_survey(found)
+
+
+def test_a_slope_along_gaussian_directions_is_told_from_a_valley():
+    found = dataclasses.replace(measured(ramp), family="gaussian")
+    assert "not at a minimum" in describe_survey(with_areas(found, 0.4, corrected=0.01))
+    assert "take more samples before you believe it" in describe_survey(with_areas(found, 0.4))
+
+
+def test_a_width_has_a_unit_and_is_said_of_gaussian_directions_only():
+    wide = measured(lambda p: 9 * bowl(p), "gaussian", radius=2.0, n_points=41)
+    assert "(in filter norm)" in describe_survey(wide)
+    plain = measured(lambda p: 9 * bowl(p), "gaussian", radius=2.0, n_points=41, normalize="none")
+    assert "(in L2 norm)" in describe_survey(plain)
+    assert "risen by" not in describe_survey(measured(ramp))
+
+
+def test_families_stand_in_lines_of_their_own():
+    batches = FunctionObjective(lambda p: torch.stack([ramp(p)] * 3), ONES)
+    lines = describe_surveys(survey(batches, ["uniform", "gaussian"])).split("\n")
+    assert [line.partition(":")[0] for line in lines] == ["uniform", "gaussian"]
+
+
+# -- the line to an average ------------------------------------------------------------------------
+
+
+def score(**changes):
+    plain = LineScore(
+        distance=2.0,
+        gap=-0.5,
+        gap_stderr=0.05,
+        n_batches=4,
+        minimum=0.0,
+        barrier=0.0,
+        rise_behind=3.0,
+        rise_beyond=1.0,
+        outward_ratio=3.0,
+        outward_ratio_near=2.0,
+        outward_stderr=0.1,
+        sign_agreement=0.97,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def test_a_gap_beyond_its_error_is_said_with_its_error_and_batches():
+    text = describe_line(score(gap=0.4), score(gap=-0.5))
+    assert "Its training loss is higher by 0.4 ± 0.05 (4 batches)." in text
+    assert "Its validation loss is lower by 0.5 ± 0.05 (4 batches)." in text
+    assert "97 % of the weights have the same sign at both" in text
+
+
+def test_a_gap_within_its_error_is_no_verdict():
+    # t of 3 degrees of freedom is 3.18: three standard errors of four batches are not enough
+    text = describe_line(score(gap=-0.15))
+    assert "No verdict on its training loss, which differs by -0.15, because that is within" in text
+    assert "lower by" not in text
+    assert "lower by 0.16" in describe_line(score(gap=-0.16))
+
+
+@pytest.mark.parametrize(("n", "words"), [(1, "1 batch is too few"), (2, "2 batches are too few")])
+def test_fewer_than_three_batches_have_no_gap_and_no_side(n, words):
+    stderr = math.nan if n == 1 else 1e-9
+    text = describe_line(score(n_batches=n, gap_stderr=stderr, outward_stderr=stderr))
+    assert text.count(words) == 2
+    assert "lower by" not in text
+    assert "on the flat side:" not in text
+
+
+def test_a_gap_that_is_not_finite_is_no_verdict():
+    text = describe_line(score(gap=math.nan, gap_stderr=math.nan))
+    assert "differs by nan, because a loss is not finite" in text
+
+
+def test_the_flat_side_is_named_where_both_ratios_agree():
+    assert flat_side(score()) == 1
+    assert "on the flat side: outward, the training loss rises 3 times" in describe_line(score())
+    other = score(outward_ratio=0.25, outward_ratio_near=0.5, rise_behind=1.0, rise_beyond=4.0)
+    assert flat_side(other) == -1
+    assert "on the steep side: outward, the training loss rises 4 times" in describe_line(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"outward_ratio": math.nan}, "does not rise, finitely, beyond both ends"),
+        ({"outward_ratio": math.inf}, "does not rise, finitely, beyond both ends"),
+        ({"outward_ratio_near": math.nan}, "near the ends, at t = -1 and 2, the loss does not"),
+        ({"outward_ratio_near": 0.5}, "it depends on how far one goes: the ratio is 0.5 at t = -1"),
+        ({"outward_stderr": 2.0}, "differ by less than their error"),
+    ],
+)
+def test_else_no_side_is_named_and_why(changes, because):
+    text = describe_line(score(**changes))
+    assert "No verdict on the flat side, because" in text
+    assert because in text
+    assert flat_side(score(**changes)) == 0
+
+
+def test_no_side_is_named_where_the_loss_falls_beyond_both_ends():
+    grid = line_grid(4.0, 37)
+    losses = -(grid - 0.4).square()[:, None] + torch.zeros(4)
+    text = describe_line(compare_ends(Slice(grid, losses)))
+    assert "No verdict on the flat side" in text
+
+
+def test_both_minima_are_named_and_edges_are_beyond_the_grid():
+    text = describe_line(score(minimum=-0.25), score(minimum=math.nan))
+    assert "training loss is least at t = -0.25 and the validation loss beyond the grid" in text
+
+
+def test_the_picture_of_the_paper_is_named_where_all_of_it_is_there():
+    train, validation = score(gap=0.4, minimum=0.25), score(gap=-0.5, minimum=1.0)
+    assert "the picture of an asymmetric valley" in describe_line(train, validation)
+    for other in (
+        (score(gap=-0.4, minimum=0.25), validation),
+        (dataclasses.replace(train, minimum=math.nan), validation),
+        (dataclasses.replace(train, outward_ratio_near=0.5), validation),
+    ):
+        assert "the picture of" not in describe_line(*other)
+        assert "To keep it: swa.apply_to(module)" in describe_line(*other)
+    assert "To keep it" not in describe_line(train, score(gap=0.1))
+
+
+def test_without_validation_nothing_is_said_of_whether_averaging_helps():
+    assert "No verdict on whether averaging helps, because no validation" in describe_line(score())
+
+
+# -- noise -----------------------------------------------------------------------------------------
+
+
+def test_two_batches_resolve_nothing_and_three_do():
+    assert not is_resolved(9.0, 0.1, 2)
+    assert is_resolved(0.44, 0.1, 3)
+    assert not is_resolved(0.42, 0.1, 3)
+    assert not is_resolved(math.nan, 0.1, 5)
+    assert not is_resolved(0.0, 0.0, 5)
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_pure_noise_on_a_line_gets_a_verdict_in_at_most_seven_percent(lines):
+    generator = torch.Generator().manual_seed(lines)
+    grid, verdicts = line_grid(4.0, 37), 0
+    for _ in range(2000):
+        noise = torch.randn(lines, 37, 4, generator=generator, dtype=torch.float64)
+        text = describe_line(*(compare_ends(Slice(grid, losses)) for losses in noise))
+        verdicts += any(word in text for word in ("higher by", "lower by", "It is on the"))
+    assert verdicts / 2000 <= 0.07
+
+
+def test_pure_noise_along_directions_gets_a_verdict_in_at_most_seven_percent():
+    generator = torch.Generator().manual_seed(0)
+    grid, verdicts = symmetric_grid(0.6, 13), 0
+    for _ in range(300):
+        noise = torch.randn(8, 13, 4, generator=generator, dtype=torch.float64)
+        slices = [Slice(grid, losses) for losses in noise]
+        scores = [score_asymmetry(line) for line in slices]
+        rate = AsymmetryRate()
+        for one in scores:
+            rate.update(one)
+        shares = {name: float(value) for name, value in rate.compute().items()}
+        for name, verdict in (("off_minimum", "off-minimum"), ("unresolved", "unresolved")):
+            shares[name] = sum(one.verdict == verdict for one in scores) / 8
+        found = Survey("gaussian", slices, [], scores, shares)
+        text = describe_survey(found)
+        verdicts += "Asymmetric along" in text or "side is the steep one" in text
+    assert verdicts / 300 <= 0.07
