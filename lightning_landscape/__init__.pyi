@@ -1,3 +1,8 @@
+from .analysis.analyze import analyze
+from .analysis.checkpoints import load_weights
+from .analysis.planes import Plane, evaluate_plane
+from .analysis.report import Report
+from .analysis.verb import LandscapeCLI
 from .callbacks.asymmetry import AsymmetryMonitor
 from .callbacks.breakdown import GradientBreakdownMonitor
 from .callbacks.swa import SWA, load_swa_weights
@@ -18,6 +23,7 @@ from .measures.breakdown import (
 )
 from .measures.directions import sample_direction
 from .measures.line import LineScore, compare_ends
+from .measures.plane import PlaneBasis, plane_through
 from .measures.rates import AsymmetryRate
 from .measures.slices import Slice, evaluate_slice, line_grid, symmetric_grid
 from .measures.survey import Survey, survey
@@ -34,14 +40,20 @@ __all__ = [
     "FunctionObjective",
     "GradientBreakdown",
     "GradientBreakdownMonitor",
+    "LandscapeCLI",
     "LineScore",
     "Objective",
     "Params",
+    "Plane",
+    "PlaneBasis",
+    "Report",
     "Slice",
     "Survey",
+    "analyze",
     "asymmetry_ratio",
     "compare_ends",
     "difference",
+    "evaluate_plane",
     "evaluate_slice",
     "fromage",
     "gradient_direction",
@@ -49,7 +61,9 @@ __all__ = [
     "line_grid",
     "load_slices",
     "load_swa_weights",
+    "load_weights",
     "measure_breakdown",
+    "plane_through",
     "probing",
     "recalibrate_batch_norm",
     "sample_direction",

@@ -27,6 +27,7 @@ __all__ = [
     "LIGHTNING_ATTRIBUTES",
     "Callback",
     "ConfigurationError",
+    "all_batches",
     "as_configuration",
     "attached_trainer",
     "batch_place",
@@ -37,13 +38,16 @@ __all__ = [
     "epoch_metrics",
     "has_hook",
     "has_transfer_hooks",
+    "import_cli",
     "is_batch_iterator",
     "is_compiled",
+    "lightning_bases",
     "lightning_modules",
     "logger_step",
     "loss_scale",
     "muted",
     "new_results",
+    "overrides",
     "precision_context",
     "prepare_batch",
     "rank_zero_info",
@@ -115,6 +119,35 @@ def as_configuration() -> Iterator[None]:
 
 # what Lightning itself keeps on a module: never the user's state
 LIGHTNING_ATTRIBUTES = frozenset({"_trainer", "_fabric", "_current_fx_name", "_compiler_ctx"})
+
+
+def import_cli() -> tuple[Any, Any]:
+    """Return LightningCLI, which needs jsonargparse, and Trainer."""
+    return _import(f"{_LIGHTNING}.cli", "LightningCLI"), _import(_LIGHTNING, "Trainer")
+
+
+def lightning_bases() -> tuple[type, type]:
+    """Return LightningModule and LightningDataModule."""
+    return _MODULES[0], _import(_LIGHTNING, "LightningDataModule")
+
+
+def overrides(owner: Any, name: str) -> bool:
+    """Return whether a module or data module has a method of its own, not Lightning's."""
+    if name in vars(owner):
+        return True
+    bases = [*_MODULES, *(_import(path, "LightningDataModule") for path in _NAMESPACES)]
+    inherited = [getattr(base, name) for base in bases if hasattr(base, name)]
+    return getattr(type(owner), name) not in inherited
+
+
+def all_batches(loader: Any, *, train: bool) -> Iterator[Any]:
+    """Yield the batches of a loader, or of a collection of them as a fit combines it."""
+    if isinstance(loader, (Mapping, list, tuple)):
+        mode = "max_size_cycle" if train else "sequential"
+        combined = _import(f"{_LIGHTNING}.utilities.combined_loader", "CombinedLoader")
+        yield from (batch for batch, *_ in combined(loader, mode))
+    else:
+        yield from loader
 
 
 def lightning_modules(module: nn.Module) -> list[Any]:

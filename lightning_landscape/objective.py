@@ -7,7 +7,7 @@ through `probing`; the scores cannot tell them apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,16 +16,29 @@ from lightning_landscape.params import Params
 
 __all__ = ["FunctionObjective", "LossAlong", "Objective", "check_direction"]
 
-LossAlong: TypeAlias = Callable[[float], Tensor]
+
+class LossAlong(Protocol):
+    """The losses along one direction, which was prepared once."""
+
+    def __call__(self, alpha: float, /) -> Tensor:
+        """Return the losses at one alpha, float64 `[n_batches]`."""
+        ...
+
+    def each(self, alphas: list[float], /) -> Tensor:
+        """Return the losses at several alphas, float64 `[n_points, n_batches]`."""
+        ...
 
 
 class Objective(Protocol):
     """The loss of a module on fixed batches as a function of its weights.
 
-    The same weights always give the same bits, whatever was evaluated before. An objective may also
-    have `mode: str`, and `gather(losses) -> losses`, which joins the batches of all processes: once
-    per slice, or per pair where every pair decides whether there is another.
+    The same weights always give the same bits, whatever was evaluated before.
     """
+
+    @property
+    def mode(self) -> str:
+        """How the network is run, or `"function"`."""
+        ...
 
     @property
     def params(self) -> Params:
@@ -33,14 +46,19 @@ class Objective(Protocol):
         ...
 
     def along(self, direction: Params) -> LossAlong:
-        """Prepare a direction once; the call gives the losses `[n_batches]` at an alpha.
+        """Prepare a direction once; the call gives the losses `[n_batches]` at an alpha."""
+        ...
 
-        What is returned may have `each(alphas: list[float])`, which gives `[n_points, n_batches]`.
-        """
+    def gather(self, losses: Tensor) -> Tensor:
+        """Join the batches of all processes: `[n_points, n_batches]` of each to all of them."""
         ...
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
         """Return the float64 losses `[n_batches]` at `params + alpha * direction`."""
+        ...
+
+    def at(self, params: Params) -> Objective:
+        """Return the same loss, standing at other weights; use it before asking for the next."""
         ...
 
     def gradient(
@@ -74,10 +92,19 @@ class FunctionObjective:
         """The point the objective stands at."""
         return self._params
 
+    def at(self, params: Params) -> FunctionObjective:
+        """Return the same formula, standing at other weights."""
+        check_direction(params, self._params)
+        return FunctionObjective(self._loss, {**self._params, **params})
+
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
-        return lambda alpha: self._evaluate(self._moved(direction, alpha))
+        return _FunctionAlong(lambda alpha: self._evaluate(self._moved(direction, alpha)))
+
+    def gather(self, losses: Tensor) -> Tensor:
+        """Return the losses: a formula has no batches on other processes."""
+        return losses
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
         """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
@@ -112,6 +139,19 @@ class FunctionObjective:
     def _evaluate(self, params: Params) -> Tensor:
         with torch.no_grad():
             return torch.as_tensor(self._loss(params)).detach().reshape(-1).double()
+
+
+class _FunctionAlong:
+    """The losses of a formula along a direction."""
+
+    def __init__(self, loss: Callable[[float], Tensor]) -> None:
+        self._loss = loss
+
+    def __call__(self, alpha: float, /) -> Tensor:
+        return self._loss(alpha)
+
+    def each(self, alphas: list[float], /) -> Tensor:
+        return torch.stack([self._loss(alpha) for alpha in alphas])
 
 
 def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:

@@ -6,17 +6,64 @@ ranks say whether they have failed, and fail together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_landscape.sharding import is_sharded
 
-__all__ = ["agree", "average_over_ranks", "everybody", "gather_batches", "lowest", "n_ranks"]
+__all__ = [
+    "agree",
+    "alone",
+    "average_over_ranks",
+    "everybody",
+    "gather_batches",
+    "lowest",
+    "n_ranks",
+]
+
+
+T = TypeVar("T")
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work on its own for a while: inside, it is the only one.
+
+    For work that is shared out: each process evaluates other points, on batches of its own.
+    """
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
+
+
+def rank() -> int:
+    """Return which of the processes this is, 0 being the first."""
+    return dist.get_rank() if n_ranks() > 1 else 0
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return what every process has, in the order of ranks; one collective."""
+    if n_ranks() == 1:
+        return [value]
+    found: list[T] = [value] * n_ranks()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def n_ranks() -> int:
     """Return how many processes take part; 1 without distributed training."""
+    if _ALONE.get():
+        return 1
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return 1

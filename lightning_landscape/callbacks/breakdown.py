@@ -370,6 +370,8 @@ class _Centred:
         self._objective = objective
         self._here = objective.gradient()
         self.gather = objective.gather
+        self.mode: str = objective.mode
+        self.at = objective.at
         self.params = {name: at[name] for name in self._here[1] if name in at}
 
     def along(self, direction: Params) -> LossAlong:

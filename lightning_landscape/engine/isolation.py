@@ -144,6 +144,11 @@ class Isolation:
         """Leave no gradient, and let those require one that did, whatever a step made of them."""
         self._gradients.take_away()
 
+    def stand(self, at: Params | None = None) -> None:
+        """Start from other weights from now on; by default from those it was opened at."""
+        self._weights.put_back()
+        self._weights.stand(self._at if at is None else at)
+
     def path(self, direction: Params) -> Path:
         """Prepare a direction to be walked often."""
         return self._weights.path(direction)

@@ -28,7 +28,7 @@ from lightning_landscape.engine.batches import Batches, KeptBatch, clone_batch, 
 from lightning_landscape.engine.isolation import Isolation, Mode
 from lightning_landscape.engine.snapshot import same_bits
 from lightning_landscape.engine.weights import Path
-from lightning_landscape.objective import LossAlong, check_direction
+from lightning_landscape.objective import LossAlong, Objective, check_direction
 from lightning_landscape.params import Params, trainable, widest
 from lightning_landscape.ranks import agree, average_over_ranks, gather_batches, n_ranks
 from lightning_landscape.sharding import can_recover, is_sharded, sharded_modules
@@ -209,6 +209,7 @@ class ModuleObjective:
         self._trainer = trainer
         self._params = isolation.params
         self._handed_out: Params | None = None
+        self._standing: Params | None = None  # elsewhere than it was opened at
         self._device = next(iter(self._params.values())).device
         self._batches = Batches(batches, self._device)
         self._alone = n_ranks() == 1
@@ -232,9 +233,15 @@ class ModuleObjective:
         """The trainable weights that were found on opening, wherever it stands; only to read."""
         return self._isolation.live
 
+    def at(self, params: Params) -> Objective:
+        """Return the same loss, standing at other weights; use it before asking for the next."""
+        check_direction(params, self._params)
+        return _Elsewhere(self, params)
+
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
+        self._stand(None)
         return _Along(self, self._isolation.path(direction))
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
@@ -249,7 +256,11 @@ class ModuleObjective:
         One evaluation, forward and backward. Unused parameters have a gradient of zero.
         """
         check_direction(direction or {}, self._params)
-        path = self._isolation.path(direction or {})
+        self._stand(None)
+        return self._gradient_along(direction or {}, alpha)
+
+    def _gradient_along(self, direction: Params, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
+        path = self._isolation.path(direction)
         found = self._in_lockstep(lambda: self._learned_gradient(path, alpha))
         agree(self._failure, self._device)
         assert found is not None
@@ -280,6 +291,12 @@ class ModuleObjective:
                 self.n_evaluations += 1
                 rows.append(self._run(Tensor.item))
         return rows
+
+    def _stand(self, at: Params | None) -> None:
+        """Stand at other weights, or at those it was opened at."""
+        if at is not self._standing:
+            self._isolation.stand(at)
+            self._standing = at
 
     def close(self) -> None:
         """Raise what went wrong on this rank and was never told."""
@@ -468,6 +485,34 @@ class ModuleObjective:
         ):
             for i, batch in self._batches.calibrating():
                 self._loss(i, clone_batch(batch))
+
+
+class _Elsewhere:
+    """An objective that stands at other weights than the one it belongs to."""
+
+    def __init__(self, objective: ModuleObjective, params: Params) -> None:
+        self.params = params
+        self.mode: str = objective.mode
+        self.gather = objective.gather
+        self._objective = objective
+
+    def at(self, params: Params) -> Objective:
+        return self._objective.at(params)
+
+    def along(self, direction: Params) -> LossAlong:
+        check_direction(direction, self.params)
+        self._objective._stand(self.params)
+        return _Along(self._objective, self._objective._isolation.path(direction))
+
+    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
+        return self.along(direction or {})(alpha)
+
+    def gradient(
+        self, direction: Params | None = None, alpha: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        check_direction(direction or {}, self.params)
+        self._objective._stand(self.params)
+        return self._objective._gradient_along(direction or {}, alpha)
 
 
 class _Along:

@@ -85,6 +85,7 @@ class Weights:
         """Start at other weights; those not named start where they are now."""
         self.start = [self._standing(i, at.get(name)) for i, name in enumerate(self.names)]
         self.displaced = self.everything if at else frozenset()
+        self._blocks = {}  # those begin at the start of before
 
     def start_of(self, name: str) -> Tensor:
         """Return where a parameter starts, whole or sharded as it is."""

@@ -1,0 +1,178 @@
+"""The measurements of the monitors, once, on weights that are not being trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_landscape._lightning import attached_trainer
+from lightning_landscape.analysis.progress import Counted, progress_bar, say_cost
+from lightning_landscape.analysis.report import Line, Report
+from lightning_landscape.checks import check_choice
+from lightning_landscape.engine.batches import KeptBatch, clone_batch
+from lightning_landscape.engine.isolation import Mode
+from lightning_landscape.engine.probing import LossFn, opened
+from lightning_landscape.measures.breakdown import (
+    DEFAULT_ETAS,
+    GradientBreakdown,
+    gradient_direction,
+    measure_breakdown,
+)
+from lightning_landscape.measures.directions import Normalize
+from lightning_landscape.measures.line import compare_ends
+from lightning_landscape.measures.slices import evaluate_slice, line_grid
+from lightning_landscape.measures.survey import split_batches, survey
+from lightning_landscape.objective import Objective
+from lightning_landscape.params import Params, difference
+
+OVERHANG = 4.0  # of the line: with 2 the outward ratio is noisier
+
+
+def analyze(
+    module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    validation: Iterable[Any] | None = None,
+    at: Params | None = None,
+    toward: Params | None = None,
+    families: Sequence[str] = ("gaussian", "uniform@norm", "sign"),
+    n_directions: int = 8,
+    n_points: int = 13,
+    radius: float = 0.6,
+    normalize: Normalize = "filter",
+    mode: Mode = "train",
+    loss_fn: LossFn | None = None,
+    trainer: Any | None = None,
+    seed: int = 0,
+    breakdown: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Measure asymmetry around a module's weights, the line to other weights, and the breakdown.
+
+    The numbers are those that the monitors log for the same weights, batches, mode and seed, bit
+    for bit. The module is bit-identical afterwards.
+
+    Costs `len(families) * n_directions * n_points` evaluations, 31 more with `toward`, two to find
+    out what an evaluation writes; an evaluation is a forward pass over each batch. `breakdown`
+    costs 8 passes forward and backward over each training batch.
+
+    Args:
+        module: A LightningModule, or any module when `loss_fn` is given.
+        batches: Training batches as a dataloader yields them; copied.
+        validation: Validation batches, measured beside them.
+        at: Weights to stand at, such as those of a checkpoint; the module's own by default.
+        toward: Weights to draw a line to, such as an average.
+        families: How directions are sampled, see `sample_direction`; none for the line alone. A
+            family whose `norm` group is empty is left out.
+        n_directions: Directions a family.
+        n_points: Alphas a direction; 4 k + 1.
+        radius: How far to walk, in units of `normalize`.
+        normalize: How long directions are, see `sample_direction`.
+        mode: How the network is run, see `probing`.
+        loss_fn: `loss_fn(module, batch)` in the place of `training_step`.
+        trainer: Whose precision the steps run in; the one the module is attached to by default.
+        seed: Seed of the directions and of the random numbers inside evaluations.
+        breakdown: Whether to measure how much the gradient changes along itself.
+        progress: Whether to say the cost, and show a progress bar with the time left where the
+            standard error stream is a terminal.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigurationError: If a setting is out of range or does not fit the module.
+        ValueError: If `toward` names no parameter of the module, or has other shapes.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> _ = net.weight.data.fill_(1.0)
+        >>> square = lambda module, x: module(x).square().mean()
+        >>> report = analyze(net, [torch.ones(4, 1)], loss_fn=square, families=["sign"],
+        ...                  n_directions=2)
+        >>> round(report.families["sign"].slices[0].mean[-1].item(), 2)  # (1 + 0.6) ** 2
+        2.56
+    """
+    check_choice("normalize", normalize, ("filter", "layer", "model", "none"))
+    train = [_kept(batch, i) for i, batch in enumerate(batches)]
+    others = [_kept(batch, i, calibrates=False) for i, batch in enumerate(validation or ())]
+    is_validation = [False] * len(train) + [True] * len(others)
+    trainer = attached_trainer(module) if trainer is None else trainer
+    began = time.monotonic()
+    with opened(
+        module, train + others, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
+    ) as bare:
+        n_lines = len(families) * n_directions
+        total = n_lines * n_points + (len(line_grid(OVERHANG)) if toward is not None else 0)
+        if progress:
+            bare.learn()
+            say_cost(total, len(train) + len(others), bare.seconds)
+        with progress_bar(total, "slices", shown=progress) as advance:
+            objective = Counted(bare, advance)
+            found = (
+                survey(
+                    objective,
+                    families,
+                    module=module,
+                    n_directions=n_directions,
+                    n_points=n_points,
+                    radius=radius,
+                    normalize=normalize,
+                    seed=seed,
+                    validation=is_validation,
+                )
+                if families
+                else {}
+            )
+            line = None if toward is None else measure_line(objective, toward, is_validation)
+        n_evaluations = bare.n_evaluations
+    changed = None
+    if breakdown:
+        with opened(
+            module, train, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
+        ) as bare:
+            changed = _breakdown(bare)
+            n_evaluations += bare.n_evaluations
+    return Report(
+        families=found,
+        line=line,
+        breakdown=changed,
+        module=type(module).__name__,
+        mode=mode,
+        seed=seed,
+        normalize=normalize,
+        n_evaluations=n_evaluations,
+        seconds=time.monotonic() - began,
+    )
+
+
+def measure_line(objective: Objective, toward: Params, is_validation: Sequence[bool] = ()) -> Line:
+    """Evaluate the line from where an objective stands (`t = 0`) to other weights (`t = 1`).
+
+    Costs 31 evaluations.
+
+    Args:
+        objective: What to evaluate.
+        toward: Where the line leads to.
+        is_validation: Which batches of the objective are validation batches; none by default.
+
+    Raises:
+        ValueError: If `toward` shares no name with the objective, or has other shapes.
+    """
+    direction = difference(toward, objective.params)
+    joint = evaluate_slice(objective, direction, line_grid(OVERHANG), label="line")
+    train, *rest = split_batches(joint, is_validation)
+    validation = Line.of(compare_ends(rest[0]), rest[0]) if rest else None
+    return Line.of(compare_ends(train), train, validation)
+
+
+def _breakdown(objective: Objective) -> GradientBreakdown:
+    return measure_breakdown(objective, gradient_direction(objective), DEFAULT_ETAS["gradient"])
+
+
+def _kept(batch: Any, index: int, *, calibrates: bool = True) -> KeptBatch:
+    with torch.inference_mode(False):
+        return KeptBatch(clone_batch(batch), index, raw=True, calibrates=calibrates)

@@ -1,0 +1,221 @@
+"""What the verbs of the command line do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_landscape._lightning import import_cli, lightning_bases, overrides
+from lightning_landscape.analysis.analyze import analyze
+from lightning_landscape.analysis.checkpoints import checkpoint_file, load_weights
+from lightning_landscape.analysis.in_trainer import Stage
+from lightning_landscape.analysis.planes import measure_plane
+from lightning_landscape.analysis.show import one_line, show_plane, show_report, show_runs
+from lightning_landscape.params import Params
+
+_FIT_ONLY = ("ckpt_path", "weights_only", "optimizer", "lr_scheduler")  # other verbs refuse these
+
+
+def run_analyze(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Measure asymmetry around a checkpoint."""
+    _measure(options, rest, families=options.families, breakdown=options.breakdown)
+
+
+def run_line(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Measure the line between two checkpoints."""
+    options.toward = options.ckpt[1]
+    _measure(options, rest, families=())
+
+
+def _measure(options: argparse.Namespace, rest: Sequence[str], **settings: Any) -> None:
+    known = {
+        name: getattr(options, name)
+        for name in ("n_directions", "n_points", "radius")
+        if hasattr(options, name)
+    }
+
+    def measure(stage: Stage) -> Any:
+        return analyze(
+            stage.module,
+            stage.batches("train"),
+            validation=stage.batches("val"),
+            at=_weights(stage, options.ckpt[0], options),
+            toward=_weights(stage, options.toward, options) if options.toward else None,
+            mode=options.mode,
+            trainer=stage.trainer,
+            seed=options.seed,
+            progress=not options.quiet,
+            **known,
+            **settings,
+        )
+
+    report, first = _staged(options, rest, measure)
+    if first:
+        show_report(
+            report,
+            as_json=options.json,
+            html=options.html,
+            save=options.save,
+            figures=options.figures,
+        )
+
+
+def run_plane(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Measure the plane through three checkpoints."""
+
+    def measure(stage: Stage) -> Any:
+        return measure_plane(
+            stage.module,
+            stage.batches("train"),
+            [_weights(stage, path, options) for path in options.ckpt],
+            n=options.n,
+            rows=options.rows,
+            mode=options.mode,
+            trainer=stage.trainer,
+            seed=options.seed,
+            progress=not options.quiet,
+        )
+
+    (plane, basis), first = _staged(options, rest, measure)
+    if first:
+        show_plane(
+            plane,
+            basis,
+            names=[Path(path).name for path in options.ckpt],
+            as_json=options.json,
+            html=options.html,
+            save=options.save,
+            figures=options.figures,
+        )
+
+
+def _staged(
+    options: argparse.Namespace, rest: Sequence[str], measure: Callable[[Stage], Any]
+) -> tuple[Any, bool]:
+    """Return what was measured, and whether this is the first of several processes."""
+    cli = build(options.config or _beside(options.ckpt[0]), options.model, options.data, rest)
+    stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
+    if not overrides(cli.model, "configure_model"):  # else its layers are not there yet
+        for path in options.ckpt:
+            _weights(stage, path, options)
+    file = checkpoint_file(options.ckpt[0])
+    found = stage.run(lambda: measure(stage), ckpt_path=str(file), weights_only=not options.unsafe)
+    return found, cli.trainer.is_global_zero
+
+
+def _weights(stage: Stage, path: str, options: argparse.Namespace) -> Params:
+    return load_weights(path, stage.module, weights_only=not options.unsafe)
+
+
+def run_compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Print the last numbers of several runs, side by side."""
+    show_runs(options.run, as_json=options.json, html=options.html)
+
+
+def run_show(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Print what the monitors of a run said last."""
+    show_runs(options.run, as_json=options.json, html=options.html, words=True)
+
+
+def build(config: str | Path, model: str | None, data: str | None, rest: Sequence[str]) -> Any:
+    """Return a LightningCLI that has made the module, the data and a quiet Trainer of a config.
+
+    Raises:
+        ValueError: If the file does not say how to make them.
+    """
+    if not Path(config).is_file():
+        raise ValueError(f"--config must be the config.yaml of a fit. There is no file {config}.")
+    settings = yaml.safe_load(Path(config).read_text())
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config must be the config.yaml of a fit. {config} is something else.")
+    settings = settings.get("fit", settings)
+    settings = {key: value for key, value in settings.items() if key not in _FIT_ONLY}
+    sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
+    for key, given in (("model", model), ("data", data)):
+        settings[key] = _with_class(key, settings.get(key), given, config)
+    settings["trainer"] = {
+        **(settings.get("trainer") or {}),
+        **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False),
+        **{"callbacks": None, "enable_model_summary": False, "devices": 1, "profiler": None},
+    }
+    if not settings["data"]:
+        settings.pop("data")
+    cli, trainer = import_cli()
+    module, data_module = lightning_bases()
+    try:
+        with _quiet():
+            return cli(
+                module,
+                data_module if "data" in settings else None,
+                trainer_class=trainer,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False},
+                run=False,
+                args=[f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+                + list(rest),
+            )
+    except Exception as error:  # jsonargparse, and whatever the user's constructors raise
+        raise ValueError(f"--config {config} does not build: {one_line(error)}") from error
+
+
+def _with_class(key: str, given: Any, class_path: str | None, config: str | Path) -> Any:
+    given = given or {}
+    if class_path is None and "class_path" not in given:
+        if key == "data" and not given:
+            return None
+        raise ValueError(
+            f"--{key} is needed: {config} names no class for it, as LightningCLI saves it where "
+            f"the script names the class. Use --{key} my_script.MyClass."
+        )
+    path = class_path or given["class_path"]
+    module = path.rpartition(".")[0]
+    try:
+        importlib.import_module(module)  # a checkpoint can only be loaded by a class that is known
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"--{key} {path} cannot be imported: {error}.") from error
+    return given if class_path is None else {"class_path": class_path, "init_args": given}
+
+
+def _beside(checkpoint: str) -> Path:
+    for folder in Path(checkpoint).resolve().parents[:2]:
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    raise ValueError(
+        f"--config is needed: there is no config.yaml beside {checkpoint}, or one folder above."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let LightningCLI read what it is given, not the command line, and say nothing."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.argv = arguments
+
+
+RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {
+    "analyze": run_analyze,
+    "line": run_line,
+    "plane": run_plane,
+    "compare": run_compare,
+    "show": run_show,
+}

@@ -1,0 +1,154 @@
+"""Let a Trainer set a module up, and do something with it in the place of a run."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_landscape._lightning import Callback, all_batches, overrides
+
+T = TypeVar("T")
+
+
+def within_trainer(
+    trainer: Any,
+    module: Any,
+    action: Callable[[], T],
+    *,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> T:
+    """Return what an action gives while a trainer has set a module up for a run.
+
+    The trainer moves the module to its device, starts the other processes, loads the checkpoint and
+    runs the hooks of a prediction without batches; its callbacks and loggers have no part in it.
+
+    Args:
+        trainer: A Lightning Trainer.
+        module: The module to set up.
+        action: What to do, on every process.
+        ckpt_path: A checkpoint to load into the module first.
+        weights_only: See `Trainer.fit`.
+    """
+    runs = _Runs(action)
+    with _only(trainer, runs), _with_forward(module), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")
+        trainer.predict(
+            module,
+            dataloaders=DataLoader(_Nothing()),
+            return_predictions=False,
+            ckpt_path=ckpt_path,
+            weights_only=weights_only,
+        )
+    return runs.result
+
+
+def first_batches(data: Any, module: Any, kind: str, n: int) -> list[Any]:
+    """Return the first batches of a loader that a data module or module makes.
+
+    Args:
+        data: A data module that was set up, or None.
+        module: Who makes the loaders where there is no data module.
+        kind: `"train"` or `"val"`.
+        n: How many.
+
+    Raises:
+        ValueError: If there is no such loader, or it is empty.
+    """
+    owner = module if data is None else data
+    loader = getattr(owner, f"{kind}_dataloader")()
+    found = () if loader is None else all_batches(loader, train=kind == "train")
+    batches = list(itertools.islice(found, n))
+    if not batches:
+        raise ValueError(
+            f"`{kind}_dataloader()` of {type(owner).__name__} must give at least one batch."
+        )
+    return batches
+
+
+class Stage:
+    """A trainer, a module and its data: what a measurement after training stands on.
+
+    Args:
+        trainer: A Lightning Trainer.
+        module: The module.
+        data: Its data module, or None if the module makes its loaders.
+        n_batches: Batches to take of each loader.
+    """
+
+    def __init__(self, trainer: Any, module: Any, data: Any, n_batches: int) -> None:
+        self.trainer, self.module, self._data, self._n = trainer, module, data, n_batches
+
+    def run(self, measure: Callable[[], T], **checkpoint: Any) -> T:
+        """Return what was measured while the trainer has set the module and the data up."""
+
+        def prepared() -> T:
+            if self._data is not None:
+                self._data.trainer = self.trainer
+                self._data.prepare_data()
+                self._data.setup("fit")
+            else:
+                self.module.setup("fit")
+            return measure()
+
+        return within_trainer(self.trainer, self.module, prepared, **checkpoint)
+
+    def batches(self, kind: str) -> list[Any]:
+        """Return the first batches of the training or validation data; none without validation."""
+        owner = self.module if self._data is None else self._data
+        if kind == "val" and not overrides(owner, "val_dataloader"):
+            return []
+        return first_batches(self._data, self.module, kind, self._n)
+
+
+class _Runs(Callback):
+    def __init__(self, action: Callable[[], Any]) -> None:
+        super().__init__()
+        self._action = action
+        self.result: Any = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        _take_forward_away(pl_module)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self.result = self._action()
+
+
+class _Nothing(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+@contextmanager
+def _with_forward(module: Any) -> Iterator[None]:
+    """Let a module without a forward pass through the checks that a prediction begins with."""
+    if not overrides(module, "forward"):
+        module.forward = _no_forward
+    try:
+        yield
+    finally:
+        _take_forward_away(module)
+
+
+def _take_forward_away(module: Any) -> None:
+    if vars(module).get("forward") is _no_forward:
+        del module.forward
+
+
+def _no_forward(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("A prediction without batches must not run the module.")
+
+
+@contextmanager
+def _only(trainer: Any, callback: Any) -> Iterator[None]:
+    callbacks, loggers = trainer.callbacks, trainer.loggers
+    trainer.callbacks, trainer.loggers = [callback], []
+    try:
+        yield
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers

@@ -1,0 +1,351 @@
+"""The loss on a plane through weight space, evaluated row by row."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_landscape.analysis.progress import progress_bar, say_cost
+from lightning_landscape.engine.isolation import Mode
+from lightning_landscape.engine.probing import LossFn, probing
+from lightning_landscape.measures.plane import PlaneBasis, plane_through
+from lightning_landscape.objective import Objective
+from lightning_landscape.params import Params, l2_norm
+from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Plane", "evaluate_plane"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Losses on a grid of a plane; the point they are around is `(0, 0)`.
+
+    Attributes:
+        alphas1: Where along the first direction, float64 `[n1]`, ascending.
+        alphas2: Where along the second, float64 `[n2]`, ascending.
+        losses: The loss on each batch, float64 `[n1, n2, n_batches]`. Non-finite ones are kept.
+        mode: How the network was run.
+        distances: L2 norms of the two directions: what one unit of each alpha is in weight space.
+    """
+
+    alphas1: Tensor
+    alphas2: Tensor
+    losses: Tensor
+    mode: str = "function"
+    distances: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss at each point, averaged over the batches, float64 `[n1, n2]`."""
+        return self.losses.mean(dim=2)
+
+    @property
+    def n_nonfinite(self) -> int:
+        """How many of the losses are infinite or not a number."""
+        return int((~self.losses.isfinite()).sum())
+
+    def to_dict(self) -> dict[str, object]:
+        """Return everything as plain numbers, lists and strings."""
+        return {
+            "alphas1": self.alphas1.tolist(),
+            "alphas2": self.alphas2.tolist(),
+            "losses": self.losses.tolist(),
+            "mean": self.mean.tolist(),
+            "mode": self.mode,
+            "distances": list(self.distances),
+            "n_nonfinite": self.n_nonfinite,
+        }
+
+    def summary(self, points: Mapping[str, Sequence[float]] | None = None) -> str:
+        """Say where the least loss of the plane lies, and where its points are."""
+        mean = torch.where(self.mean.isfinite(), self.mean, math.inf)
+        n1, n2 = mean.shape
+        i, j = divmod(int(mean.argmin()), n2)
+        lines = [
+            f"The plane has {n1} x {n2} points, {self.mode} mode, {self.losses.shape[2]} batches.",
+            f"Its least loss is {float(mean[i, j]):.4g}, at ({float(self.alphas1[i]):.3g}, "
+            f"{float(self.alphas2[j]):.3g}).",
+        ]
+        for name, (x, y) in (points or {}).items():
+            near = mean[(self.alphas1 - x).abs().argmin(), (self.alphas2 - y).abs().argmin()]
+            lines.append(f"{name} lies at ({x:.3g}, {y:.3g}); at the next point: {near:.4g}.")
+        if self.n_nonfinite:
+            lines.append(f"{self.n_nonfinite} losses are not finite.")
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one `.npz` file, without pickle; all of it or nothing."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            allow_pickle=False,
+            alphas1=self.alphas1.numpy(),
+            alphas2=self.alphas2.numpy(),
+            losses=self.losses.numpy(),
+            mode=np.array(self.mode),
+            distances=np.array(self.distances),
+        )
+        _write_whole(Path(path), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plane:
+        """Read a plane that `save` wrote.
+
+        Raises:
+            ValueError: If the file is missing, or holds something else.
+        """
+        try:
+            with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+                one, two, losses = (
+                    torch.from_numpy(file[name]) for name in ("alphas1", "alphas2", "losses")
+                )
+                first, second = file["distances"].tolist()
+                return cls(one, two, losses, str(file["mode"]), (first, second))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} must be a file that Plane.save wrote. It is missing, truncated or "
+                f"something else ({type(error).__name__}: {error})."
+            ) from error
+
+    def figure(
+        self, basis: PlaneBasis | None = None, names: Iterable[str] = ("a", "b", "c")
+    ) -> Figure:
+        """Return a contour figure, with the three points of a basis marked and named."""
+        from lightning_landscape.reporting.figures_plane import plot_plane
+
+        points = [] if basis is None else basis.points.tolist()
+        marks = dict(zip(names, points, strict=False))
+        return plot_plane(self.alphas1, self.alphas2, self.mean, marks=marks, mode=self.mode)
+
+
+def evaluate_plane(
+    objective: Objective,
+    d1: Params,
+    d2: Params,
+    alphas1: Tensor,
+    alphas2: Tensor,
+    *,
+    rows: str | Path | None = None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Plane:
+    """Evaluate the loss at every `params + alpha1 * d1 + alpha2 * d2`, a row an `alpha1`.
+
+    Costs `n1 * n2` evaluations.
+
+    Args:
+        objective: What to evaluate, and the origin.
+        d1: The first direction.
+        d2: The second; orthogonal ones make a picture without shear.
+        alphas1: How far along the first, `[n1]`, ascending.
+        alphas2: How far along the second, `[n2]`, ascending.
+        rows: A folder to keep finished rows in. A later call with the same plane goes on from
+            there, so that what was killed loses at most one row.
+        advance: Is told how many evaluations were made, after each row.
+
+    Returns:
+        The losses.
+
+    Raises:
+        ValueError: If an axis is not a sorted grid, or `rows` holds those of another plane.
+
+    Example:
+        >>> from lightning_landscape import FunctionObjective, symmetric_grid
+        >>> bowl = FunctionObjective(lambda p: (p["x"] ** 2).sum(), {"x": torch.zeros(2)})
+        >>> east, north = {"x": torch.tensor([1.0, 0])}, {"x": torch.tensor([0, 2.0])}
+        >>> grid = symmetric_grid(1.0, 3)
+        >>> evaluate_plane(bowl, east, north, grid, grid).mean.tolist()
+        [[5.0, 1.0, 5.0], [4.0, 0.0, 4.0], [5.0, 1.0, 5.0]]
+    """
+    alphas1, alphas2 = _checked_axis("alphas1", alphas1), _checked_axis("alphas2", alphas2)
+    kept = RowFolder(rows, _head(objective, d1, d2, alphas1, alphas2))
+    found = evaluate_rows(objective, d1, d2, alphas1, alphas2, kept=kept, advance=advance)
+    losses = torch.stack([found[i] for i in range(len(alphas1))])
+    return Plane(alphas1, alphas2, losses, objective.mode, (l2_norm(d1), l2_norm(d2)))
+
+
+def evaluate_rows(
+    objective: Objective,
+    d1: Params,
+    d2: Params,
+    alphas1: Tensor,
+    alphas2: Tensor,
+    *,
+    kept: RowFolder,
+    advance: Callable[[int], object],
+    indices: Iterable[int] | None = None,
+) -> dict[int, Tensor]:
+    """Return some rows of a plane by index, float64 `[n2, n_batches]` each; all by default."""
+    rows: dict[int, Tensor] = {}
+    for i in range(len(alphas1)) if indices is None else indices:
+        row = kept.read(i)
+        if row is None:
+            row = _evaluate_row(objective, d1, d2, float(alphas1[i]), alphas2)
+            kept.write(i, row)
+        rows[i] = row
+        advance(len(alphas2))
+    return rows
+
+
+def measure_plane(
+    module: nn.Module,
+    batches: Iterable[Any],
+    points: Sequence[Params],
+    *,
+    n: int = 25,
+    margin: float = 0.3,
+    rows: str | Path | None = None,
+    mode: Mode = "train",
+    loss_fn: LossFn | None = None,
+    trainer: Any | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[Plane, PlaneBasis]:
+    """Evaluate a module's loss on the plane through three sets of weights.
+
+    Costs `n * n` evaluations, and two to find out what an evaluation writes. Several processes
+    share out the rows, each with the same batches: the numbers are those of one process.
+
+    Args:
+        module: A LightningModule, or any module when `loss_fn` is given.
+        batches: Batches as a dataloader yields them; copied. The same on every process.
+        points: Three sets of weights; the first is the origin.
+        n: Points a side.
+        margin: How far the plane reaches beyond the points, as a share of what they span.
+        rows: A folder to keep finished rows in, see `evaluate_plane`.
+        mode: How the network is run, see `probing`.
+        loss_fn: `loss_fn(module, batch)` in the place of `training_step`.
+        trainer: Whose precision the steps run in.
+        seed: Seed of the random numbers inside evaluations.
+        progress: Whether to say the cost, and show a progress bar where there is a terminal.
+
+    Returns:
+        The plane, and its basis with the places of the three points.
+
+    Raises:
+        ValueError: If the points lie on one line, or are of another architecture.
+    """
+    batches = list(batches)
+    basis = plane_through(*points)
+    low, high = basis.points.min(dim=0).values, basis.points.max(dim=0).values
+    reach = margin * (high - low)
+    xs, ys = (
+        torch.linspace(float(a), float(b), n, dtype=torch.float64)
+        for a, b in zip(low - reach, high + reach, strict=True)
+    )
+    failure: Exception | None = None
+    found: dict[int, Tensor] = {}
+    mine = range(rank(), n, n_ranks())
+    try:
+        with (
+            alone(),  # the others evaluate other rows
+            probing(
+                module, batches, at=basis.origin, trainer=trainer, loss_fn=loss_fn, mode=mode,
+                seed=seed,
+            ) as objective,
+            progress_bar(len(mine) * n, "plane", shown=progress) as advance,
+        ):  # fmt: skip
+            if progress:
+                objective.learn()
+                say_cost(len(mine) * n, len(batches), objective.seconds)
+            kept = RowFolder(rows, _head(objective, basis.d1, basis.d2, xs, ys))
+            found = evaluate_rows(
+                objective, basis.d1, basis.d2, xs, ys, kept=kept, advance=advance, indices=mine
+            )
+    except Exception as error:  # told to the others first: they wait for these rows
+        failure = error
+    agree(failure, next(module.parameters()).device)
+    joined = {i: row for part in gather_objects(found) for i, row in part.items()}
+    losses = torch.stack([joined[i] for i in range(n)])
+    return Plane(xs, ys, losses, mode), basis
+
+
+class RowFolder:
+    """Rows of a plane on disk, each written whole; nothing is kept without a folder.
+
+    Args:
+        folder: Where, or None.
+        plane: What plane they are of, as plain numbers and strings.
+
+    Raises:
+        ValueError: If the folder holds rows of another plane.
+    """
+
+    def __init__(self, folder: str | Path | None, plane: list[object]) -> None:
+        self._folder = None if folder is None else Path(folder)
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        head = self._folder / "plane.json"
+        if not head.exists():
+            _write_whole(head, json.dumps(plane).encode())
+        elif json.loads(head.read_text()) != plane:
+            raise ValueError(
+                f"`rows` must be a folder of its own for each plane. {folder} holds rows of "
+                "another one: other weights, axes or mode. Remove it, or choose another."
+            )
+
+    def read(self, i: int) -> Tensor | None:
+        """Return a row that is already there."""
+        path = self._path(i)
+        return torch.from_numpy(np.load(path)) if path is not None and path.exists() else None
+
+    def write(self, i: int, row: Tensor) -> None:
+        """Keep a row."""
+        path = self._path(i)
+        if path is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, row.numpy(), allow_pickle=False)
+            _write_whole(path, buffer.getvalue())
+
+    def _path(self, i: int) -> Path | None:
+        return None if self._folder is None else self._folder / f"row-{i:05d}.npy"
+
+
+def _head(
+    objective: Objective, d1: Params, d2: Params, alphas1: Tensor, alphas2: Tensor
+) -> list[object]:
+    """Return what tells planes apart, as plain numbers."""
+    norms = [l2_norm(params) for params in (objective.params, d1, d2)]
+    return [objective.mode, norms, alphas1.tolist(), alphas2.tolist()]
+
+
+def _evaluate_row(
+    objective: Objective, d1: Params, d2: Params, alpha1: float, alphas2: Tensor
+) -> Tensor:
+    origin = objective.params
+    start = {
+        name: torch.add(origin[name], step.to(origin[name]), alpha=alpha1)
+        for name, step in d1.items()
+    }
+    along = objective.at({**origin, **start}).along(d2)
+    return objective.gather(along.each(alphas2.tolist()))
+
+
+def _checked_axis(name: str, alphas: Tensor) -> Tensor:
+    alphas = torch.as_tensor(alphas, dtype=torch.float64).detach().cpu()
+    if alphas.ndim != 1 or not len(alphas) or not bool((alphas.diff() > 0).all()):
+        raise ValueError(
+            f"`{name}` must be one-dimensional and strictly ascending. Got {alphas.tolist()}. Use "
+            "symmetric_grid(radius, n_points)."
+        )
+    return alphas
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    os.replace(partial, path)

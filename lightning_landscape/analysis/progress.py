@@ -1,0 +1,100 @@
+"""Progress with the time left, on a terminal; silent elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_landscape.objective import LossAlong, Objective
+from lightning_landscape.params import Params
+
+Advance = Callable[[int], object]
+
+
+@contextmanager
+def progress_bar(total: int, unit: str, *, shown: bool) -> Iterator[Advance]:
+    """Show how many evaluations are made, of how many; yield what counts some more.
+
+    Args:
+        total: How many there will be.
+        unit: What is being measured, for people.
+        shown: Whether to show it where the standard error stream is a terminal.
+    """
+    with tqdm(
+        total=total,
+        desc=unit,
+        unit="pass",
+        leave=False,
+        disable=not (shown and sys.stderr.isatty()),
+    ) as bar:
+        yield bar.update
+
+
+def say_cost(n_evaluations: int, n_batches: int, seconds: float) -> None:
+    """Say what a measurement will cost, before it is spent.
+
+    Args:
+        n_evaluations: How many evaluations it makes.
+        n_batches: Forward passes in each of them.
+        seconds: What one of them took.
+    """
+    print(
+        f"{n_evaluations} evaluations of {n_batches} batches = {n_evaluations * n_batches} forward "
+        f"passes, about {n_evaluations * seconds:.2g} s",
+        file=sys.stderr,
+    )
+
+
+class Counted:
+    """An objective that says after each evaluation that it was made."""
+
+    def __init__(self, objective: Objective, advance: Advance) -> None:
+        self._objective = objective
+        self._advance = advance
+        self.mode = objective.mode
+        self.gather = objective.gather
+
+    @property
+    def params(self) -> Params:
+        """The point the objective stands at."""
+        return self._objective.params
+
+    def at(self, params: Params) -> Objective:
+        """Return the same loss, standing at other weights."""
+        return Counted(self._objective.at(params), self._advance)
+
+    def along(self, direction: Params) -> LossAlong:
+        """Return a function from alpha to the losses at `params + alpha * direction`."""
+        return _CountedAlong(self._objective.along(direction), self._advance)
+
+    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
+        """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
+        return self.along(direction or {})(alpha)
+
+    def gradient(
+        self, direction: Params | None = None, alpha: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses at one point and the gradient of their mean; one evaluation."""
+        found = self._objective.gradient(direction, alpha)
+        self._advance(1)
+        return found
+
+
+class _CountedAlong:
+    def __init__(self, along: LossAlong, advance: Advance) -> None:
+        self._along = along
+        self._advance = advance
+
+    def __call__(self, alpha: float) -> Tensor:
+        losses = self._along(alpha)
+        self._advance(1)
+        return losses
+
+    def each(self, alphas: list[float]) -> Tensor:
+        losses = self._along.each(alphas)
+        self._advance(len(alphas))
+        return losses

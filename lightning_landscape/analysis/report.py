@@ -1,0 +1,280 @@
+"""What `analyze` found, in one object: numbers, words, figures, a file and a page."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lightning_landscape.measures.asymmetry import score_asymmetry
+from lightning_landscape.measures.breakdown import GradientBreakdown
+from lightning_landscape.measures.line import LineScore
+from lightning_landscape.measures.slices import Slice
+from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.words import describe_line, describe_surveys
+from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_slices
+from lightning_landscape.reporting.figures_breakdown import plot_breakdown
+from lightning_landscape.reporting.html import frame, page
+from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.results import breakdown_data, family_data, line_data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_VERSION = 1  # of the file; a reader refuses a newer one
+
+
+@dataclass(frozen=True, eq=False)
+class Line(LineScore):
+    """The score of a line between two sets of weights, with the losses it is of.
+
+    Attributes:
+        slice: The losses along the line.
+        validation: The same line on validation batches, if there were any.
+    """
+
+    slice: Slice
+    validation: Line | None = None
+
+    @classmethod
+    def of(cls, score: LineScore, slice: Slice, validation: Line | None = None) -> Line:
+        """Return a score together with its slice."""
+        return cls(**asdict(score), slice=slice, validation=validation)
+
+    @property
+    def score(self) -> LineScore:
+        """The score alone."""
+        return LineScore(**{f.name: getattr(self, f.name) for f in fields(LineScore)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain numbers, lists and strings."""
+        return {
+            **self.score.to_dict(),
+            "slice": self.slice.to_dict(),
+            "validation": self.validation.to_dict() if self.validation else None,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was measured around one set of weights.
+
+    Attributes:
+        families: What each family of random directions showed, by name.
+        line: The line to other weights, if `toward` was given.
+        breakdown: How much the gradient changes along itself, if it was asked for.
+        module: The class of the module.
+        mode: How the network was run.
+        seed: Seed of the directions and of the random numbers inside evaluations.
+        normalize: How long directions are.
+        n_evaluations: Passes over all the batches that were made.
+        seconds: What they took, with everything around them.
+    """
+
+    families: dict[str, Survey]
+    line: Line | None = None
+    breakdown: GradientBreakdown | None = None
+    module: str = ""
+    mode: str = "train"
+    seed: int = 0
+    normalize: str = "filter"
+    n_evaluations: int = 0
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """Say in words what was measured, with intervals, and "no verdict" where there is none."""
+        lines = [f"{self.module}, {self.mode} mode, seed {self.seed}."]
+        if self.families:
+            lines.append(describe_surveys(self.families))
+        if self.line:
+            lines.append(describe_line(self.line, self.line.validation))
+        if self.breakdown:
+            lines.append(self.breakdown.summary())
+        return "\n".join(lines)
+
+    def figures(self) -> dict[str, Figure]:
+        """Return a figure a family, by its name, and those of the line and the breakdown."""
+        figures = {
+            name: plot_slices(
+                name, found.slices, found.scores, found.rate, validation=found.validation
+            )
+            for name, found in self.families.items()
+        }
+        if self.line:
+            other = self.line.validation
+            figures["line"] = plot_line(
+                self.line.slice,
+                self.line.score,
+                validation=other.slice if other else None,
+                validation_score=other.score if other else None,
+            )
+        if self.breakdown:
+            figures["breakdown"] = plot_breakdown("gradient", self.breakdown, mode=self.mode)
+        return figures
+
+    def records(self) -> list[Record]:
+        """Return everything as records, the form that the page and the viewer take."""
+        kinds: list[tuple[str, str, dict[str, Any]]] = [
+            ("words", "summary", {"text": self.summary()}),
+            ("cost", "probe", {"seconds": self.seconds}),
+        ]
+        for name, found in self.families.items():
+            data = family_data(found.slices, found.scores, found.rate, validation=found.validation)
+            kinds.append(("family", name, data))
+        if self.line:
+            other = self.line.validation
+            data = line_data(
+                self.line.slice,
+                self.line.score,
+                validation=other.slice if other else None,
+                validation_score=other.score if other else None,
+                words=describe_line(self.line, other),
+            )
+            kinds.append(("line", "line", data))
+        if self.breakdown:
+            kinds.append(("breakdown", "gradient", breakdown_data(self.breakdown, mode=self.mode)))
+        return [Record(kind, name, 0, data) for kind, name, data in kinds]
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one page for the browser, readable without JavaScript; it asks nobody for anything.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        name = self.module or "module"
+        Path(path).write_text(page({name: self.records()}, title=f"Loss landscape of {name}"))
+
+    def _repr_html_(self) -> str:
+        return frame({self.module or "module": self.records()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain numbers, lists and strings."""
+        return {
+            **self._settings(),
+            "families": {name: found.to_dict() for name, found in self.families.items()},
+            "line": self.line.to_dict() if self.line else None,
+            "breakdown": self.breakdown.to_dict() if self.breakdown else None,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one `.npz` file, without pickle; all of it or nothing.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for k, found in enumerate(self.families.values()):
+            _pack(arrays, f"family{k}", found.slices)
+            _pack(arrays, f"family{k}_validation", found.validation)
+        if self.line:
+            _pack(arrays, "line", [self.line.slice])
+            _pack(arrays, "line_validation", _slices_of(self.line.validation))
+        head = {
+            **self._settings(),
+            "version": _VERSION,
+            "families": [[name, found.rate] for name, found in self.families.items()],
+            "line": _scores_of(self.line),
+            "breakdown": self.breakdown.to_dict() if self.breakdown else None,
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, report=np.array(json.dumps(head)), **arrays)
+        partial = Path(f"{path}.partial")
+        partial.write_bytes(buffer.getvalue())
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read a report that `save` wrote.
+
+        Raises:
+            ValueError: If the file is missing, or holds something else.
+        """
+        try:
+            with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+                arrays = dict(file)
+            head = json.loads(str(arrays["report"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} must be a file that Report.save wrote. It is missing, truncated or "
+                f"something else ({type(error).__name__}: {error})."
+            ) from error
+        if head["version"] > _VERSION:
+            raise ValueError(
+                f"{path} was written by a newer version of lightning_landscape (file version "
+                f"{head['version']}, known are up to {_VERSION}). Upgrade to read it."
+            )
+        families = {}
+        for k, (name, rate) in enumerate(head["families"]):
+            slices = _unpack(arrays, f"family{k}")
+            scores = [score_asymmetry(slice) for slice in slices]
+            validation = _unpack(arrays, f"family{k}_validation")
+            families[name] = Survey(name, slices, validation, scores, rate)
+        settings = {key: head[key] for key in cls._setting_names()}
+        return cls(families, _read_line(head["line"], arrays), _read_breakdown(head), **settings)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._setting_names()}
+
+    @staticmethod
+    def _setting_names() -> tuple[str, ...]:
+        return ("module", "mode", "seed", "normalize", "n_evaluations", "seconds")
+
+
+def _pack(arrays: dict[str, np.ndarray], name: str, slices: list[Slice]) -> None:
+    if slices:
+        arrays[f"{name}_alphas"] = slices[0].alphas.numpy()
+        arrays[f"{name}_losses"] = np.stack([slice.losses.numpy() for slice in slices])
+        arrays[f"{name}_distance"] = np.array([slice.distance for slice in slices])
+        arrays[f"{name}_mode"] = np.array(slices[0].mode)
+        arrays[f"{name}_label"] = np.array(slices[0].label)
+
+
+def _unpack(arrays: dict[str, np.ndarray], name: str) -> list[Slice]:
+    if f"{name}_losses" not in arrays:
+        return []
+    alphas = torch.from_numpy(arrays[f"{name}_alphas"])
+    mode, label = str(arrays[f"{name}_mode"]), str(arrays[f"{name}_label"])
+    return [
+        Slice(alphas, torch.from_numpy(losses), float(distance), mode, label)
+        for losses, distance in zip(
+            arrays[f"{name}_losses"], arrays[f"{name}_distance"], strict=True
+        )
+    ]
+
+
+def _slices_of(line: Line | None) -> list[Slice]:
+    return [line.slice] if line else []
+
+
+def _scores_of(line: Line | None) -> list[dict[str, Any]]:
+    return [line.score.to_dict(), *_scores_of(line.validation)] if line else []
+
+
+def _read_line(scores: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Line | None:
+    if not scores:
+        return None
+    slices = [*_unpack(arrays, "line"), *_unpack(arrays, "line_validation")]
+    parts = [(LineScore(**score), slice) for score, slice in zip(scores, slices, strict=True)]
+    validation = Line.of(*parts[1]) if len(parts) > 1 else None
+    return Line.of(*parts[0], validation)
+
+
+def _read_breakdown(head: dict[str, Any]) -> GradientBreakdown | None:
+    found = head["breakdown"]
+    if found is None:
+        return None
+    lists = {
+        name: tuple(value)
+        if name in ("names", "dead")
+        else torch.tensor(value, dtype=torch.float64)
+        for name, value in found.items()
+        if isinstance(value, list)
+    }
+    return GradientBreakdown(**{**found, **lists})

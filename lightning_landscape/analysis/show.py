@@ -1,0 +1,180 @@
+"""Print and write what was measured: words or JSON, a file of numbers, figures and a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning_landscape.analysis.planes import Plane
+from lightning_landscape.analysis.report import Report
+from lightning_landscape.measures.plane import PlaneBasis
+from lightning_landscape.reporting.html import page
+from lightning_landscape.reporting.records import Record, read_events
+from lightning_landscape.reporting.style import png
+
+
+def show_report(
+    report: Report,
+    *,
+    as_json: bool = False,
+    html: str | None = None,
+    save: str | None = None,
+    figures: str | None = None,
+) -> None:
+    """Print a report, and write the files that were asked for."""
+    print(as_plain_json(report.to_dict()) if as_json else report.summary())
+    if save is not None:
+        report.save(save)
+    if html is not None:
+        report.to_html(html)
+    if figures is not None:
+        write_figures(report.figures(), figures)
+
+
+def show_plane(
+    plane: Plane,
+    basis: PlaneBasis,
+    *,
+    names: list[str],
+    as_json: bool = False,
+    html: str | None = None,
+    save: str | None = None,
+    figures: str | None = None,
+) -> None:
+    """Print what a plane shows, and write the files that were asked for."""
+    points = dict(zip(names, basis.points.tolist(), strict=True))
+    print(
+        as_plain_json({**plane.to_dict(), "points": points}) if as_json else plane.summary(points)
+    )
+    if save is not None:
+        plane.save(save)
+    if html is not None:
+        data = {**plane.to_dict(), "points": points}
+        data.pop("losses")
+        words = Record("words", "summary", 0, {"text": plane.summary(points)})
+        record = Record("plane", "plane", 0, data)
+        Path(html).write_text(page({"plane": [words, record]}, title="Loss on a plane"))
+    if figures is not None:
+        write_figures({"plane": plane.figure(basis, names)}, figures)
+
+
+def show_runs(
+    folders: list[str], *, as_json: bool = False, html: str | None = None, words: bool = False
+) -> None:
+    """Print the last numbers of runs side by side, or what the monitors said; write a page.
+
+    Raises:
+        ValueError: If a folder holds no results of a monitor.
+    """
+    runs: dict[str, list[Record]] = {}
+    for folder in folders:
+        records, _ = read_events(folder)
+        if not records:
+            raise ValueError(
+                f"{folder} must be the folder of a run that TensorBoardLogger wrote with a monitor "
+                "of lightning_landscape. It holds no results."
+            )
+        runs[folder] = records
+    numbers = {folder: last_numbers(records) for folder, records in runs.items()}
+    if as_json:
+        print(as_plain_json(numbers))
+    elif words:
+        print("\n\n".join(last_words(records) for records in runs.values()))
+    else:
+        print(table(numbers))
+    if html is not None:
+        Path(html).write_text(page(runs))
+
+
+def last_numbers(records: list[Record]) -> dict[str, list[float]]:
+    """Return the last number of each kind, with its interval where it has one, by name."""
+    found: dict[str, list[float]] = {}
+    for record in sorted(records, key=lambda record: record.step):
+        data, name = record.data, f"{record.monitor}/{record.name}"
+        if record.kind == "family":
+            found[f"{name}/area"] = _floats(data["area"])
+            rate = data["rate"]
+            found[f"{name}/rate"] = _floats(rate[key] for key in ("rate", "low", "high"))
+        elif record.kind == "line":
+            for kind in ("train", "validation"):
+                if data.get(kind):
+                    score = data[kind]["score"]
+                    found[f"{name}/{kind} gap"] = _floats([score["gap"]])
+        elif record.kind == "breakdown":
+            for key in ("descent_limit", "break_even"):
+                found[f"{name}/{key}"] = _floats([data[key]])
+    return found
+
+
+def last_words(records: list[Record]) -> str:
+    """Return what each monitor said last."""
+    words = {
+        (record.monitor, record.name): record.data["text"]
+        for record in sorted(records, key=lambda record: record.step)
+        if record.kind == "words"
+    }
+    return "\n\n".join(words.values()) or "The monitors of this run said nothing in words."
+
+
+def table(columns: dict[str, dict[str, list[float]]]) -> str:
+    """Return numbers of several runs as a table, a row a number.
+
+    Example:
+        >>> print(table({"a": {"area": [0.5, 0.25, 1.0]}, "b": {"area": [0.0]}}))
+                          a  b
+        area  0.5 [0.25, 1]  0
+    """
+    names = sorted({name for column in columns.values() for name in column})
+    rows = [["", *columns]]
+    rows += [[name, *(_cell(column.get(name)) for column in columns.values())] for name in names]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    )
+
+
+def _cell(numbers: list[float] | None) -> str:
+    if numbers is None:
+        return "-"
+    value, *interval = [f"{number:.3g}" for number in numbers]
+    return f"{value} [{', '.join(interval)}]" if interval else value
+
+
+def _floats(values: Iterable[Any]) -> list[float]:
+    return [float(value) for value in values]  # records write nan and infinity as words
+
+
+def write_figures(figures: dict[str, Any], folder: str) -> None:
+    """Write figures as PNG files, `@` and `/` of their names written `-`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        file = name.replace("@", "-").replace("/", "-")
+        Path(folder, f"{file}.png").write_bytes(png(figure))
+
+
+def one_line(error: Exception) -> str:
+    """Return an error as one sentence."""
+    text = " ".join(str(error).split()) or "no reason was given"
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def as_plain_json(value: Any) -> str:
+    """Return JSON that every reader takes: numbers that are not finite are words.
+
+    Example:
+        >>> as_plain_json({"gap": float("nan"), "losses": [1.0, float("inf")]})
+        '{"gap": "nan", "losses": [1.0, "inf"]}'
+    """
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(child) for child in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,125 @@
+"""`LandscapeCLI`: one verb more for a script that uses LightningCLI."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+from lightning_landscape._lightning import import_cli
+from lightning_landscape.analysis.analyze import analyze
+from lightning_landscape.analysis.checkpoints import load_weights
+from lightning_landscape.analysis.in_trainer import Stage
+from lightning_landscape.analysis.report import Report
+from lightning_landscape.analysis.show import one_line, show_report
+
+_CLI: Any
+_Trainer: Any
+_CLI, _Trainer = import_cli()
+
+__all__ = ["LandscapeCLI"]
+
+
+class Analyzes:
+    """The verb `analyze` of a Trainer."""
+
+    def analyze(
+        self: Any,
+        model: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        toward: str | None = None,
+        families: tuple[str, ...] = ("gaussian", "uniform@norm", "sign"),
+        n_directions: int = 8,
+        n_points: int = 13,
+        radius: float = 0.6,
+        normalize: Literal["filter", "layer", "model", "none"] = "filter",
+        mode: Literal["train", "eval", "recalibrated"] = "train",
+        n_batches: int = 8,
+        breakdown: bool = False,
+        seed: int = 0,
+        json: bool = False,
+        html: str | None = None,
+        save: str | None = None,
+        figures: str | None = None,
+        quiet: bool = False,
+    ) -> Report:
+        """Measure the loss landscape around the weights of a checkpoint.
+
+        Args:
+            model: The module.
+            datamodule: Its data; without one the loaders of the module are used.
+            ckpt_path: The checkpoint to stand at; without one the initial weights.
+            weights_only: Whether torch refuses everything but tensors in a checkpoint.
+            toward: A second checkpoint to measure the line to, or ``CKPT:swa``, its average.
+            families: How random directions are sampled.
+            n_directions: Directions a family.
+            n_points: Points a direction, 4 k + 1.
+            radius: How far to walk, relative to the weights.
+            normalize: How long directions are.
+            mode: How the network is run.
+            n_batches: Batches of the training and of the validation data to measure on.
+            breakdown: Whether to measure how much the gradient changes along itself.
+            seed: Seed of the directions.
+            json: Whether to print all numbers as JSON in the place of the words.
+            html: A file to write a page for the browser to.
+            save: A file to write all numbers to.
+            figures: A folder to write PNG figures to.
+            quiet: Whether to show neither cost nor progress.
+        """
+        stage = Stage(self, model, datamodule, n_batches)
+
+        def measure() -> Report:
+            return analyze(
+                model,
+                stage.batches("train"),
+                validation=stage.batches("val"),
+                toward=None
+                if toward is None
+                else load_weights(toward, model, weights_only=weights_only is not False),
+                families=families,
+                n_directions=n_directions,
+                n_points=n_points,
+                radius=radius,
+                normalize=normalize,
+                mode=mode,
+                trainer=self,
+                breakdown=breakdown,
+                seed=seed,
+                progress=not quiet,
+            )
+
+        try:
+            report = stage.run(measure, ckpt_path=ckpt_path, weights_only=weights_only)
+        except (ValueError, OSError) as error:
+            print(f"analyze: {one_line(error)}", file=sys.stderr)
+            raise SystemExit(2) from error
+        if self.is_global_zero:
+            show_report(report, as_json=json, html=html, save=save, figures=figures)
+        return report
+
+
+class LandscapeCLI(_CLI):
+    """A LightningCLI with the verb `analyze` beside `fit`, `validate`, `test` and `predict`.
+
+    In the place of `LightningCLI(MyModule, MyData)` in a script of one's own:
+    `python main.py analyze --config <the one that fit saved> --ckpt_path last.ckpt`. Takes what
+    `LightningCLI` takes.
+
+    Raises:
+        TypeError: If `trainer_class` is no class.
+    """
+
+    def __init__(self, *args: Any, trainer_class: type = _Trainer, **kwargs: Any) -> None:
+        if not isinstance(trainer_class, type):
+            raise TypeError(
+                "`trainer_class` must be a class, to which the verb `analyze` is added. Got "
+                f"{trainer_class!r}: make a subclass of Trainer of the function."
+            )
+        analyzing = type(trainer_class.__name__, (Analyzes, trainer_class), {})
+        super().__init__(*args, trainer_class=analyzing, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs, and the arguments of each that are no options."""
+        return {**_CLI.subcommands(), "analyze": {"model", "datamodule"}}

@@ -1,0 +1,182 @@
+"""`analyze`: the numbers of the monitors, on weights that are not being trained."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_landscape import (
+    FunctionObjective,
+    Report,
+    analyze,
+    compare_ends,
+    difference,
+    evaluate_slice,
+    line_grid,
+    probing,
+    survey,
+)
+from lightning_landscape.analysis.checkpoints import load_weights
+
+
+def square(module, batch):
+    return module(batch).square().mean()
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+
+
+@pytest.fixture
+def batches():
+    return list(torch.randn(3, 8, 3, generator=torch.Generator().manual_seed(1)))
+
+
+FEW = {"loss_fn": square, "n_directions": 2, "n_points": 5, "families": ("gaussian", "sign@norm")}
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_families_are_those_of_survey_bit_for_bit(net, batches):
+    report = analyze(net, batches, **FEW)
+    with probing(net, batches, loss_fn=square) as objective:
+        expected = survey(
+            objective, FEW["families"], module=net, n_directions=2, n_points=5, seed=0
+        )
+    for name, found in report.families.items():
+        for a, b in zip(found.slices, expected[name].slices, strict=True):
+            assert torch.equal(a.losses, b.losses)
+        assert found.rate == expected[name].rate
+
+
+def test_validation_batches_are_told_apart(net, batches):
+    report = analyze(net, batches[:2], validation=batches[2:], **FEW)
+    alone = analyze(net, batches[:2], **FEW)
+    found = report.families["gaussian"]
+    assert [s.losses.shape[1] for s in (found.slices[0], found.validation[0])] == [2, 1]
+    assert torch.equal(found.slices[0].losses, alone.families["gaussian"].slices[0].losses)
+
+
+def test_the_line_leads_from_the_weights_to_those_given(net, batches):
+    toward = {name: p.detach() * 2 for name, p in net.named_parameters()}
+    report = analyze(net, batches, toward=toward, **{**FEW, "families": ()})
+    with probing(net, batches, loss_fn=square) as objective:
+        direction = difference(toward, objective.params)
+        expected = evaluate_slice(objective, direction, line_grid(4.0))
+    assert torch.equal(report.line.slice.losses, expected.losses)
+    assert report.line.gap == compare_ends(expected).gap
+
+
+def test_the_module_is_bit_identical_afterwards(net, batches):
+    net.eval()
+    before, rng = state(net), torch.get_rng_state()
+    analyze(net, batches, breakdown=True, **FEW)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(net).items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not any(child.training for child in net.modules())
+
+
+def test_the_module_is_bit_identical_after_an_interrupt(net, batches):
+    before, calls = state(net), []
+
+    def interrupted(module, batch):
+        calls.append(0)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return square(module, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        analyze(net, batches, **{**FEW, "loss_fn": interrupted})
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(net).items())
+
+
+def test_a_saved_report_is_read_back_bit_for_bit(net, batches, tmp_path):
+    toward = {name: p.detach() * 2 for name, p in net.named_parameters()}
+    report = analyze(net, batches[:2], validation=batches[2:], toward=toward, breakdown=True, **FEW)
+    report.save(tmp_path / "report.npz")
+    again = Report.load(tmp_path / "report.npz")
+    np.testing.assert_equal(again.to_dict(), report.to_dict())
+    assert again.summary() == report.summary()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
+def test_a_file_that_is_no_report_is_named(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npz must be a file that Report\.save wrote"):
+        Report.load(tmp_path / "x.npz")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="must be a file that Report"):
+        Report.load(tmp_path / "none.npz")
+
+
+def test_at_stands_at_other_weights(net, batches):
+    at = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    report = analyze(net, batches, at=at, **{**FEW, "families": ("gaussian",)})
+    assert report.families["gaussian"].slices[0].losses.abs().max() == 0
+
+
+def saved(path, module, **more):
+    torch.save({"state_dict": module.state_dict(), **more}, path)
+    return path
+
+
+def test_weights_come_out_of_a_checkpoint(net, tmp_path):
+    path = saved(tmp_path / "a.ckpt", net)
+    found = load_weights(path, net)
+    assert list(found) == [name for name, _ in net.named_parameters()]
+    assert all(torch.equal(found[name], p) for name, p in net.named_parameters())
+
+
+def test_an_average_comes_out_of_a_checkpoint_by_its_name(net, tmp_path):
+    average = {name: torch.full_like(p, 3.0) for name, p in net.named_parameters()}
+    callbacks = {"SWA(name='swa')": {"n_averaged": 2, "weights": average}}
+    path = saved(tmp_path / "a.ckpt", net, callbacks=callbacks)
+    assert all(bool((t == 3).all()) for t in load_weights(f"{path}:swa", net).values())
+    with pytest.raises(ValueError, match=r"must name an average that is in the checkpoint"):
+        load_weights(f"{path}:ema", net)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(net, tmp_path):
+    path = saved(tmp_path / "a.ckpt", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="is it a checkpoint of another architecture"):
+        load_weights(path, net)
+
+
+def test_a_checkpoint_of_a_diverged_training_is_refused(net, tmp_path):
+    net[0].weight.data[0, 0] = math.nan
+    path = saved(tmp_path / "a.ckpt", net)
+    with pytest.raises(ValueError, match=r"must hold finite weights. Got nan or infinity in '0.w"):
+        load_weights(path, net)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_checkpoint_is_named(net, tmp_path, content):
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.ckpt must be a checkpoint file"):
+        load_weights(tmp_path / "a.ckpt", net)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(net, tmp_path):
+    with pytest.raises(ValueError, match="There is no such file"):
+        load_weights(tmp_path / "a.ckpt", net)
+
+
+def test_a_checkpoint_with_more_than_tensors_has_a_way_out(net, tmp_path):
+    path = saved(tmp_path / "a.ckpt", net, hyper_parameters={"root": tmp_path})
+    with pytest.raises(ValueError, match="weights_only=False if you trust it"):
+        load_weights(path, net)
+    assert load_weights(path, net, weights_only=False)
+
+
+def test_a_constant_objective_has_a_report_of_its_own():
+    flat = FunctionObjective(lambda p: p["w"].sum() * 0 + 1, {"w": torch.ones(3)})
+    found = survey(flat, ["gaussian"], n_directions=3)["gaussian"]
+    assert {score.area for score in found.scores} == {0}

@@ -1,0 +1,191 @@
+"""The command line: a run of LightningCLI, then its checkpoints measured without its script."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from lightning_landscape import Report, load_swa_weights
+from lightning_landscape.cli import main
+
+pytest.importorskip("jsonargparse")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+PROJECT = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_landscape import SWA, AsymmetryMonitor, LandscapeCLI
+
+
+class Net(LightningModule):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(x), batch_size=8)
+
+    val_dataloader = train_dataloader
+
+
+if __name__ == "__main__":
+    LandscapeCLI(Net, Data, seed_everything_default=0)
+"""
+FEW = ["--n_batches", "2", "--quiet", "--model", "project.Net", "--data", "project.Data"]
+
+
+def fit(folder, width=4):
+    """Train in a folder, in this process; return its checkpoint."""
+    import project
+
+    from lightning_landscape import LandscapeCLI
+
+    settings = {
+        "trainer.max_epochs": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": folder,
+        "trainer.enable_progress_bar": False,
+        "trainer.enable_model_summary": False,
+        "trainer.log_every_n_steps": 1,
+        "trainer.logger": "CSVLogger",
+        "trainer.logger.save_dir": folder,
+        "trainer.callbacks": "lightning_landscape.SWA",
+        "trainer.callbacks.start": 0,
+        "model.width": width,
+    }
+    sys.argv = ["main.py", "fit", *(f"--{key}={value}" for key, value in settings.items())]
+    LandscapeCLI(project.Net, project.Data, seed_everything_default=0)
+    (path,) = folder.rglob("*.ckpt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "project.py").write_text(PROJECT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(sys, "argv", ["main.py"])
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(project):
+    return fit(project / "run")
+
+
+def out(capsys):
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_analyze_prints_the_verdict_and_writes_the_numbers(checkpoint, tmp_path, capsys):
+    report = str(tmp_path / "report.npz")
+    few = ["--families", "gaussian", "--n_directions", "2", "--n_points", "5"]
+    assert main(["analyze", str(checkpoint), *few, *FEW, "--save", report]) == 0
+    assert "gaussian" in capsys.readouterr().out
+    assert len(Report.load(report).families["gaussian"].slices) == 2
+
+
+def test_a_line_leads_to_the_average_in_the_checkpoint(checkpoint, project, capsys):
+    import project as module
+
+    assert main(["line", str(checkpoint), f"{checkpoint}:swa", *FEW, "--json"]) == 0
+    line = out(capsys)["line"]
+    net = module.Net()
+    net.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    batches = [batch for batch, _ in zip(module.Data().train_dataloader(), range(2), strict=False)]
+    with torch.no_grad():
+        before = sum(float(net.training_step(b, 0)) for b in batches) / 2
+        load_swa_weights(str(checkpoint), net)
+        after = sum(float(net.training_step(b, 0)) for b in batches) / 2
+    assert line["gap"] == pytest.approx(after - before, rel=1e-5)
+
+
+def test_the_verb_of_ones_own_script_measures_the_same(checkpoint, capsys, monkeypatch):
+    import project
+
+    from lightning_landscape import LandscapeCLI
+
+    config = checkpoint.parents[1] / "config.yaml"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["main.py", "analyze", f"--config={config}", f"--ckpt_path={checkpoint}", "--json=true",
+         f"--toward={checkpoint}:swa", "--n_batches=2", "--n_directions=2", "--n_points=5",
+         "--quiet=true", "--families=[gaussian]"],
+    )  # fmt: skip
+    LandscapeCLI(project.Net, project.Data, seed_everything_default=0)
+    by_script = out(capsys)
+    few = ["--families", "gaussian", "--n_directions", "2", "--n_points", "5", "--json"]
+    toward = ["--toward", f"{checkpoint}:swa"]
+    assert main(["analyze", str(checkpoint), *few, *toward, *FEW]) == 0
+    by_command = out(capsys)
+    assert by_script["families"] == by_command["families"]
+    assert by_script["line"] == by_command["line"]
+
+
+def test_a_plane_goes_on_from_its_rows(checkpoint, project, tmp_path, capsys):
+    other = fit(project / "other")
+    zero = torch.load(other, weights_only=True)
+    zero["state_dict"] = {name: t * 0 for name, t in zero["state_dict"].items()}
+    third = tmp_path / "third.ckpt"
+    torch.save({"state_dict": zero["state_dict"]}, third)
+    points = [str(checkpoint), f"{checkpoint}:swa", str(third)]
+    settings = ["--n", "3", "--rows", str(tmp_path / "rows"), "--json", *FEW]
+    assert main(["plane", *points, *settings]) == 0
+    plane = out(capsys)
+    assert len(plane["losses"]) == 3
+    (tmp_path / "rows" / "row-00001.npy").unlink()
+    assert main(["plane", *points, *settings]) == 0
+    assert out(capsys) == plane
+
+
+BAD = {
+    "no such file": (["analyze", "none.ckpt"], "there is no config.yaml beside none.ckpt"),
+    "another architecture": (["line", "{ckpt}", "{wide}"], "checkpoint of another architecture"),
+    "no average": (["line", "{ckpt}", "{ckpt}:late"], "must name an average"),
+    "truncated": (["line", "{ckpt}", "{broken}"], "must be a checkpoint file"),
+    "one line": (["plane", "{ckpt}", "{ckpt}:swa", "{ckpt}"], "must be three different sets"),
+    "no config": (["analyze", "{ckpt}", "--config", "none.yaml"], "There is no file none.yaml"),
+    "bad class": (["analyze", "{ckpt}", "--model", "nowhere.Net"], "cannot be imported"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(checkpoint, project):
+    wide, broken = fit(project / "wide", width=5), project / "broken.ckpt"
+    broken.write_bytes(checkpoint.read_bytes()[:100])
+    return {"ckpt": checkpoint, "wide": wide, "broken": broken}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_exit_code_2(case, files, capsys, tmp_path):
+    words, sentence = BAD[case]
+    options = [] if "--model" in words else FEW
+    arguments = [word.format(**files) for word in words]
+    assert main([*arguments, *options, "--save", str(tmp_path / "out.npz")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_config_without_a_class_asks_for_it(checkpoint, capsys):
+    assert main(["analyze", str(checkpoint), "--quiet"]) == 2
+    assert "--model is needed" in capsys.readouterr().err
