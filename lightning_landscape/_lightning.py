@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lightning_landscape.sharding import can_recover
+from lightning_landscape.undo import Undo, undone
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -45,7 +46,7 @@ __all__ = [
     "lightning_modules",
     "logger_step",
     "loss_scale",
-    "muted",
+    "mute",
     "new_results",
     "overrides",
     "precision_context",
@@ -212,28 +213,27 @@ def attached_trainer(module: nn.Module) -> Any | None:
     return getattr(module, "_trainer", None)
 
 
-@contextmanager
-def muted(module: nn.Module, trainer: Any | None) -> Iterator[None]:
+def mute(module: nn.Module, trainer: Any | None, undo: Undo) -> None:
     """Take the user's logging out of the way: what a probe logs reaches nobody.
 
-    `log` and `log_dict` of every LightningModule inside do nothing, the trainer's loggers are a
-    dummy, and a bound `log` that was stored elsewhere writes into results that are thrown away.
+    `log` and `log_dict` of every LightningModule inside do nothing, the trainer's loggers are
+    silent, and a bound `log` that was stored elsewhere writes into results that are thrown away.
+    What a step sets on the trainer goes back.
+
+    Args:
+        module: The module.
+        trainer: Its trainer, if any.
+        undo: What takes this back.
     """
     modules = lightning_modules(module)
-    own = [
-        {name: child.__dict__[name] for name in ("log", "log_dict") if name in child.__dict__}
-        for child in modules
-    ]
+    if trainer is not None:
+        _throw_results_away(modules, trainer, undo)
+        _silence(trainer, undo)
+        _keep_rates(trainer, undo)
+        _keep_settings(trainer, undo)
     for child in modules:
+        undo.keep_items(child.__dict__, "log", "log_dict")
         child.__dict__.update(log=_ignore, log_dict=_ignore)
-    try:
-        with _throwaway_results(modules, trainer), dummy_loggers(trainer), rates_kept(trainer):
-            yield
-    finally:
-        for child, before in zip(modules, own, strict=True):
-            for name in ("log", "log_dict"):
-                child.__dict__.pop(name, None)
-            child.__dict__.update(before)
 
 
 def _ignore(*args: object, **kwargs: object) -> None:
@@ -243,31 +243,47 @@ def _ignore(*args: object, **kwargs: object) -> None:
 @contextmanager
 def dummy_loggers(trainer: Any | None) -> Iterator[None]:
     """Let what is sent to the trainer's loggers reach nobody."""
-    if trainer is None or not trainer.loggers:
+    with undone() as undo:
+        if trainer is not None:
+            _silence(trainer, undo)
         yield
-        return
-    loggers = trainer.loggers
-    trainer.loggers = [_import(f"{_LIGHTNING}.loggers.logger", "DummyLogger")()]
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
+
+
+def _silence(trainer: Any, undo: Undo) -> None:
+    if trainer.loggers:
+        undo.keep_attributes(trainer, "loggers")
+        trainer.loggers = [_silent(logger) for logger in trainer.loggers]
+
+
+def _silent(logger: Any) -> Any:
+    """Return a logger that logs nothing, and is called and placed as another is."""
+    dummy = _import(f"{_LIGHTNING}.loggers.logger", "DummyLogger")
+    names = ("name", "version", "save_dir", "root_dir", "log_dir")
+    same = {
+        name: property(lambda self, name=name: getattr(logger, name))
+        for name in names
+        if hasattr(type(logger), name)
+    }
+    return type("DummyLogger", (dummy,), same)()
 
 
 @contextmanager
 def rates_kept(trainer: Any | None) -> Iterator[None]:
     """Leave schedulers and learning rates as they are: a module may step its schedulers itself."""
-    if trainer is None:
+    with undone() as undo:
+        if trainer is not None:
+            _keep_rates(trainer, undo)
         yield
-        return
+
+
+def _keep_rates(trainer: Any, undo: Undo) -> None:
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     states = [_copied(scheduler.state_dict()) for scheduler in schedulers]
     settings = [{key: group[key] for key in group if key != "params"} for group in groups]
     contents = [_copied(values) for values in settings]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for scheduler, state in zip(schedulers, states, strict=True):
             if not _alike(scheduler.state_dict(), state):
                 scheduler.load_state_dict(state)
@@ -276,6 +292,19 @@ def rates_kept(trainer: Any | None) -> Iterator[None]:
             for key, value in values.items():
                 if isinstance(value, torch.Tensor):  # the very tensor: a graph may know it
                     value.copy_(content[key])
+
+    undo.add(put_back)
+
+
+def _keep_settings(trainer: Any, undo: Undo) -> None:
+    """Put back what a step sets on its trainer and the loops, and writes among the metrics."""
+    connector = trainer._logger_connector
+    undo.keep_all(trainer.__dict__)
+    for owner in (trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.strategy, connector):
+        undo.keep_all(owner.__dict__)
+        for key, value in owner.__dict__.items():
+            if key.endswith("_metrics") and type(value) is dict:
+                undo.keep_all(value)
 
 
 def _copied(value: Any) -> Any:
@@ -310,7 +339,8 @@ def collected(
         function: The hook or step that is being run.
         first: Whether this is the first batch; None at the end of the epoch.
     """
-    with _throwaway_results(modules, trainer, results, function):
+    with undone() as undo:
+        _throw_results_away(modules, trainer, undo, results, function)
         trainer._logger_connector._first_loop_iter = first
         trainer._logger_connector._current_fx = function if first is False else None
         yield
@@ -341,34 +371,26 @@ def takes_batch_index(step: Callable[..., Any]) -> bool:
     return _takes(step, "batch_idx", min_args=2)
 
 
-@contextmanager
-def _throwaway_results(
+def _throw_results_away(
     modules: list[Any],
-    trainer: Any | None,
+    trainer: Any,
+    undo: Undo,
     instead: Any | None = None,
     function: str = "training_step",
-) -> Iterator[None]:
-    if trainer is None:
-        yield
-        return
-    stage = trainer.state.stage
+) -> None:
+    undo.keep_attributes(trainer, "should_stop")
+    undo.keep_attributes(trainer.state, "stage")
     if trainer._active_loop is None:
         trainer.training = True  # after fit a step should meet what it met during fit
     loop, connector = _results_loop(trainer), trainer._logger_connector
-    names = [child._current_fx_name for child in modules]
-    results, fx, first = loop._results, connector._current_fx, connector._first_loop_iter
-    should_stop = trainer.should_stop
+    undo.keep_attributes(connector, "_current_fx", "_first_loop_iter")
+    results = loop._results
     if results is not None:
+        undo.keep_attributes(loop, "_results")
         loop._results = type(results)(training=results.training) if instead is None else instead
     for child in modules:
+        undo.keep_attributes(child, "_current_fx_name")
         child._current_fx_name = function
-    try:
-        yield
-    finally:
-        trainer.state.stage, trainer.should_stop = stage, should_stop
-        loop._results, connector._current_fx, connector._first_loop_iter = results, fx, first
-        for child, name in zip(modules, names, strict=True):
-            child._current_fx_name = name
 
 
 def _results_loop(trainer: Any) -> Any:

@@ -16,9 +16,10 @@ FILES = {
 CODE = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 # each room, a file or a folder, and the rooms that it may import from
-GROUND = {"_lightning", "checks", "sharding", "params", "ranks", "objective"}
+GROUND = {"_lightning", "undo", "checks", "sharding", "params", "ranks", "objective"}
 MAY_IMPORT = {
-    "_lightning": {"sharding"},
+    "undo": set(),
+    "_lightning": {"sharding", "undo"},
     "checks": set(),
     "sharding": set(),
     "params": {"sharding"},

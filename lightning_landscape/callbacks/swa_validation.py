@@ -24,12 +24,8 @@ from lightning_landscape._lightning import (
     takes_batch_index,
 )
 from lightning_landscape.engine.batches import bytes_of, clone_batch
-from lightning_landscape.engine.isolation import (
-    checkpoints_unmoved,
-    compiling_nothing,
-    rng_at,
-    unchanged_rng,
-)
+from lightning_landscape.engine.checkpoints import checkpoints_unmoved, compiling_nothing
+from lightning_landscape.engine.rng import rng_at, unchanged_rng
 from lightning_landscape.engine.snapshot import Places, Snapshot, put_back
 from lightning_landscape.params import Params
 from lightning_landscape.ranks import everybody

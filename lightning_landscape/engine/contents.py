@@ -1,63 +1,31 @@
-"""What things hold: read, compared and put back, for every kind of thing a module may keep.
+"""Read, compare and restore what is not a tensor: containers, arrays, generators, attributes.
 
-Tensors bit by bit and behind their version counters, containers through their base class, plain
-objects by their attributes and slots, generators by their states.
+Containers are compared by the identity of what they hold, in order, and never by `==`, which a
+user's class may define as it likes or refuse.
 """
 
 from __future__ import annotations
 
+import array
+import ctypes
+import io
 import pickle
 import random
-import sys
+import threading
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
-from operator import is_
-from typing import Any, cast
+from operator import attrgetter, eq, is_
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_landscape._lightning import LIGHTNING_ATTRIBUTES
-from lightning_landscape.params import as_real
+from lightning_landscape.engine.guards import MEMORY
 
-__all__ = [
-    "ATOMS",
-    "CONTAINERS",
-    "GENERATORS",
-    "HOOKS",
-    "REGISTRIES",
-    "SKIPPED",
-    "attributes_of",
-    "content_of",
-    "copier",
-    "differing",
-    "differing_keys",
-    "is_dense",
-    "is_plain",
-    "overwriter",
-    "put_back",
-    "refill",
-    "rewrite_array",
-    "same_bits",
-    "same_content",
-    "set_attribute",
-    "set_state",
-    "set_tracked",
-    "state_of",
-    "version_of",
-]
-
-_SMALL = 2**12  # elements: tensors up to here are compared together
-
-ATOMS = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}
-    | {random.SystemRandom}
-    | {types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType}
-    | {torch.dtype, torch.device, torch.Size}
-)
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 HOOKS = tuple(
     name
@@ -65,279 +33,222 @@ HOOKS = tuple(
     if isinstance(value, dict) and name not in REGISTRIES
 )
 SKIPPED = frozenset({*REGISTRIES, *HOOKS, *LIGHTNING_ATTRIBUTES})
-# objects with a life of their own: a probe must not turn their clock back
-_FOREIGN = frozenset(
-    {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_landscape"}
-    | {"tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "clearml", "aim"}
-    | {"ray", "enum", "threading", "io", "logging", "multiprocessing"}
-)
-# of the standard library and torch, those that people keep their own state in
-_BOOKKEEPING = frozenset({"types", "argparse", "collections", "torch.quasirandom"})
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors hold the same bits: nan equals nan, 0.0 is not -0.0."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
-        return False
-    if a.is_meta or b.is_meta:
-        return a.is_meta and b.is_meta
-    if parts := _parts(a):
-        others = _parts(b)
-        return len(parts) == len(others) and all(map(same_bits, parts, others))
-    return torch.equal(a, b) if a.is_quantized else torch.equal(_bits(a), _bits(b))
+class Kind(NamedTuple):
+    """How the objects of a kind are read, compared with what was read, and restored."""
 
-
-def differing(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> list[int]:
-    """Return the indices of those tensors that do not hold the same bits as the contents."""
-    together: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    one_by_one: list[int] = []
-    for i, (tensor, content) in enumerate(zip(tensors, contents, strict=True)):
-        fits = tensor.shape == content.shape and tensor.dtype == content.dtype
-        if fits and tensor.numel() <= _SMALL and is_dense(tensor) and is_dense(content):
-            together.setdefault((tensor.dtype, tensor.device), []).append(i)
-        else:
-            one_by_one.append(i)
-    for indices in together.values():
-        flat = [
-            torch.cat([c[i].detach().reshape(-1) for i in indices]) for c in (tensors, contents)
-        ]
-        if not same_bits(*flat):
-            one_by_one += indices
-    return sorted(i for i in one_by_one if not same_bits(tensors[i], contents[i]))
-
-
-def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
-    """Copy saved contents into tensors, without their version counters taking notice.
-
-    A graph that was kept across batches (truncated backpropagation) would refuse to go backward
-    through a tensor whose counter has moved. Frozen tensors in host memory are only written to
-    where they differ: they may be mapped from a file that is there to be read.
-    """
-    places: list[Tensor] = []
-    written: list[Tensor] = []
-    frozen = [i for i, t in enumerate(tensors) if not t.requires_grad and t.device.type == "cpu"]
-    found = differing([tensors[i] for i in frozen], [contents[i] for i in frozen])
-    same = set(frozen) - {frozen[i] for i in found}
-    for i, (tensor, content) in enumerate(zip(tensors, contents, strict=True)):
-        if i in same:
-            continue
-        data = tensor.data
-        if (
-            data.shape != content.shape
-            or data.dtype != content.dtype
-            or data.layout is torch.sparse_coo  # `data` is then a copy that shares its parts
-        ):
-            tensor.data = content.clone()
-        elif is_dense(tensor):
-            places.append(data)
-            written.append(content)
-        elif data.layout is torch.strided and 0 in data.stride():  # expanded: many in one place
-            one = tuple(slice(None) if stride else slice(1) for stride in data.stride())
-            data[one].copy_(content[one])
-        else:
-            data.copy_(content)
-    if places:
-        torch._foreach_copy_(places, written)
-
-
-def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[], None]:
-    """Return `put_back(tensors, contents)`, prepared once to be called many times."""
-    plain: list[tuple[Tensor, Tensor]] = []
-    odd: list[tuple[Tensor, Tensor]] = []
-    for tensor, content in zip(tensors, contents, strict=True):
-        fits = tensor.shape == content.shape and tensor.dtype == content.dtype
-        (plain if fits and is_dense(tensor) else odd).append((tensor, content))
-    dense, written = [tensor for tensor, _ in plain], [content for _, content in plain]
-    places = _places(dense)
-    write = overwriter([t.data for t in dense], written)
-
-    def copy() -> None:
-        if _places(dense) == places:
-            write()
-            if odd:
-                put_back([tensor for tensor, _ in odd], [content for _, content in odd])
-        else:
-            put_back(tensors, contents)
-
-    return copy
-
-
-def _places(tensors: list[Tensor]) -> tuple[list[object], ...]:
-    return (
-        [t.data_ptr() for t in tensors],
-        [t.shape for t in tensors],
-        [t.dtype for t in tensors],
-        [t.stride() for t in tensors if t.dim() > 1],  # it may have been transposed in place
-    )
-
-
-def overwriter(places: list[Tensor], contents: list[Tensor]) -> Callable[[], None]:
-    """Return what copies dense tensors into dense tensors of the same type, many and often."""
-    if not all(place.device.type == "cpu" for place in places):
-        return lambda: torch._foreach_copy_(places, contents)
-    # a quarter of the time that torch takes for a thousand of them
-    pairs = [
-        (np.asarray(_Memory(a)), _bits(b).numpy())
-        for a, b in zip(places, contents, strict=True)
-        if a.numel()
-    ]
-
-    def write() -> None:
-        for place, content in pairs:
-            place[...] = content
-
-    return write
-
-
-class _Memory:
-    """The bits of a dense tensor, for numpy; `Tensor.numpy()` would forbid to resize it ever after.
-
-    Who writes through it has to know that the tensor is still where it was.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._bits = bits = _bits(tensor)
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (bits.data_ptr(), False),
-            "typestr": np.dtype(f"i{bits.itemsize}").str,
-            "shape": tuple(bits.shape),
-            "strides": tuple(stride * bits.itemsize for stride in bits.stride()),
-        }
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor is plain numbers in memory, each in a place of its own."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout is torch.strided
-        and not (tensor.is_quantized or tensor.is_meta or tensor.is_inference())
-        and not (tensor.is_conj() or tensor.is_neg())
-        and 0 not in tensor.stride()
-    )
-
-
-GENERATORS = (
-    torch.Generator,
-    np.random.Generator,
-    np.random.RandomState,
-    np.random.BitGenerator,
-    random.Random,
-)
-
-
-def state_of(generator: Any) -> bytes:
-    """Return the state of a generator of torch, numpy or python."""
-    if isinstance(generator, torch.Generator):
-        return generator.get_state().numpy().tobytes()
-    if isinstance(generator, random.Random):
-        return pickle.dumps(generator.getstate())
-    if isinstance(generator, np.random.RandomState):
-        return pickle.dumps(generator.get_state())
-    return pickle.dumps(_bit_generator(generator).state)
-
-
-def set_state(generator: Any, state: bytes) -> None:
-    """Set a generator to a state that `state_of` returned."""
-    if isinstance(generator, torch.Generator):
-        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-    elif isinstance(generator, random.Random):
-        generator.setstate(pickle.loads(state))
-    elif isinstance(generator, np.random.RandomState):
-        generator.set_state(pickle.loads(state))
-    else:
-        _bit_generator(generator).state = pickle.loads(state)
-
-
-def _bit_generator(generator: Any) -> Any:
-    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-
-
-CONTAINERS = (OrderedDict, dict, set, deque, bytearray, list)
+    read: Callable[[Any], Any]
+    same: Callable[[Any, Any], bool]
+    write: Callable[[Any, Any], object]
 
 
 @cache
-def _kind(cls: type) -> Any:
-    # contents go through the base class: `Counter.update` adds, and a subclass may do anything
-    return next(kind for kind in CONTAINERS if issubclass(cls, kind))
+def kind_of(cls: type) -> Kind | None:
+    """Return how objects of a class are saved as a whole; None if they are not."""
+    return next((kind for types_, kind in _KINDS if issubclass(cls, types_)), None)
 
 
-def content_of(container: Any) -> Any:
-    """Return a shallow copy of what a container holds, as a plain container."""
-    kind = _kind(type(container))
-    if isinstance(container, dict):
-        return dict(kind.items(container))
-    if kind is bytearray:
-        return bytes(container)
-    return (set if kind is set else list)(kind.__iter__(container))
+# Every method is that of the base class: `Counter.update` adds, and a subclass may do anything.
 
 
-def same_content(container: Any, saved: Any) -> bool:
-    """Return whether a container still holds the very same things."""
-    kind = _kind(type(container))
-    if kind.__len__(container) != len(saved):
-        return False
-    if isinstance(container, dict):
-        same_values = all(map(is_, kind.values(container), saved.values()))
-        return same_values and list(kind.keys(container)) == list(saved)
-    if kind is set or kind is bytearray:
-        return kind.__eq__(container, saved)
-    return all(map(is_, kind.__iter__(container), saved))
+def _of_dict(base: Any) -> Kind:
+    def same(place: Any, saved: Any) -> bool:
+        return (
+            base.__len__(place) == len(saved)
+            and all(map(is_, base.values(place), saved.values()))
+            and all(map(is_, base.keys(place), saved))
+        )
 
-
-def refill(container: Any, saved: Any) -> None:
-    """Let a container hold what it held, and remain the container it is."""
-    kind = _kind(type(container))
-    if isinstance(container, dict):
-        kind.clear(container)
+    def write(place: Any, saved: Any) -> None:
+        base.clear(place)
         for key, value in saved.items():
-            kind.__setitem__(container, key, value)
-    elif kind is set:
-        set.clear(container)
-        set.update(container, saved)
-    elif kind is deque:
-        deque.clear(container)
-        deque.extend(container, saved)
+            base.__setitem__(place, key, value)
+
+    return Kind(lambda place: dict(base.items(place)), same, write)
+
+
+def _of_list() -> Kind:
+    def same(place: Any, saved: Any) -> bool:
+        return list.__len__(place) == len(saved) and all(map(is_, list.__iter__(place), saved))
+
+    return Kind(
+        lambda place: list(list.__iter__(place)),
+        same,
+        lambda place, saved: list.__setitem__(place, slice(None), saved),
+    )
+
+
+def _of_deque() -> Kind:
+    def same(place: Any, saved: Any) -> bool:
+        return deque.__len__(place) == len(saved) and all(map(is_, deque.__iter__(place), saved))
+
+    def write(place: Any, saved: Any) -> None:
+        deque.clear(place)
+        deque.extend(place, saved)
+
+    return Kind(lambda place: list(deque.__iter__(place)), same, write)
+
+
+def _of_set() -> Kind:
+    def same(place: Any, saved: Any) -> bool:
+        return set(map(id, set.__iter__(place))) == set(map(id, saved))
+
+    def write(place: Any, saved: Any) -> None:
+        set.clear(place)
+        set.update(place, saved)
+
+    return Kind(lambda place: list(set.__iter__(place)), same, write)
+
+
+def _of_bytearray() -> Kind:
+    return Kind(
+        bytes,
+        bytearray.__eq__,
+        lambda place, saved: bytearray.__setitem__(place, slice(None), saved),
+    )
+
+
+def _of_array() -> Kind:
+    def same(place: Any, saved: Any) -> bool:
+        return place.shape == saved.shape and _raw(place) == _raw(saved)
+
+    def write(place: Any, saved: Any) -> None:
+        if not same(place, saved):  # it may be mapped from a file that is there to be read
+            if place.shape != saved.shape:
+                place.resize(saved.shape, refcheck=False)
+            place.view(np.ndarray)[...] = saved
+
+    return Kind(lambda place: np.array(place.view(np.ndarray)), same, write)
+
+
+def _raw(values: Any) -> bytes:
+    return values.view(np.ndarray).tobytes()  # a masked array would fill in what is masked
+
+
+def _state(read: Callable[[Any], Any], write: Callable[[Any, Any], object]) -> Kind:
+    return Kind(read, lambda place, saved: eq(read(place), saved), write)
+
+
+def read_cell(cell: types.CellType) -> tuple[Any, ...]:
+    """Return what a cell of a closure holds; nothing if it was not filled yet."""
+    try:
+        return (cell.cell_contents,)
+    except ValueError:
+        return ()
+
+
+def _write_cell(cell: types.CellType, saved: tuple[Any, ...]) -> None:
+    if saved:
+        cell.cell_contents = saved[0]
     else:
-        kind.__setitem__(container, slice(None), saved)
+        del cell.cell_contents
 
 
-def rewrite_array(array: np.ndarray, saved: np.ndarray) -> None:
-    """Copy saved numbers into an array, whatever shape it has by now."""
-    if array.shape != saved.shape:
-        array.resize(saved.shape, refcheck=False)
-    array[...] = saved
+def _same_cell(cell: types.CellType, saved: tuple[Any, ...]) -> bool:
+    now = read_cell(cell)
+    return len(now) == len(saved) and all(map(is_, now, saved))
 
 
-def set_tracked(tensor: Tensor, requires_grad: bool) -> None:
-    """Let a tensor require gradients again, or cut it off from the graph that wrote to it."""
-    if requires_grad:
-        tensor.requires_grad_()
-    elif not tensor._is_view():
-        tensor.detach_().grad = None
+def _read_generator(generator: np.random.Generator) -> Any:
+    bits: Any = generator.bit_generator
+    return _read_bits(bits)
+
+
+def _read_bits(bits: Any) -> Any:
+    return pickle.dumps(bits.state), _read_seeds(bits.seed_seq)
+
+
+def _write_bits(bits: Any, saved: Any) -> None:
+    bits.state = pickle.loads(saved[0])
+    _write_seeds(bits.seed_seq, saved[1])
+
+
+def _read_seeds(seeds: Any) -> bytes:
+    """Return how a seed sequence stands: `spawn` counts its children."""
+    return pickle.dumps(seeds.__reduce__()[2]) if type(seeds) is np.random.SeedSequence else b""
+
+
+def _write_seeds(seeds: Any, saved: bytes) -> None:
+    if saved and saved != _read_seeds(seeds):
+        seeds.__setstate_cython__(pickle.loads(saved))
+
+
+def _write_torch(generator: torch.Generator, saved: bytes) -> None:
+    generator.set_state(torch.frombuffer(bytearray(saved), dtype=torch.uint8))
+
+
+def _write_stream(stream: Any, saved: Any) -> None:
+    stream.seek(0)
+    stream.truncate()
+    stream.write(saved[0])
+    stream.seek(saved[1])
+
+
+def _write_bytes(place: Any, saved: bytes) -> None:
+    memoryview(place).cast("B")[:] = saved
+
+
+def _write_numbers(place: array.array[Any], saved: bytes) -> None:
+    del place[:]
+    place.frombytes(saved)
+
+
+_KINDS: list[tuple[Any, Kind]] = [
+    (OrderedDict, _of_dict(OrderedDict)),
+    (dict, _of_dict(dict)),
+    (list, _of_list()),
+    (set, _of_set()),
+    (deque, _of_deque()),
+    (bytearray, _of_bytearray()),
+    (np.ndarray, _of_array()),
+    (types.CellType, Kind(read_cell, _same_cell, _write_cell)),
+    (torch.Generator, _state(lambda g: g.get_state().numpy().tobytes(), _write_torch)),
+    (np.random.Generator, _state(_read_generator, lambda g, s: _write_bits(g.bit_generator, s))),
+    (np.random.BitGenerator, _state(_read_bits, _write_bits)),
+    (np.random.SeedSequence, _state(_read_seeds, _write_seeds)),
+    (
+        np.random.RandomState,
+        _state(lambda g: pickle.dumps(g.get_state()), lambda g, s: g.set_state(pickle.loads(s))),
+    ),
+    (random.SystemRandom, Kind(lambda g: None, is_, lambda g, s: None)),  # it has no state
+    (
+        random.Random,
+        _state(lambda g: pickle.dumps(g.getstate()), lambda g, s: g.setstate(pickle.loads(s))),
+    ),
+    ((io.BytesIO, io.StringIO), _state(lambda f: (f.getvalue(), f.tell()), _write_stream)),
+    (array.array, _state(lambda a: a.tobytes(), _write_numbers)),
+    (
+        (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._SimpleCData),
+        _state(lambda c: bytes(memoryview(c).cast("B")), _write_bytes),
+    ),
+]
 
 
 def attributes_of(owner: Any) -> dict[str, Any]:
     """Return the attributes and filled slots of an object, without what torch keeps on it."""
+    space = space_of(owner)
     if isinstance(owner, nn.Module):
-        return {key: value for key, value in owner.__dict__.items() if key not in SKIPPED}
-    slots = {slot: getattr(owner, slot) for slot in _slots(type(owner)) if hasattr(owner, slot)}
-    return {**slots, **getattr(owner, "__dict__", {})}
+        space = {key: value for key, value in space.items() if key not in SKIPPED}
+    slots = _slots(type(owner))
+    return {**_filled(owner, slots), **space} if slots else dict(space)
 
 
 def set_attribute(owner: Any, key: str, saved: dict[str, Any]) -> None:
-    """Set an attribute or slot to what was saved; delete it if nothing was."""
-    space = getattr(owner, "__dict__", {})
-    if key in _slots(type(owner)) and not isinstance(owner, nn.Module):
-        # past a frozen dataclass's __setattr__
+    """Set an attribute or slot to what was saved; delete it if nothing was.
+
+    Past the object's own `__setattr__`: a frozen dataclass would refuse.
+    """
+    slot = _slots(type(owner)).get(key)
+    if slot is not None:
         if key in saved:
-            object.__setattr__(owner, key, saved[key])
-        else:
-            object.__delattr__(owner, key)
+            slot.__set__(owner, saved[key])
+        elif key in _filled(owner, {key: slot}):
+            slot.__delete__(owner)
     elif key in saved:
-        space[key] = saved[key]
+        space_of(owner)[key] = saved[key]
     else:
-        space.pop(key, None)
+        space_of(owner).pop(key, None)
 
 
 def differing_keys(now: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]:
@@ -348,58 +259,79 @@ def differing_keys(now: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]:
             yield key
 
 
+def has_slots(cls: type) -> bool:
+    """Return whether objects of a class have slots of their own."""
+    return bool(_slots(cls))
+
+
+def has_attributes(cls: type) -> bool:
+    """Return whether objects of a class have a `__dict__` or slots of their own."""
+    return _space_getter(cls) is not None or has_slots(cls)
+
+
+def space_of(owner: Any) -> dict[str, Any]:
+    """Return the `__dict__` of an object, past a property of that name; an empty one without."""
+    getter = _space_getter(type(owner))
+    return {} if getter is None else getter(owner)
+
+
 @cache
-def _slots(cls: type) -> tuple[str, ...]:
+def _space_getter(cls: type) -> Callable[[Any], dict[str, Any]] | None:
+    if issubclass(cls, threading.local):  # of this thread
+        return attrgetter("__dict__")
+    for base in cls.__mro__:
+        getter = vars(base).get("__dict__")
+        if isinstance(getter, (types.GetSetDescriptorType, types.MemberDescriptorType)):
+            return getter.__get__
+    return None
+
+
+@cache
+def _slots(cls: type) -> dict[str, Any]:
     # their descriptors, not what `__slots__` says: private names are written differently there
-    spaces = [vars(base) for base in cls.__mro__ if "__slots__" in vars(base)]
-    return tuple(
-        name
-        for space in spaces
-        for name, value in space.items()
-        if isinstance(value, types.MemberDescriptorType)
-    )
+    return {
+        name: value
+        for base in reversed(cls.__mro__)
+        if "__slots__" in vars(base)
+        for name, value in vars(base).items()
+        if isinstance(value, types.MemberDescriptorType) and name != "__dict__"
+    }
 
 
-@cache
-def is_plain(cls: type) -> bool:
-    """Return whether an object is the user's bookkeeping, such as an average meter."""
-    if cls.__module__ in _BOOKKEEPING:
-        return True
-    if cls.__module__.partition(".")[0] in sys.stdlib_module_names:
+def _filled(owner: Any, slots: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, slot in slots.items():
+        try:
+            found[name] = slot.__get__(owner)
+        except AttributeError:  # not filled
+            continue
+    return found
+
+
+def read(place: Any) -> Any:
+    """Return a copy of what a tensor or an object of a known kind holds."""
+    if isinstance(place, Tensor):
+        return place.detach().clone()
+    return _known(place).read(place)
+
+
+def same_content(place: Any, saved: Any) -> bool:
+    """Return whether an object holds what was read; one that cannot be compared does not."""
+    try:
+        return _known(place).same(place, saved)
+    except MEMORY:
+        raise
+    except Exception:
         return False
-    roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
-    return not roots & _FOREIGN and not issubclass(cls, (BaseException, type))
 
 
-_PARTS = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
+def write(place: Any, saved: Any) -> None:
+    """Let an object hold what was read, and remain the object it is."""
+    _known(place).write(place, saved)
 
 
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return the tensors that one is made of, if it is sparse or wraps others."""
-    if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided:
-        return []
-    if hasattr(type(tensor), "__tensor_flatten__"):
-        names, _ = cast(Any, tensor).__tensor_flatten__()
-        return [getattr(tensor, name) for name in names]
-    return [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return the version counter of a tensor; inference tensors have none."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if type(tensor) is not Tensor:
-        tensor = tensor.as_subclass(Tensor)
-    return as_real(tensor).resolve_neg().view(_INTEGERS[tensor.itemsize])
+def _known(place: Any) -> Kind:
+    kind = kind_of(type(place))
+    if kind is None:
+        raise TypeError(f"{type(place).__name__} is of no kind that is saved as a whole.")
+    return kind

@@ -25,7 +25,7 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.engine.batch_norm import batch_norms, estimating
 from lightning_landscape.engine.batches import Batches, KeptBatch, clone_batch, prepared
-from lightning_landscape.engine.isolation import Isolation, Mode
+from lightning_landscape.engine.isolation import Isolation, Mode, isolated
 from lightning_landscape.engine.snapshot import same_bits
 from lightning_landscape.engine.weights import Path
 from lightning_landscape.objective import LossAlong, Objective, check_direction
@@ -138,7 +138,7 @@ def opened(
         raise ConfigurationError("`batches` must hold at least one batch. Got none.")
     _check_weights(module, at or {})
     step = loss_step(module, loss_fn)
-    with Isolation(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
+    with isolated(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
         if any(batch.raw for batch in batches):
             batches = [prepared(module, batch, trainer) for batch in batches]
             if has_transfer_hooks(module):  # that may have written too

@@ -2,16 +2,20 @@
 
 Weights are not in here (they move on purpose, see `isolation`). Everything else that a forward pass
 can write to is: buffers, torchmetrics states, plain tensors, arrays, numbers, containers by content
-and identity, generators, the attributes of plain objects, new keys.
+and identity, generators, the attributes of objects, new keys, hooks on tensors. `walk` says what is
+reached.
+
+Each thing is compared and put back by itself: one that cannot be compared counts as changed, and
+one that cannot be put back is given up alone, and named.
 
 One flat list per kind and as few Python objects as possible: a network of a thousand modules is
-looked through in milliseconds.
+compared in milliseconds.
 """
 
 from __future__ import annotations
 
 import gc
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,34 +28,36 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_landscape.engine.contents import (
-    ATOMS,
-    CONTAINERS,
-    GENERATORS,
     HOOKS,
     REGISTRIES,
-    SKIPPED,
     attributes_of,
-    content_of,
-    copier,
-    differing,
     differing_keys,
-    is_plain,
-    put_back,
-    refill,
-    rewrite_array,
-    same_bits,
+    has_attributes,
+    has_slots,
+    kind_of,
+    read,
     same_content,
     set_attribute,
-    set_state,
+    space_of,
+    write,
+)
+from lightning_landscape.engine.guards import MEMORY, describe_error
+from lightning_landscape.engine.tensors import (
+    copier,
+    differing,
+    put_back,
+    same_bits,
     set_tracked,
-    state_of,
+    surely_same,
     version_of,
 )
+from lightning_landscape.engine.walk import ATOMS, boundary, children, is_opaque
 from lightning_landscape.sharding import is_freed
 
 __all__ = ["Changes", "Places", "Snapshot", "put_back", "same_bits"]
 
-_LONGEST = 10_000  # elements: what longer containers hold is not looked into
+_PLAIN_CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
+_HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 @dataclass
@@ -59,9 +65,9 @@ class Changes:
     """What differs from a snapshot: indices into its lists, and keys of its namespaces."""
 
     tensors: set[int] = field(default_factory=set)
-    arrays: set[int] = field(default_factory=set)
-    generators: set[int] = field(default_factory=set)
-    containers: set[int] = field(default_factory=set)
+    values: set[int] = field(default_factory=set)
+    filled: set[int] = field(default_factory=set)
+    hooks: set[int] = field(default_factory=set)
     keys: set[tuple[int, str]] = field(default_factory=set)
 
     def __bool__(self) -> bool:
@@ -77,26 +83,32 @@ class Changes:
 
 
 class Snapshot:
-    """The state reachable from some objects; parameters named in `besides` are left out.
+    """The state reachable from some objects; of the tensors in `besides` their hooks alone.
 
     Args:
         roots: Modules, or anything else, with the names they go by in messages.
-        besides: Tensors that somebody else looks after.
+        besides: Tensors whose contents somebody else looks after.
+
+    Attributes:
+        given_up: What could not be read or put back, by name, and why.
+        outside: What is not looked into, by name, and why.
     """
 
     def __init__(self, roots: Iterable[tuple[str, Any]], besides: Iterable[Tensor] = ()) -> None:
-        self._seen = {id(tensor) for tensor in besides}
+        self.given_up: dict[str, str] = {}
+        self.outside: dict[str, str] = {}
+        self._besides = {id(tensor): tensor for tensor in besides}
+        self._seen: dict[int, Any] = {}  # held, so that no id is used again
         self._tensors: list[Tensor] = []
         self._versions: list[int] = []
         self._contents: list[Tensor] = []
         self._tracked: list[bool] = []
-        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
-        self._generators: list[tuple[Any, bytes]] = []
-        self._containers: list[tuple[Any, Any]] = []
+        self._values: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # containers: most of a module's are, and quickly compared
+        self._hooked: list[Tensor] = []
+        self._hooks: tuple[list[Any], ...] = tuple([] for _ in _HOOKS_OF_TENSORS)
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
-        self._sizes: list[int] = []  # of their __dict__
-        self._empty: list[Any] = []
-        self._names_of_empty: list[str] = []
+        self._sizes: list[int] = []  # of their __dict__; -1 where there are slots too
         self._names: dict[str, list[str]] = {kind: [] for kind in vars(Changes())}
         self._pending: deque[tuple[Any, str]] = deque()
         self.include(roots)
@@ -125,53 +137,47 @@ class Snapshot:
                 needs memory. Those in host memory may be mapped from a file that is read only.
         """
         changes = Changes()
-        versions = [version_of(tensor) for tensor in self._tensors]
-        tracked = [tensor.requires_grad for tensor in self._tensors]
+        tensors, contents = self._tensors, self._contents
         if suspect:
             changes.tensors.update(
                 i
-                for i, (tensor, content) in enumerate(
-                    zip(self._tensors, self._contents, strict=True)
-                )
-                if tensor.device.type != "cpu" or not same_bits(tensor, content)
+                for i, (tensor, content) in enumerate(zip(tensors, contents, strict=True))
+                if tensor.device.type != "cpu" or _may_differ(tensor, content)
             )
         else:
-            changes.tensors.update(differing(self._tensors, self._contents))
-            changes.tensors.update(
-                i for i in range(len(versions)) if versions[i] != self._versions[i]
-            )
-        changes.tensors.update(
-            i for i in range(len(versions)) if tracked[i] is not self._tracked[i]
+            changes.tensors.update(differing(tensors, contents))
+            versions = enumerate(zip(map(version_of, tensors), self._versions, strict=True))
+            changes.tensors.update(i for i, (now, saved) in versions if now != saved)
+        tracked = enumerate(zip(tensors, self._tracked, strict=True))
+        changes.tensors.update(i for i, (t, saved) in tracked if t.requires_grad is not saved)
+        changes.values.update(
+            i for i, (place, saved) in enumerate(self._values) if not same_content(place, saved)
         )
-        for i, (array, saved) in enumerate(self._arrays):
-            if array.shape != saved.shape or array.tobytes() != saved.tobytes():
-                changes.arrays.add(i)
-        for i, (generator, state) in enumerate(self._generators):
-            if state_of(generator) != state:
-                changes.generators.add(i)
-        for i, (container, saved) in enumerate(self._containers):
-            if not same_content(container, saved):
-                changes.containers.add(i)
+        if any(map(len, self._empty)):
+            changes.filled.update(i for i, container in enumerate(self._empty) if len(container))
+        for name, saved_hooks in zip(_HOOKS_OF_TENSORS, self._hooks, strict=True):
+            hooks = [getattr(tensor, name) for tensor in self._hooked]
+            if not all(map(is_, hooks, saved_hooks)):
+                pairs = enumerate(zip(hooks, saved_hooks, strict=True))
+                changes.hooks.update(i for i, (now, saved) in pairs if now is not saved)
         for i, (owner, saved) in enumerate(self._namespaces):
-            if _is_as_saved(getattr(owner, "__dict__", {}), saved, self._sizes[i]):
-                continue
-            keys = differing_keys(attributes_of(owner), saved)
-            changes.keys.update((i, key) for key in keys)
-        self._adopt_filled(changes)
+            if not _is_as_saved(space_of(owner), saved, self._sizes[i]):
+                keys = differing_keys(attributes_of(owner), saved)
+                changes.keys.update((i, key) for key in keys)
         return changes
 
     def restore(self, changes: Changes) -> None:
-        """Put back what changed; what did not is not touched."""
+        """Put back what changed, each by itself; what did not is not touched."""
         for i, key in changes.keys:
             owner, saved = self._namespaces[i]
-            set_attribute(owner, key, saved)
-        for i in changes.containers:
-            refill(*self._containers[i])
-        for i in changes.generators:
-            generator, state = self._generators[i]
-            set_state(generator, state)
-        for i in changes.arrays:
-            rewrite_array(*self._arrays[i])
+            self._attempt(self._name("keys", i, key), set_attribute, owner, key, saved)
+        for i in changes.values:
+            self._attempt(self._name("values", i), write, *self._values[i])
+        for i in changes.filled:
+            self._attempt(self._name("filled", i), _empty, self._empty[i])
+        for i in changes.hooks:
+            saved = [hooks[i] for hooks in self._hooks]
+            self._attempt(self._name("hooks", i), _set_hooks, self._hooked[i], saved)
         indices = list(changes.tensors)
         self._rewriter(indices)()
         for i in indices:
@@ -184,10 +190,67 @@ class Snapshot:
             calls.append(self._rewriter(sorted(changes.tensors)))
         if changes.keys:
             calls.append(self._resetter(changes.keys))
-        rest = Changes(set(), changes.arrays, changes.generators, changes.containers)
+        rest = Changes(values=changes.values, filled=changes.filled, hooks=changes.hooks)
         if rest:
             calls.append(lambda: self.restore(rest))
         return calls
+
+    def places(self, changes: Changes) -> Places:
+        """Return where the changes are, to be read and written again and again."""
+        found: dict[tuple[int, str], Any] = {}
+        for i, key in changes.keys:
+            owner = self._namespaces[i][0]
+            found[id(owner), key] = owner
+        found.update({(id(t), _HOOKS): t for t in (self._hooked[i] for i in changes.hooks)})
+        groups = (
+            [self._tensors[i] for i in changes.tensors],
+            [self._values[i][0] for i in changes.values],
+            [self._empty[i] for i in changes.filled],
+        )
+        for group in groups:
+            found.update({(id(place), ""): place for place in group})
+        return Places(found)
+
+    def describe(self, changes: Changes) -> list[str]:
+        """Return the names of what surely changed, as a person would write them."""
+        names = [self._name("keys", i, key) for i, key in changes.keys]
+        contents = ((i, self._contents[i]) for i in changes.tensors)
+        names += [self._name("tensors", i) for i, saved in contents if surely_same(saved, saved)]
+        for kind in ("values", "filled", "hooks"):
+            names += [self._name(kind, i) for i in getattr(changes, kind)]
+        return sorted(set(names))
+
+    def _name(self, kind: str, i: int, key: str = "") -> str:
+        return f"{self._names[kind][i]}.{key}".strip(".")
+
+    def _attempt(self, name: str, action: Callable[..., object], *arguments: Any) -> None:
+        """Do something, or give up what it was about, and that alone."""
+        try:
+            action(*arguments)
+        except Exception as error:
+            self.given_up[name] = describe_error(error)
+
+    def _rewriter(self, indices: list[int]) -> Callable[[], None]:
+        tensors = [self._tensors[i] for i in indices]
+        contents = [self._contents[i] for i in indices]
+        tracked = [self._tracked[i] for i in indices]
+        copy = copier(tensors, contents)
+
+        def copy_each() -> None:
+            for i, tensor, content in zip(indices, tensors, contents, strict=True):
+                self._attempt(self._name("tensors", i), put_back, [tensor], [content])
+
+        def rewrite() -> None:
+            try:
+                copy()
+            except Exception:  # the others go back all the same
+                copy_each()
+            if [tensor.requires_grad for tensor in tensors] != tracked:
+                for i, tensor, requires_grad in zip(indices, tensors, tracked, strict=True):
+                    if tensor.requires_grad is not requires_grad:
+                        self._attempt(self._name("tensors", i), set_tracked, tensor, requires_grad)
+
+        return rewrite
 
     def _resetter(self, keys: set[tuple[int, str]]) -> Callable[[], None]:
         """Return what sets attributes again, and any other of the same owners.
@@ -197,87 +260,42 @@ class Snapshot:
         rows = []
         for i, own in groupby(sorted(keys), key=itemgetter(0)):
             owner, saved = self._namespaces[i]
-            space = getattr(owner, "__dict__", {})  # which may be another by then
+            space = space_of(owner)
             learned = [key for _, key in own if key in space]
             known = {key: saved[key] for key in learned if key in saved}
             size = len(space) - len(learned) + len(known)  # without what was added
-            rows.append((owner, known, saved, size))
+            size = -1 if has_slots(type(owner)) else size
+            rows.append((i, owner, known, saved, size))
 
         def reset() -> None:
-            for owner, known, saved, size in rows:
-                space = getattr(owner, "__dict__", {})
+            for i, owner, known, saved, size in rows:
+                space = space_of(owner)  # which may be another by then
                 space.update(known)
                 if not _is_as_saved(space, saved, size):
                     for key in list(differing_keys(attributes_of(owner), saved)):
-                        set_attribute(owner, key, saved)
+                        name = self._name("keys", i, key)
+                        self._attempt(name, set_attribute, owner, key, saved)
 
         return reset
 
-    def places(self, changes: Changes) -> Places:
-        """Return where the changes are, to be read and written again and again."""
-        found: dict[tuple[int, str], Any] = {}
-        for i, key in changes.keys:
-            owner = self._namespaces[i][0]
-            found[id(owner), key] = owner
-        groups = (
-            [self._tensors[i] for i in changes.tensors],
-            [self._arrays[i][0] for i in changes.arrays],
-            [self._generators[i][0] for i in changes.generators],
-            [self._containers[i][0] for i in changes.containers],
-        )
-        for group in groups:
-            found.update({(id(place), ""): place for place in group})
-        return Places(found)
-
-    def describe(self, changes: Changes) -> list[str]:
-        """Return the names of what changed, as a person would write them."""
-        names = [f"{self._names['keys'][i]}.{key}".lstrip(".") for i, key in changes.keys]
-        for kind in ("tensors", "arrays", "generators", "containers"):
-            names += [self._names[kind][i] for i in getattr(changes, kind)]
-        return sorted(set(names))
-
-    def _rewriter(self, indices: list[int]) -> Callable[[], None]:
-        tensors = [self._tensors[i] for i in indices]
-        tracked = [self._tracked[i] for i in indices]
-        copy = copier(tensors, [self._contents[i] for i in indices])
-
-        def rewrite() -> None:
-            copy()
-            if [tensor.requires_grad for tensor in tensors] != tracked:
-                for tensor, requires_grad in zip(tensors, tracked, strict=True):
-                    if tensor.requires_grad is not requires_grad:
-                        set_tracked(tensor, requires_grad)
-
-        return rewrite
-
     def _visit(self, value: Any, name: str) -> None:
-        if id(value) in self._seen or type(value) in ATOMS:
+        if type(value) in ATOMS or id(value) in self._seen:
             return
-        self._seen.add(id(value))
+        self._seen[id(value)] = value
         if isinstance(value, nn.Module):
             self._visit_module(value, name)
         elif isinstance(value, Tensor):
             self._visit_tensor(value, name)
-        elif isinstance(value, np.ndarray):
-            if not value.flags.writeable:
-                return
-            self._arrays.append((value, value.copy()))
-            self._names["arrays"].append(name)
-            if value.dtype == object:
-                self._visit_each(value.ravel().tolist(), name)
-        elif isinstance(value, GENERATORS):
-            self._generators.append((value, state_of(value)))
-            self._names["generators"].append(name)
-        elif isinstance(value, CONTAINERS):
-            self._visit_container(value, name)
-        elif isinstance(value, (tuple, frozenset)):
-            self._visit_each(value, name)
-        elif is_plain(type(value)):
-            self._visit_attributes(value, name)
+        elif kind_of(type(value)) is not None:
+            self._visit_value(value, name)
+        else:
+            self._visit_object(value, name)
 
     def _visit_module(self, module: nn.Module, name: str) -> None:
         attributes = module.__dict__
-        self._add_namespace(module, attributes_of(module), name)
+        self._seen[id(attributes)] = attributes
+        own = attributes_of(module)
+        self._add_namespace(module, own, name)
         pending = self._pending
         for hooks in map(attributes.get, HOOKS):
             if hooks:
@@ -288,68 +306,99 @@ class Snapshot:
         for registry in REGISTRIES:
             held = getattr(module, registry)
             if isinstance(held, dict):  # else a scripted module, which holds them in C++
-                self._add_container(held, content_of(held), name)
+                self._seen[id(held)] = held
+                self._add_value(held, name)
             for key, value in held.items():
                 if value is not None:
                     pending.append((value, prefix + key))
-        for key, value in attributes.items():
-            if type(value) not in ATOMS and key not in SKIPPED:
+        for key, value in own.items():
+            if type(value) not in ATOMS:
                 pending.append((value, prefix + key))
 
     def _visit_tensor(self, tensor: Tensor, name: str) -> None:
         if is_lazy(tensor) or is_freed(tensor):  # nothing there
             return
+        space = space_of(tensor)
+        self._seen[id(space)] = space
+        self._add_value(space, name)
+        self._pending.extend((value, name) for value in space.values())
+        if tensor.requires_grad or id(tensor) in self._besides:
+            self._hooked.append(tensor)
+            self._names["hooks"].append(f"the hooks of {name}")
+            for key, hooks in zip(_HOOKS_OF_TENSORS, self._hooks, strict=True):
+                hooks.append(getattr(tensor, key))
+                self._pending.append((hooks[-1], f"the hooks of {name}"))
+        if id(tensor) in self._besides:
+            return
+        try:
+            content = tensor.detach().clone()
+        except MEMORY:
+            raise
+        except Exception as error:
+            self.given_up[name] = describe_error(error)
+            return
         self._tensors.append(tensor)
         self._versions.append(version_of(tensor))
-        self._contents.append(tensor.detach().clone())
+        self._contents.append(content)
         self._tracked.append(tensor.requires_grad)
         self._names["tensors"].append(name)
 
-    def _visit_container(self, container: Any, name: str) -> None:
-        content = content_of(container)
-        self._add_container(container, content, name)
-        self._visit_each(content.values() if isinstance(content, dict) else content, name)
-        if is_plain(type(container)):
-            self._visit_attributes(container, name)
+    def _visit_value(self, value: Any, name: str) -> None:
+        """Record a container, an array, a generator or the like, and what it holds."""
+        if reason := boundary(value) if type(value) is dict else None:
+            self.outside[name] = reason
+            return
+        if not isinstance(value, np.ndarray) or value.flags.writeable:
+            self._add_value(value, name)
+        self._visit_attributes(value, name)
+        self._visit_children(value, name)
 
-    def _visit_each(self, values: Any, name: str) -> None:
-        if len(values) <= _LONGEST and not ATOMS.issuperset(map(type, values)):
-            self._pending.extend((value, name) for value in values)
+    def _visit_object(self, value: Any, name: str) -> None:
+        if reason := boundary(value):
+            self.outside[name] = reason
+        elif is_opaque(value):
+            self.outside[name] = f"a {type(value).__name__}: of no kind that is known"
+        else:
+            self._visit_attributes(value, name)
+            self._visit_children(value, name)
 
     def _visit_attributes(self, value: Any, name: str) -> None:
-        attributes = dict(attributes_of(value))
+        if not has_attributes(type(value)):
+            return
+        space = space_of(value)
+        self._seen[id(space)] = space
+        attributes = attributes_of(value)
         self._add_namespace(value, attributes, name)
         self._pending.extend((child, f"{name}.{key}") for key, child in attributes.items())
 
+    def _visit_children(self, value: Any, name: str) -> None:
+        pending = self._pending
+        for child in children(value):
+            if type(child) not in ATOMS:
+                pending.append((child, name))
+
     def _add_namespace(self, owner: Any, saved: dict[str, Any], name: str) -> None:
         self._namespaces.append((owner, saved))
-        self._sizes.append(len(getattr(owner, "__dict__", {})))
+        self._sizes.append(-1 if has_slots(type(owner)) else len(space_of(owner)))
         self._names["keys"].append(name)
 
-    def _add_container(self, container: Any, content: Any, name: str) -> None:
-        if content:
-            self._containers.append((container, content))
-            self._names["containers"].append(name)
-        else:
-            self._add_empty(container, name)
+    def _add_value(self, value: Any, name: str) -> None:
+        if type(value) in _PLAIN_CONTAINERS and not value:
+            self._add_empty(value, name)
+            return
+        try:
+            content = read(value)
+        except MEMORY:
+            raise
+        except Exception as error:
+            self.given_up[name] = describe_error(error)
+            return
+        self._values.append((value, content))
+        self._names["values"].append(name)
 
     def _add_empty(self, container: Any, name: str) -> None:
         self._empty.append(container)
-        self._names_of_empty.append(name)
-
-    def _adopt_filled(self, changes: Changes) -> None:
-        """Count the containers that were empty and no longer are among the others."""
-        if not any(map(len, self._empty)):
-            return
-        places = list(zip(self._empty, self._names_of_empty, strict=True))
-        self._empty, self._names_of_empty = [], []
-        for container, name in places:
-            if len(container):
-                changes.containers.add(len(self._containers))
-                self._containers.append((container, type(content_of(container))()))
-                self._names["containers"].append(name or f"an empty {type(container).__name__}")
-            else:
-                self._add_empty(container, name)
+        self._names["filled"].append(name or f"an empty {type(container).__name__}")
 
 
 class Places:
@@ -376,6 +425,7 @@ class Places:
 
 
 _MISSING = object()
+_HOOKS = "the hooks of a tensor"  # in the place of an attribute's name
 
 
 def _is_as_saved(space: dict[str, Any], saved: dict[str, Any], size: int) -> bool:
@@ -385,26 +435,38 @@ def _is_as_saved(space: dict[str, Any], saved: dict[str, Any], size: int) -> boo
 
 
 def _read(place: Any, key: str) -> Any:
+    if key == _HOOKS:
+        return [getattr(place, name) for name in _HOOKS_OF_TENSORS]
     if key:
         return attributes_of(place).get(key, _MISSING)
-    if isinstance(place, Tensor):
-        return place.detach().clone()
-    if isinstance(place, np.ndarray):
-        return place.copy()
-    return state_of(place) if isinstance(place, GENERATORS) else content_of(place)
+    return read(place)
 
 
 def _write(place: Any, key: str, content: Any) -> None:
-    if key:
+    if key == _HOOKS:
+        _set_hooks(place, content)
+    elif key:
         set_attribute(place, key, {} if content is _MISSING else {key: content})
     elif isinstance(place, Tensor):
         put_back([place], [content])
-    elif isinstance(place, np.ndarray):
-        rewrite_array(place, content)
-    elif isinstance(place, GENERATORS):
-        set_state(place, content)
     else:
-        refill(place, content)
+        write(place, content)
+
+
+def _may_differ(tensor: Tensor, content: Tensor) -> bool:
+    try:
+        return not surely_same(tensor, content)
+    except MEMORY:
+        return True
+
+
+def _set_hooks(tensor: Tensor, saved: list[Any]) -> None:
+    for name, hooks in zip(_HOOKS_OF_TENSORS, saved, strict=True):
+        setattr(tensor, name, hooks)
+
+
+def _empty(container: Any) -> None:
+    container.clear()
 
 
 def _pairs(a: Changes, b: Changes) -> Iterator[tuple[set[Any], set[Any]]]:

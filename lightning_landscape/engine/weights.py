@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.engine.contents import differing, is_dense, overwriter, put_back, same_bits
+from lightning_landscape.engine.tensors import differing, is_dense, put_back, same_bits
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, with_local
 
@@ -198,7 +198,7 @@ class Weights:
             if not _is_sum(self.tensors[i], self.start[i], step, alpha)
         )
 
-    def astray(self) -> list[int]:
+    def strayed(self) -> list[int]:
         """Return which should be at their start and are not."""
         quiet = sorted(self.everything - self.displaced - self.own)
         found = differing([self.tensors[i] for i in quiet], [self.start[i] for i in quiet])
@@ -271,12 +271,12 @@ class _Block:
 
     def aim(self, targets: list[Tensor]) -> None:
         """Write to these from now on."""
-        self._write = overwriter(targets, self.parts)
+        self._targets = targets
 
     def put(self, step: Tensor, alpha: float) -> None:
         """Let the tensors hold `start + alpha * step`."""
         torch.add(self._start, step, alpha=alpha, out=self._moved)
-        self._write()
+        torch._foreach_copy_(self._targets, self.parts)
 
 
 def _moves(step: Tensor) -> bool:

@@ -231,7 +231,7 @@ def test_no_memory_to_compare_in_at_the_end(failing, monkeypatch):
     def probe_until_memory_runs_out():
         with probing(module, module.inputs()) as objective:
             objective.losses(direction_of(module), 1.0)
-            monkeypatch.setattr("lightning_landscape.engine.contents.same_bits", comparing)
+            monkeypatch.setattr("lightning_landscape.engine.tensors.same_bits", comparing)
             if failing:
                 raise ValueError("mine")
 

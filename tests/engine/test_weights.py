@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_landscape import probing
-from lightning_landscape.engine.contents import copier, differing, overwriter
+from lightning_landscape.engine.tensors import copier, differing
 from lightning_landscape.engine.weights import Path, Weights
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -106,7 +106,7 @@ def test_a_single_bit_that_somebody_else_wrote_is_seen(n, alpha):
     assert weights.written(path, alpha) == {1}
     module.p2.data[0] = -1.0
     assert weights.written(path, alpha) == {1, 2}
-    assert weights.astray() == ([1, 2] if alpha == 0 else [2])
+    assert weights.strayed() == ([1, 2] if alpha == 0 else [2])
 
 
 # --------------------------------------------------------------------------------------- standing
@@ -241,7 +241,7 @@ def test_nan_is_nan_and_a_negative_zero_is_not_zero():
 @pytest.mark.parametrize("kind", ["float", "bfloat16", "complex", "bool", "count", "strided"])
 def test_many_are_overwritten_often(kind):
     place, content = KINDS[kind](), KINDS[kind]()
-    write = overwriter([place], [content])
+    write = copier([place], [content])
     for new in (changed(content), content.clone()):
         content.copy_(new)
         write()
@@ -250,7 +250,7 @@ def test_many_are_overwritten_often(kind):
 
 def test_what_was_overwritten_may_still_be_resized_by_its_owner():
     place = torch.zeros(3)
-    overwriter([place], [torch.ones(3)])()
+    copier([place], [torch.ones(3)])()
     place.resize_(1000)
     assert place[:3].tolist() == [1.0, 1.0, 1.0]
 
