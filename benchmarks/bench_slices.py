@@ -1,4 +1,4 @@
-"""What slices through `probing` cost beside the bare forward passes; what peers take for them."""
+"""What slices through `probing` cost beside the barest loop that moves the weights; and peers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CASES += [(name, "train") for name, network in NETWORKS.items() if network.has_b
 
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_slices(benchmark, record, quick, name, mode):
-    """210 evaluations; each slice of 21 beside as many bare passes of a twin."""
+    """210 evaluations; each slice of 21 beside as many bare passes of a twin, moved and not."""
     network = NETWORKS[name]
     module, batch = network.module(), network.batch()
     generator = torch.Generator().manual_seed(0)
-    forwards = bare(module, batch, mode)
+    forwards, moves = bare(module, batch, mode), moving(module, batch, mode)
     clock = Clock()
 
     def one_round(n_directions):
@@ -47,7 +47,7 @@ def test_slices(benchmark, record, quick, name, mode):
                     with clock("first"):
                         walk()
                 else:
-                    clock.beside({"bare": forwards, "slice": walk})
+                    clock.beside({"bare": forwards, "moving": moves, "slice": walk})
             with clock("close"):
                 stack.close()
 
@@ -61,7 +61,9 @@ def test_slices(benchmark, record, quick, name, mode):
     n = N_DIRECTIONS * N_POINTS
     every = slices["value"] + (opening + learning + N_DIRECTIONS * parts["draw"]) / n
     key = f"{name}/{mode}"
-    record(f"{key}/slices", "x", limit=network.limit, **slices)
+    record(f"{key}/slices", "x", **slices)
+    beside = clock.ratio("slice", to="moving")
+    record(f"{key}/beside moving", "x", limit=network.limit, **beside)
     record(f"{key}/open and close", "forwards", opening, 10.0)
     record(f"{key}/learn", "forwards", learning)
     record(f"{key}/draw", "forwards", parts["draw"])
@@ -91,6 +93,23 @@ def bare(module, batch, mode):
                 twin.training_step(batch, 0)
 
     return forwards
+
+
+def moving(module, batch, mode):
+    """Return the barest loop along a direction: nothing is kept, and nothing put back."""
+    twin = copy.deepcopy(module).train(mode == "train")
+    weights = [parameter.data for parameter in twin.parameters()]
+    start = [weight.clone() for weight in weights]
+    steps = [torch.randn_like(weight) for weight in weights]
+
+    def loop():
+        with torch.no_grad():
+            for alpha in GRID:
+                for weight, origin, step in zip(weights, start, steps, strict=True):
+                    torch.add(origin, step, alpha=alpha, out=weight)
+                float(twin.training_step(batch, 0))
+
+    return loop
 
 
 @pytest.mark.parametrize("name", NETWORKS)

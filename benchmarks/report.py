@@ -132,6 +132,7 @@ def table(numbers: Numbers, where: str) -> str:
     from networks import NETWORKS
 
     rows = [
+        ("slices, beside the barest loop that moves the weights", "eval/beside moving", ""),
         ("slices through `probing`", "eval/slices", ""),
         ("the same in train mode", "train/slices", ""),
         ("all of it: opening, learning, drawing, slices, closing", "eval/all", ""),
