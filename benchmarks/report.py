@@ -1,9 +1,9 @@
-"""Run the benchmarks, compare their ratios with those stored, and write the table of the README.
+"""Run the benchmarks, compare their ratios with those stored, and write the table of docs/benchmarks.md.
 
 python benchmarks/report.py                   # a minute; says what regressed, exits with 0
 python benchmarks/report.py --fail            # ... exits with 1 if something did
 python benchmarks/report.py --full --store    # everything, kept in ratios.json
-python benchmarks/report.py --table README.md # no run: between <!-- benchmarks --> and <!-- end -->
+python benchmarks/report.py --table docs/benchmarks.md # no run: between <!-- benchmarks --> and <!-- end -->
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="all rounds, peers and trainings")
     parser.add_argument("--store", action="store_true", help="keep what is measured")
     parser.add_argument("--fail", action="store_true", help="exit with 1 if a ratio regressed")
-    parser.add_argument("--table", type=Path, metavar="README", help="write the table, measure not")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table, measure not")
     parser.add_argument("-k", metavar="EXPRESSION", help="only some, as pytest selects them")
     args = parser.parse_args()
     stored: dict[str, Any] = json.loads(STORED.read_text()) if STORED.exists() else {}
@@ -118,7 +118,7 @@ def machine() -> str:
 
 
 def write_table(readme: Path, numbers: Numbers, where: str) -> None:
-    """Put the table between the markers of a README."""
+    """Put the table between the markers of a page."""
     text = readme.read_text()
     marked = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
     if not marked.search(text):
@@ -128,7 +128,7 @@ def write_table(readme: Path, numbers: Numbers, where: str) -> None:
 
 
 def table(numbers: Numbers, where: str) -> str:
-    """Return the numbers of the README as Markdown."""
+    """Return the table as Markdown."""
     from networks import NETWORKS
 
     rows = [
