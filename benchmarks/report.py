@@ -1,9 +1,9 @@
-"""Run the benchmarks, compare their ratios with those stored, and write the table of docs/benchmarks.md.
+"""Run the benchmarks, compare their ratios with those stored, and write the table of the docs.
 
 python benchmarks/report.py                   # a minute; says what regressed, exits with 0
 python benchmarks/report.py --fail            # ... exits with 1 if something did
 python benchmarks/report.py --full --store    # everything, kept in ratios.json
-python benchmarks/report.py --table docs/benchmarks.md # no run: between <!-- benchmarks --> and <!-- end -->
+python benchmarks/report.py --table docs/benchmarks.md  # no run: writes between the markers
 """
 
 from __future__ import annotations
