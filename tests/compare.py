@@ -12,15 +12,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from hostile import OURS, Ledger, Rows, differences, rng_fingerprint
+from hostile import Ledger, differences, rng_fingerprint
 from lightning.pytorch import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from toys import OURS, QUIET, Rows
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 from lightning_landscape.reporting import output
 
+# clients bring checkpoint callbacks of their own
+KEEPS_FILES = {**QUIET, "enable_checkpointing": True}
 DIRECTIONS = ("update", "gradient", "random")
 OUR_WARNINGS = re.compile(r"SWA\(|AsymmetryMonitor|GradientBreakdownMonitor|A probe of|landscape")
 
@@ -95,12 +98,8 @@ def _run(train, folder, callbacks):
         seed_everything(0, verbose=False)
         trainer, module = train(
             callbacks=[ledger, *callbacks],
-            logger=logger,
-            accelerator="cpu",
+            **{**KEEPS_FILES, "logger": logger},
             devices=1,
-            log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             default_root_dir=str(folder),
         )
     logger.experiment.close()

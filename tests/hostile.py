@@ -17,9 +17,9 @@ import torch.nn.functional as F
 import torchmetrics
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers.logger import Logger
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from toys import OURS, QUIET, Classifier, Rows, Samples, loss_of  # noqa: F401
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
@@ -187,43 +187,6 @@ def gan_loss(module, batch):
     return {"loss": module.fool(batch) + module.tell(batch)}
 
 
-class Samples(Dataset):
-    """Augmented by the global random numbers, as datasets are."""
-
-    def __init__(self, n=36, dtype=torch.float32):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(n, 8, generator=generator, dtype=dtype)
-        self.y = (self.x.sum(1) > 0).long() + (self.x[:, 0] > 1).long()
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return {"x": self.x[i] + 0.01 * torch.randn(8), "y": self.y[i]}
-
-
-class Rows(Logger):
-    """Remembers every row that was logged."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    name = "rows"
-    version = 0
-
-    def log_metrics(self, metrics, step=None):
-        own = {k: v for k, v in metrics.items() if not k.startswith(OURS)}
-        if own:
-            self.rows.append((step, own))
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
-
-
-OURS = ("landscape/", "swa/", "breakdown/")
-
-
 class EndsItsGroup(Callback):
     """Lets a started process leave its group before it ends: else gloo's threads may abort it."""
 
@@ -282,53 +245,14 @@ def assert_invisible_and_at_work(
         assert numbers.values["swa/n_averaged"] > 0
     expected = [k for k in range(1, breakdown.n_steps + 1) if k not in without]
     measured = {}
-    for name, rows in breakdown._history.items():
+    for name, history in breakdown.state_dict()["history"].items():
+        rows = history["breakdown"]
         measured[name] = len(rows)
-        assert all(map(math.isfinite, (value for _, row in rows for value in row.values()))), name
-        assert all(row for _, row in rows), name
+        assert all(row and all(map(math.isfinite, row.values())) for row in rows), name
         if name.endswith("update"):
             assert len(rows) == len(expected), (name, len(rows))
     assert any(name.endswith("update") for name in measured)
     return numbers.values, measured
-
-
-class Classifier(LightningModule):
-    """A small network with a batch norm and dropout; tests change one thing about it each."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3)
-        )
-        self.build()
-
-    def build(self):
-        pass
-
-    def forward(self, x):
-        return self.net(x)
-
-    def parts(self, batch):
-        return batch["x"], batch["y"]
-
-    def loss(self, batch):
-        x, y = self.parts(batch)
-        return F.cross_entropy(self(x.to(self.dtype)), y)
-
-    def training_step(self, batch, batch_idx):
-        loss = self.loss(batch)
-        self.log("train_loss", loss, batch_size=6)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.loss(batch), batch_size=8)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-
-
-def loss_of(module, batch):
-    return module.loss(batch)
 
 
 def rng_fingerprint():
@@ -362,19 +286,9 @@ def fit(
         train, validation = loaders()
     logger, ledger = logger or Rows(), Ledger()
     trainer = Trainer(
-        **{
-            "max_epochs": 2,
-            "limit_val_batches": 3,
-            "accelerator": "cpu",
-            "enable_checkpointing": False,
-            **options,
-        },
+        **{**QUIET, "max_epochs": 2, "limit_val_batches": 3, "logger": logger, **options},
         plugins=plugins(),
-        logger=logger,
-        log_every_n_steps=1,
         callbacks=[ledger, EndsItsGroup(), *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     inner = getattr(model, "_orig_mod", model)  # of a compiled one
     has_validation = type(inner).validation_step is not LightningModule.validation_step

@@ -13,8 +13,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from hostile import HostileModule, Rows, attributes, differences, fit, rng_fingerprint
+from hostile import HostileModule, attributes, differences, fit, rng_fingerprint
 from lightning.pytorch.callbacks import Callback
+from toys import Rows
 
 from lightning_landscape import Fromage
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hostile import EndsItsGroup, Ledger, Rows, Samples
+from hostile import EndsItsGroup, Ledger
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
+from toys import QUIET, Rows, Samples
 
 from lightning_landscape import SWA, AsymmetryMonitor, Fromage, GradientBreakdownMonitor
 from lightning_landscape.sharding import full
@@ -154,16 +155,11 @@ def train(case, strategy="auto", devices=1, *, checkpoint=None, max_epochs=2):
     callbacks, ledger, rows = callbacks(), Ledger(), Rows()
     model = module()
     trainer = Trainer(
+        **{**QUIET, "logger": rows},
         max_epochs=max_epochs,
-        accelerator="cpu",
         devices=devices,
         strategy=engine(strategy, devices),
         callbacks=[ledger, EndsItsGroup(), *callbacks],
-        logger=rows,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )

@@ -8,12 +8,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from hostile import Rows
 from injection import Files
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from toys import QUIET, Rows
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
@@ -90,14 +90,11 @@ def train(folder, *, probes=True, kill_at=None, at_file=None, largest_file=None)
     loader = DataLoader(TensorDataset(x), batch_size=6)
     own = callbacks() if probes else []
     saver = [ModelCheckpoint(folder, filename="{epoch}", save_last=True)] if saves else []
+    logger = Files(folder) if probes else Rows()
     trainer = Trainer(
+        **{**QUIET, "logger": logger, "enable_checkpointing": saves},
         max_epochs=N_EPOCHS,
-        accelerator="cpu",
-        logger=Files(folder) if probes else Rows(),
         callbacks=[*own, *saver],
-        enable_checkpointing=saves,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
     )
     module = Victim()

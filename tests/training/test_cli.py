@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
-from hostile import Samples, differences
-from lightning.pytorch import LightningDataModule, LightningModule
+from hostile import differences
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI, OptimizerCallable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from toys import QUIET, Classifier, Data, Samples
 
 from lightning_landscape import SWA, AsymmetryMonitor, Fromage, GradientBreakdownMonitor
 
@@ -32,30 +32,12 @@ def _no_arguments_of_pytest(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train"])
 
 
-class Net(LightningModule):
-    def __init__(self, width: int = 4):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.Linear(width, 3))
-
-    def training_step(self, batch, batch_idx):
-        loss = F.cross_entropy(self.net(batch["x"]), batch["y"])
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", F.cross_entropy(self.net(batch["x"]), batch["y"]))
-
-
-class Data(LightningDataModule):
-    def train_dataloader(self):
-        return DataLoader(Samples(), batch_size=6, shuffle=True)
-
-    def val_dataloader(self):
-        return DataLoader(Samples(12), batch_size=6)
+class Net(Classifier):
+    configure_optimizers = LightningModule.configure_optimizers  # the command line gives one
 
 
 def double_loss(module, batch):
-    return 2 * F.cross_entropy(module.net(batch["x"]), batch["y"])
+    return 2 * module.loss(batch)
 
 
 def annotated_loss(module: nn.Module, batch: dict) -> dict[str, Tensor]:
@@ -135,18 +117,9 @@ def entry(kind, **settings):
 
 
 def config(*callbacks, optimizer=None, **trainer):
-    quiet = {
-        "max_epochs": 2,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-    }
     return {
         "seed_everything": 0,
-        "trainer": {**quiet, **trainer, "callbacks": list(callbacks)},
+        "trainer": {"max_epochs": 2, **QUIET, **trainer, "callbacks": list(callbacks)},
         "optimizer": optimizer or entry(Fromage, lr=0.05),
     }
 
@@ -184,7 +157,7 @@ def parameters(kind):
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_the_table_above_has_every_setting_at_a_value_that_is_not_its_default(kind):
+def test_the_table_has_every_setting_at_a_value_that_is_not_its_default(kind):
     assert list(SETTINGS[kind]) == parameters(kind)
     defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
     same = [name for name, value in SETTINGS[kind].items() if value == defaults[name]]
@@ -274,7 +247,7 @@ def test_callbacks_can_be_added_on_the_command_line(tmp_path):
 def test_a_loss_function_is_given_by_its_import_path(tmp_path, loss_fn, kind):
     settings = {"loss_fn": loss_fn, "on_error": "raise"}
     monitor = ours(command_line(tmp_path, config(entry(kind, **settings))).trainer, kind)
-    module, batch = Net(), next(iter(DataLoader(Samples(), batch_size=6)))
+    module, batch = Net().eval(), next(iter(DataLoader(Samples(), batch_size=6)))
     loss = monitor.loss_fn(module, batch)
     loss = loss["loss"] if isinstance(loss, dict) else loss
     assert torch.equal(loss, double_loss(module, batch))

@@ -7,19 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import (
-    OURS,
-    HostileModule,
-    Samples,
-    attributes,
-    differences,
-    fit,
-    rng_fingerprint,
-)
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from hostile import HostileModule, attributes, differences, fit, rng_fingerprint
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from torch.utils.data import DataLoader
+from toys import OURS, QUIET, Data
 
 from lightning_landscape import SWA, AsymmetryMonitor, Fromage, GradientBreakdownMonitor
 
@@ -29,13 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You requested to overfit but enabled .* shuffling"),
     pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric"),
 ]
-
-QUIET = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 
 
 def everything():
@@ -66,24 +51,12 @@ class Tunable(HostileModule):
         return Fromage(self.parameters(), lr=self.lr)
 
 
-class Data(LightningDataModule):
-    batch_size = 6
-
-    def train_dataloader(self):
-        return DataLoader(Samples(), batch_size=self.batch_size, shuffle=True)
-
-    def val_dataloader(self):
-        return DataLoader(Samples(16), batch_size=8)
-
-    test_dataloader = predict_dataloader = val_dataloader
-
-
 def outcome(what, callbacks, **options):
     """Do something with a Trainer; return all that could tell two runs apart."""
     seed_everything(0, verbose=False)
     module, data = Tunable(), Data()
-    options = options or QUIET
-    trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=list(callbacks), **options)
+    options = {"accelerator": "cpu", "max_epochs": 2, **(options or QUIET)}
+    trainer = Trainer(callbacks=list(callbacks), **options)
     answer = what(trainer, module, data)
     own = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(OURS)}
     return {
@@ -98,9 +71,10 @@ def outcome(what, callbacks, **options):
 
 
 def steps(callbacks):
-    """Return the steps that each monitor has looked at."""
-    monitors = [callback for callback in callbacks if hasattr(callback, "_history")]
-    return [[step for step, _ in next(iter(m._history.values()), [])] for m in monitors]
+    """Return the steps at which each monitor has measured."""
+    states = [callback.state_dict() for callback in callbacks]
+    histories = [state["history"] for state in states if "history" in state]
+    return [next(iter(history.values()), {"steps": []})["steps"] for history in histories]
 
 
 TWO_EPOCHS = [[5, 11], [5, 11], [1, 3, 5, 7, 9, 11], [5, 11]]
@@ -224,13 +198,12 @@ def test_probes_come_in_fit_alone_and_leave_no_trace(what, seen, n_averaged, tmp
 @pytest.mark.tried(
     "configuration", "checkpoints of all callbacks and of Fromage load `weights_only`"
 )
-def test_a_checkpoint_of_everything_is_plain_data_and_the_fit_goes_on_from_it(tmp_path):
+def test_a_checkpoint_is_plain_data_and_the_fit_goes_on_from_it(tmp_path):
     def train(callbacks, max_epochs, **options):
         seed_everything(0, verbose=False)
         checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-        settings = {**QUIET, "enable_checkpointing": True}
-        callbacks = [*callbacks, checkpoint]
-        trainer = Trainer(accelerator="cpu", max_epochs=max_epochs, callbacks=callbacks, **settings)
+        settings = {**QUIET, "enable_checkpointing": True, "max_epochs": max_epochs}
+        trainer = Trainer(callbacks=[*callbacks, checkpoint], **settings)
         trainer.fit(Tunable(), Data(), **options)
         return trainer
 

@@ -124,7 +124,7 @@ def terminated(hook):
     "faults", "SIGTERM at each call of a probe in turn: the probe ends, then the fit, as without"
 )
 @every_call_slowly
-def test_a_termination_at_any_call_ends_the_fit_as_it_would_without_the_probe(name, at):
+def test_a_termination_at_any_call_ends_the_fit_as_without_the_probe(name, at):
     def terminating(module, output):
         signal.raise_signal(signal.SIGTERM)
         return output

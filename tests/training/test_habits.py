@@ -5,33 +5,13 @@ They were found with the clients of `tests/clients`.
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hostile import differences, fit
-from lightning.pytorch import LightningModule
-from torch import nn
+from toys import Plain
 
 from lightning_landscape import SWA, AsymmetryMonitor
 
 
-class Small(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(8, 3)
-
-    def training_step(self, batch, batch_idx):
-        return self.loss(batch)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.loss(batch))
-
-    def loss(self, batch):
-        return F.cross_entropy(self.net(batch["x"]), batch["y"])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class StepsItsScheduler(Small):
+class StepsItsScheduler(Plain):
     """As Lightning recommends with manual optimisation, and scvi-tools' TOTALVI does."""
 
     def __init__(self, lr=0.1):
@@ -57,7 +37,7 @@ class StepsItsScheduler(Small):
         return {"optimizer": optimizer, "lr_scheduler": plateau}
 
 
-class StepsItsSchedulerInTheStep(Small):
+class StepsItsSchedulerInTheStep(Plain):
     def training_step(self, batch, batch_idx):
         self.lr_schedulers().step()
         return self.loss(batch)
@@ -102,7 +82,7 @@ class Touchy(torch.optim.lr_scheduler.ExponentialLR):
 
 
 def test_a_scheduler_that_nobody_stepped_is_not_loaded():
-    class WithTouchy(Small):
+    class WithTouchy(Plain):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
             return [optimizer], [Touchy(optimizer, 0.9)]

@@ -4,37 +4,24 @@ import datetime
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hostile import EndsItsGroup, Samples, differences
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from hostile import EndsItsGroup, differences
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset
+from toys import QUIET, Plain, Samples
 
 from lightning_landscape import SWA, AsymmetryMonitor, ranks
 
 pytestmark = pytest.mark.slow  # forks two processes a test
 
 
-class Net(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
-
-    def training_step(self, batch, batch_idx):
-        loss = F.cross_entropy(self.net(batch[0]), batch[1])
-        self.log("train_loss", loss, sync_dist=True)
-        return loss
-
+class Net(Plain):
     def validation_step(self, batch, batch_idx):
-        self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        self.log("val_loss", self.loss(batch), sync_dist=True)
 
     def train_dataloader(self):
         # rank 0 sees the samples 0, 2, 4, ... and rank 1 the others
-        data = TensorDataset(Samples().x, Samples().y)
+        data = Samples(noise=0)
         mine = range(self.trainer.global_rank, len(data), self.trainer.world_size)
         return DataLoader(Subset(data, mine), batch_size=12 // self.trainer.world_size)
 
@@ -55,18 +42,13 @@ def train(*callbacks, module=Net, devices=2, **options):
     model = module()
     ddp = DDPStrategy(start_method="fork", timeout=datetime.timedelta(seconds=60))
     trainer = Trainer(
+        **{**QUIET, **options},
         max_epochs=2,
-        accelerator="cpu",
         devices=devices,
         strategy=ddp if devices > 1 else "auto",
         callbacks=[EndsItsGroup(), *callbacks],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        **options,
     )
     trainer.fit(model)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

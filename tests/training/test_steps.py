@@ -13,13 +13,10 @@ import torch
 import torch.nn.functional as F
 from hostile import (
     GAN,
-    Classifier,
-    Samples,
     assert_invisible_and_at_work,
     differences,
     fit,
     gan_loss,
-    loss_of,
 )
 from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.strategies import DDPStrategy
@@ -27,6 +24,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, default_collate
+from toys import Classifier, Samples, loss_of
 
 from lightning_landscape import (
     SWA,
@@ -270,7 +268,7 @@ def test_a_lazy_module_is_measured_from_its_second_step_on():
 
 
 @pytest.mark.tried("steps", "None, to skip a batch, in an accumulation window")
-def test_a_window_whose_last_batch_was_skipped_has_no_batch_to_be_measured_on():
+def test_a_window_whose_last_batch_was_skipped_is_not_measured():
     options = {"accumulate_grad_batches": 2, "without": [1, 3]}
     _, measured = assert_invisible_and_at_work(module=SkipsSome, **SHORT, **options)
     assert measured == {"update": 2, "gradient": 2}
@@ -379,7 +377,7 @@ def collated(make):
         ),
     ],
 )
-def test_with_such_batches_training_is_bit_identical_and_all_is_measured(module, make):
+def test_with_these_batches_training_is_bit_identical_and_is_measured(module, make):
     assert_invisible_and_at_work(module=module, loaders=collated(make), validation=True, **SHORT)
 
 
@@ -466,14 +464,12 @@ def joint(mode):
         ),
     ],
 )
-def test_with_such_dataloaders_training_is_bit_identical_and_all_is_measured(
-    module, loaders, options
-):
+def test_with_these_loaders_training_is_bit_identical_and_is_measured(module, loaders, options):
     assert_invisible_and_at_work(module=module, loaders=loaders, **options)
 
 
 @pytest.mark.tried("steps", "a step that takes a `dataloader_iter`")
-def test_a_step_that_takes_its_batches_itself_is_measured_on_the_batch_it_took():
+def test_a_step_that_takes_a_dataloader_iter_is_measured_on_its_batch():
     # Lightning shows the batch before at the start of a step, and none at the start of an epoch
     seen, taken = [], []
 
