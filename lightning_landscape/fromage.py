@@ -1,14 +1,20 @@
-r"""Fromage: every tensor moves by the same fraction of its own length.
+r"""Fromage: every tensor moves by the same fraction of its own norm.
 
-The gradient gives each tensor a direction and nothing else; the tensor's norm gives the length of
-the step, so one number, `lr`, means the same to every layer. Dividing by `sqrt(1 + lr^2)` keeps the
-weights from growing by Pythagoras. Written from Algorithm 1 and Lemma 2 of Bernstein, Vahdat, Yue
-and Liu (2020), "On the distance between two neural networks and the stability of learning",
-arXiv:2002.03432.
+The gradient of a tensor gives the direction of its step, the norm of the tensor gives the length.
+So one number, `lr`, means the same to every layer. Dividing by `sqrt(1 + lr^2)` keeps the weights
+from growing. Written from Algorithm 1 and Lemma 2 of Bernstein, Vahdat, Yue and Liu (2020), "On the
+distance between two neural networks and the stability of learning", arXiv:2002.03432.
 """
 
-# pyright: reportPrivateImportUsage=false
-# torch's own optimizers are built on its _foreach functions; it has no public name for them
+# Every step is `W <- keep * W - step * g`, with one number `step` per tensor. `_batches` groups the
+# tensors and `_apply` computes the step on one of three paths:
+#   1. together: small tensors on a CPU, and all tensors on an accelerator, of one dtype and device.
+#      A few foreach calls update the whole batch. Used by most tensors of most networks.
+#   2. one at a time: large tensors on a CPU, distributed tensors (each rank updates its shard), and
+#      everything with `foreach=False`. On a CPU one pass over the memory updates the tensor.
+#   3. widened: half precision and mixed dtypes, in float32 or wider, in pieces, rounded once.
+# On a CPU the norms are read as floats. On an accelerator they stay tensors, since reading a number
+# would make the host wait for the device. No path copies a whole tensor.
 
 from __future__ import annotations
 
@@ -24,12 +30,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.optim.optimizer import ParamsT
 
+from lightning_landscape.checks import check_choice
 from lightning_landscape.measures.breakdown import trust_lr
 
 __all__ = ["Fromage", "fromage"]
 
 _PLAIN = (nn.Parameter, Tensor)  # exact types that may share a foreach call
-_LARGE = 2**15  # elements: from here a tensor on a CPU goes alone; and a piece when widening one
+_LARGE = 2**15  # elements: from this size on, a tensor on a CPU is large; also the size of a piece
 _DEFAULTS = {"p_bound": None, "prefactor": True, "trust": True, "foreach": None, "maximize": False}
 
 
@@ -43,56 +50,53 @@ def fromage(
     total_steps: int | None = None,
     **options: Any,
 ) -> Fromage | dict[str, Any]:
-    """Build `Fromage` for a module; what it returns is what `configure_optimizers` returns.
+    """Build `Fromage` for a module; the result is what `configure_optimizers` returns.
 
-    At a constant rate Fromage never converges: each step has the same relative length for ever, so
-    the weights hover around a minimum at a distance of about `lr`. Give a `decay`, or a schedule of
-    your own.
+    With a constant rate Fromage never converges: every step has the same relative length, so the
+    weights stay at a distance of about `lr` from a minimum. Give a `decay` or your own schedule.
 
     Args:
-        module: a LightningModule or any other module. All its parameters are taken; those without
+        module: A LightningModule or any other module. All its parameters are taken; those without
             a gradient are skipped at every step.
-        lr: the relative step, or `"depth"`: a quarter of `trust_lr(L)`, `L` = the distinct
-            trainable tensors with two dimensions or more. On the digits it trains plain MLPs of
-            depth 2 to 16 whose weights start Kaiming normal; at 32 not reliably. With torch's
-            default start it trains up to depth 8, where Adam still trains 16.
+        lr: The relative step, or `"depth"`: a quarter of `trust_lr(L)`, where `L` counts the
+            distinct trainable tensors with two dimensions or more. On digits this trained plain
+            MLPs of depth 2 to 16 (not 32) with Kaiming normal weights; with torch's default weights
+            up to depth 8, where Adam still trained depth 16.
         vectors: `"same"` treats biases and gains like matrices, as the paper does. `"sgd"` gives
             tensors with fewer than two dimensions the plain step `lr * g`, so that a small bias can
-            grow quickly and a single gain can change sign.
+            grow quickly and a single gain can change its sign.
         decay: `None` returns the optimizer itself. `"plateau"` divides `lr` by 10 when `monitor`
-            has not fallen for 10 epochs; `"cosine"` takes it to 0 along half a cosine over
-            the training, one step of the schedule per optimizer step. Both return Lightning's dict
-            of `optimizer` and `lr_scheduler`.
-        monitor: with `"plateau"`, the metric your module logs under this name; lower is better.
-        total_steps: with `"cosine"`, the optimizer steps of the training. Without it they are asked
-            of the trainer the module is attached to.
-        **options: passed on to `Fromage`: `p_bound`, `prefactor`, `foreach`, `maximize`.
+            has not fallen for 10 epochs. `"cosine"` lowers it to 0 along half a cosine, once per
+            optimizer step. Both return Lightning's dict of `optimizer` and `lr_scheduler`.
+        monitor: With `"plateau"`, the name of a metric that your module logs; lower is better.
+        total_steps: With `"cosine"`, the number of optimizer steps of the training. The default
+            is what the trainer of the module estimates.
+        **options: Passed on to `Fromage`: `p_bound`, `prefactor`, `foreach`, `maximize`.
 
     Returns:
         The optimizer, or with `decay` Lightning's dict.
 
     Raises:
-        TypeError: `module` is not a module.
-        ValueError: an unknown `vectors` or `decay`; `lr="depth"` without a trainable matrix;
-            `decay="cosine"` with no known length of training.
+        TypeError: If `module` is not a module.
+        ValueError: If `vectors` or `decay` is unknown, if `lr="depth"` and there is no trainable
+            matrix, or if `decay="cosine"` and the length of the training is unknown.
 
-    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> round(fromage(net, lr="depth").param_groups[0]["lr"], 4)  # 0.25 * (2 ** (1 / 2) - 1)
-    0.1036
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> round(fromage(net, lr="depth").param_groups[0]["lr"], 4)  # 0.25 * (2 ** (1 / 2) - 1)
+        0.1036
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"`module` must be the module itself, not its parameters. Got {type(module).__name__}. "
             "Use fromage(self), or Fromage(self.parameters())."
         )
-    if vectors not in ("same", "sgd"):
-        raise ValueError(f"`vectors` must be 'same' or 'sgd'. Got {vectors!r}.")
-    if decay not in (None, "plateau", "cosine"):
-        raise ValueError(f"`decay` must be None, 'plateau' or 'cosine'. Got {decay!r}.")
+    check_choice("vectors", vectors, ["same", "sgd"])
+    check_choice("decay", decay, [None, "plateau", "cosine"])
     params = list(module.parameters())
-    rate = 0.25 * trust_lr(_count_layers(params)) if lr == "depth" else lr
-    plain = [p for p in params if p.ndim < 2] if vectors == "sgd" else []
-    relative = [p for p in params if p.ndim >= 2] if vectors == "sgd" else params
+    rate = _depth_rate(params) if lr == "depth" else lr
+    plain = [p for p in params if p.ndim < 2 and vectors == "sgd"]
+    relative = [p for p in params if p.ndim >= 2 or vectors == "same"]
     groups = [{"params": relative}, {"params": plain, "trust": False}]
     optimizer = Fromage([group for group in groups if group["params"]], rate, **options)
     if decay is None:
@@ -105,14 +109,14 @@ def fromage(
     return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def _count_layers(params: list[nn.Parameter]) -> int:
-    layers = sum(p.requires_grad and p.ndim >= 2 for p in params)
-    if not layers:
+def _depth_rate(params: list[nn.Parameter]) -> float:
+    n_layers = sum(p.requires_grad and p.ndim >= 2 for p in params)
+    if not n_layers:
         raise ValueError(
             "`lr='depth'` needs a trainable tensor with two dimensions or more; the module has"
             " none. Give `lr` a number."
         )
-    return layers
+    return 0.25 * trust_lr(n_layers)
 
 
 def _training_steps(module: Any, given: int | None) -> int:
@@ -124,60 +128,55 @@ def _training_steps(module: Any, given: int | None) -> int:
     if steps is None or not 1 <= steps < math.inf:
         raise ValueError(
             "`decay='cosine'` needs the length of the training, a finite number of steps from 1."
-            f" Got {steps}. Give `total_steps`, or attach the module to a Trainer with a finite"
-            " `max_epochs` or `max_steps`."
+            f" Got {steps}. Give `total_steps`, or set `max_epochs` or `max_steps` of the Trainer."
         )
     return int(steps)
 
 
 class Fromage(Optimizer):
-    r"""Step every tensor `W` with gradient `g` by the fraction `lr` of its own norm.
+    r"""Optimizer that moves every tensor `W` by the fraction `lr` of its own norm.
 
-    `W <- (W - lr * (||W|| / ||g||) * g) / sqrt(1 + lr^2)`, with Frobenius norms per tensor; where
-    either norm is 0, `W <- (W - lr * g) / sqrt(1 + lr^2)`. A weight orthogonal to its gradient, as
-    before a batch norm, keeps its norm exactly and turns by `arctan(lr)`. Scaling the loss, and
-    clipping gradients by their global norm, change nothing.
+    `W <- (W - lr * (||W|| / ||g||) * g) / sqrt(1 + lr^2)`, with the gradient `g` and the Frobenius
+    norms of each tensor; where either norm is 0, `W <- (W - lr * g) / sqrt(1 + lr^2)`. Algorithm 1
+    of Bernstein et al. (2020), arXiv:2002.03432. A weight orthogonal to its gradient, as before a
+    batch norm, keeps its norm exactly and turns by `arctan(lr)`. Scaling the loss and clipping by
+    the global norm change nothing.
 
-    What to expect: at a constant `lr` it hovers and never converges, so let `lr` decay. A tensor of
-    one element can never change sign when `lr < 1`. On plain MLPs it needs a smaller `lr` the
-    deeper the net is, and at depth 16 Adam was the more robust to `lr`. Works under `Trainer` with
-    mixed precision, clipping and accumulation, with schedulers, and as a LightningCLI `class_path`.
+    With a constant `lr` it never converges: let it decay. A tensor of one element never changes its
+    sign when `lr < 1`. Deeper plain MLPs need a smaller `lr`; at depth 16 Adam was less sensitive.
 
     Cost: one reading of weights and gradients and one update in place, no copy of either. On one
-    CPU thread that is .86 of the time of SGD with momentum on large tensors, 1.3 on small ones.
-    Weights in half precision are computed in float32, piece by piece, and rounded once. On an
-    accelerator nothing is read back, except that with `p_bound` the norms at each tensor's first
-    step are. Norms of float32 tensors are float32: entries below 1e-23 count as zero, and from
-    1e19 the norm is not finite, which makes its tensor NaN as any infinite gradient does.
+    CPU thread that takes .86 of the time of SGD with momentum on large tensors, 1.3 on small ones.
+    An accelerator is never waited for, except with `p_bound` at each tensor's first step. Half
+    precision is computed in float32 and rounded once. Norms of float32 tensors are float32: entries
+    below 1e-23 count as 0. From 1e19 on the norm is infinite, and its tensor becomes NaN.
 
     Every argument but `params` is a key of `param_groups`, and so is `trust` (default `True`):
     `trust=False` gives the group the plain step `W <- W - lr * g`.
 
     Args:
-        params: parameters, named parameters, or groups of them.
-        lr: the relative step, a fraction of the norm of each tensor; at least 0. The authors used
+        params: Parameters, named parameters, or groups of them.
+        lr: The relative step, a fraction of the norm of each tensor; at least 0. The authors used
             0.01, and 0.001 to fine-tune.
-        p_bound: keep `||W|| <= p_bound * ||W at its first step||`, as a regulariser; `None` does
-            not. A tensor that is zero at its first step is left alone.
-        prefactor: divide by `sqrt(1 + lr^2)`. Without it (LARS with trust coefficient 1) the norm
+        p_bound: Keep `||W|| <= p_bound * ||W at its first step||`, as a regulariser; `None` does
+            not. A tensor that is zero at its first step has no bound.
+        prefactor: Divide by `sqrt(1 + lr^2)`. Without it (LARS with trust coefficient 1) the norm
             of a weight before a batch norm grows by `sqrt(1 + lr^2)` at every step.
-        foreach: `False` updates one tensor at a time. Otherwise tensors are batched where they
-            allow it; distributed tensors never are.
-        maximize: step along the gradient instead of against it.
+        foreach: `False` updates one tensor at a time. Otherwise tensors are updated together where
+            they allow it; distributed tensors never are.
+        maximize: Step along the gradient instead of against it.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: `lr` or `p_bound` is out of range.
-        RuntimeError: at a step, a gradient is sparse; no weight has moved then.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `lr` or `p_bound` is out of range.
+        RuntimeError: If a gradient is sparse, at the step; no weight has moved then.
 
-    References:
-        Bernstein et al. (2020), arXiv:2002.03432, Algorithm 1.
-
-    >>> weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-    >>> weight.grad = torch.tensor([0.0, 8.0])
-    >>> Fromage([weight], lr=0.5, prefactor=False).step()  # the step: 0.5 * 5 along -y
-    >>> weight.tolist()
-    [3.0, 1.5]
+    Example:
+        >>> weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> weight.grad = torch.tensor([0.0, 8.0])
+        >>> Fromage([weight], lr=0.5, prefactor=False).step()  # the step: 0.5 * 5 along -y
+        >>> weight.tolist()
+        [3.0, 1.5]
     """
 
     def __init__(
@@ -190,21 +189,14 @@ class Fromage(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
-        defaults = _DEFAULTS | {
-            "lr": lr,
-            "p_bound": p_bound,
-            "prefactor": prefactor,
-            "foreach": foreach,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults)
+        given = {"lr": lr, "p_bound": p_bound, "prefactor": prefactor, "foreach": foreach}
+        super().__init__(params, {**_DEFAULTS, **given, "maximize": maximize})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickle or a checkpoint, also one written before a key existed."""
+        """Restore a pickle or a checkpoint; keys that it lacks get their defaults."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for key, value in _DEFAULTS.items():
-                group.setdefault(key, value)
+            group.update({key: value for key, value in _DEFAULTS.items() if key not in group})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; keys it lacks come from the arguments of the optimizer."""
@@ -218,7 +210,7 @@ class Fromage(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # all gradients are looked at before any weight moves: an error leaves the model whole
+        # all gradients are checked before any weight moves: after an error the model is unchanged
         work = [(group, batch) for group in self.param_groups for batch in _batches(group)]
         for group, batch in work:
             if group["p_bound"] is None:
@@ -230,10 +222,10 @@ class Fromage(Optimizer):
         return loss
 
     def _first_norms(self, batch: _Batch) -> list[float]:
-        """Return the norms at each tensor's first step: floats, which no checkpoint can round."""
+        """Return the norms at each tensor's first step, as floats: no checkpoint rounds those."""
         states = [self.state[owner] for owner in batch.owners]
         if any("first_norm" not in state for state in states):
-            # the one read from an accelerator, at the first step only
+            # the only read from an accelerator, at the first step
             norms = torch.stack(_norms(batch.params, batch.together)).tolist()
             for state, norm in zip(states, norms, strict=True):
                 state.setdefault("first_norm", norm)
@@ -242,35 +234,27 @@ class Fromage(Optimizer):
 
 def _validate(group: dict[str, Any]) -> None:
     lr, bound = group["lr"], group["p_bound"]
-    numbers = {"lr": lr} if bound is None else {"lr": lr, "p_bound": bound}
-    for name, value in numbers.items():
+    numbers = [("lr", lr, "For `lr='depth'` use fromage(module, lr='depth').")]
+    if bound is not None:
+        numbers += [("p_bound", bound, "Try 2.0, or None for no bound.")]
+    for name, value, way_out in numbers:
         if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(
-                f"`{name}` must be a number. Got {value!r}. `lr='depth'` is understood by"
-                " fromage(module, lr='depth'), which knows the module."
-            )
+            raise TypeError(f"`{name}` must be a number. Got {value!r}. {way_out}")
     if not 0 <= lr < math.inf:
-        raise ValueError(
-            "`lr`, a fraction of each tensor's norm, must be finite and at least 0."
-            f" Got {lr!r}. Try 0.01."
-        )
+        raise ValueError(f"`lr` must be finite and at least 0. Got {lr!r}. Try 0.01.")
     if bound is not None and not 0 < bound < math.inf:
-        raise ValueError(
-            "`p_bound`, a multiple of each tensor's first norm, must be finite and above 0."
-            f" Got {bound!r}. Use None for no bound."
-        )
+        raise ValueError(f"`p_bound` must be finite and above 0. Got {bound!r}. Try 2.0, or None.")
     for name in ("prefactor", "trust", "maximize", "foreach"):
-        value = group[name]
-        if not isinstance(value, bool) and (name, value) != ("foreach", None):
-            raise TypeError(f"`{name}` must be True or False. Got {value!r}.")
+        if type(group[name]) is not bool and (name, group[name]) != ("foreach", None):
+            raise TypeError(f"`{name}` must be True or False. Got {group[name]!r}.")
 
 
 class _Batch(NamedTuple):
-    """Tensors of one device and dtype for foreach calls, or a single tensor on its own."""
+    """Tensors of one device and dtype that are updated together, or a single tensor."""
 
     together: bool
     owners: list[Tensor]  # the parameters, keys of the optimizer's state
-    params: list[Tensor]  # the same, with complex numbers seen as pairs
+    params: list[Tensor]  # the same, with complex numbers viewed as pairs
     grads: list[Tensor]
 
 
@@ -308,9 +292,6 @@ def _real(tensors: list[Tensor]) -> list[Tensor]:
     return [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
 
 
-# -- the mathematics: W <- keep * W - step * g -----------------------------------------------------
-
-
 def _update(batch: _Batch, group: dict[str, Any]) -> None:
     lr = -group["lr"] if group["maximize"] else group["lr"]
     if not group["trust"]:
@@ -323,8 +304,7 @@ def _update(batch: _Batch, group: dict[str, Any]) -> None:
 def _steps(batch: _Batch, size: float) -> list[Any]:
     """Return `size * ||W|| / ||g||` per tensor, `size` where a norm is 0, NaN where not finite.
 
-    Floats where reading the norms is free, else 0-dim tensors. The step stops at the largest
-    number of its dtype.
+    Floats on a CPU, else 0-dim tensors. A step is at most the largest number of its dtype.
     """
     weights, grads = _norms(batch.params, batch.together), _norms(batch.grads, batch.together)
     limit = torch.finfo(weights[0].dtype).max / max(1.0, abs(size))
@@ -332,7 +312,7 @@ def _steps(batch: _Batch, size: float) -> list[Any]:
         w, g = torch.stack(weights), torch.stack(grads)
         ratio = (w / g).clamp(max=limit).masked_fill((w == 0) | (g == 0), 1.0)
         return list(((ratio + 0.0 * (w + g)) * size).unbind())
-    # for a few hundred numbers ten small tensor operations cost more than this loop over floats
+    # for a few hundred tensors this loop over floats is faster than ten small tensor operations
     steps = []
     for weight, grad in zip(weights, grads, strict=True):
         w, g = weight.item(), grad.item()
@@ -348,9 +328,9 @@ def _free_to_read(tensor: Tensor) -> bool:
 
 
 def _bound(batch: _Batch, bounds: list[float]) -> None:
-    """Pull tensors longer than their bound back to it; a bound of 0 means none."""
+    """Scale tensors with a norm above their bound down to it; a bound of 0 means no bound."""
     inverses = torch._foreach_reciprocal(_norms(batch.params, batch.together))
-    # as scalar arguments, since copying a list to an accelerator would wait for it
+    # scalar arguments: copying a list to an accelerator would wait for it
     room = torch._foreach_mul(inverses, [bound or math.inf for bound in bounds])
     excess = (1.0 - torch.stack(room)).clamp(min=0.0)
     steps = excess.tolist() if _free_to_read(excess) else list(excess.unbind())
@@ -363,7 +343,7 @@ def _norms(tensors: list[Tensor], together: bool) -> list[Tensor]:
     if together:
         return list(torch._foreach_norm(tensors, 2, dtype))
     (tensor,) = tensors
-    if dtype and type(tensor) in _PLAIN and tensor.is_cpu:  # torch would widen it all at once
+    if dtype and type(tensor) in _PLAIN and tensor.is_cpu:  # torch would widen it as a whole
         tensor = torch.stack([piece.float().norm() for (piece,) in _pieces(tensor)])
     norm = torch.linalg.vector_norm(tensor, dtype=dtype)
     return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm]
@@ -389,14 +369,14 @@ def _apply_one(param: Tensor, grad: Tensor, keep: float, step: float | Tensor) -
     if isinstance(step, Tensor):
         param.mul_(keep).addcmul_(grad, step, value=-1)
     elif param.is_contiguous() and grad.is_contiguous():
-        # the outer product with [1]: the one operation that scales both sides in one pass
+        # the outer product with [1] is the only operation that scales both sides in one pass
         param.view(-1, 1).addr_(grad.view(-1), param.new_ones(1), beta=keep, alpha=-step)
     else:
         param.mul_(keep).add_(grad, alpha=-step)
 
 
 def _apply_widened(param: Tensor, grad: Tensor, keep: float, step: float | Tensor) -> None:
-    """Compute in float32 or wider and round once; in pieces, so that no copy is a whole tensor."""
+    """Compute in float32 or wider, in pieces, and round once."""
     dtype = torch.promote_types(torch.promote_types(param.dtype, grad.dtype), torch.float32)
     for a, b in _pieces(param, grad):
         a.copy_(a.to(dtype).mul_(keep).sub_(b.to(dtype) * step))
@@ -413,7 +393,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _local(param: Any, grad: Any) -> tuple[Tensor, Tensor]:
-    """Return this rank's shards of a distributed tensor and its gradient; else both as they are."""
+    """Return this rank's shards of a distributed tensor and of its gradient."""
     if not hasattr(param, "to_local"):
         return param, grad
     return param.to_local(), grad.redistribute(placements=param.placements).to_local()
