@@ -51,16 +51,16 @@ def fit(module, train, test, epochs, *callbacks):
     return module
 
 
-def run(seed):
+def run(seed, epochs):
     """Return the line on train batches, the line on test batches, and both networks' scores."""
     seed_everything(seed)
     train, test = noisy_digits(seed)
-    swa = SWA(start=15)
-    average = fit(High(), train, test, 45, swa)
+    swa = SWA(start=epochs // 3)
+    average = fit(High(), train, test, epochs, swa)
     swa.apply_to(average)
     after = Continued()
     after.load_state_dict(average.state_dict())
-    fit(after, train, test, 20)
+    fit(after, train, test, epochs * 4 // 9)
     lines = []
     for data in (train, test):
         batches = list(DataLoader(data, batch_size=250))
@@ -73,6 +73,7 @@ def run(seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=45)
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
@@ -80,7 +81,7 @@ def main():
     print("seed  outward ratio      train gap           test gap       shift   test accuracy")
     print("                                                                    SGD  ->   SWA")
     for seed in range(args.seeds):
-        train, test, swa, sgd = run(seed)
+        train, test, swa, sgd = run(seed, args.epochs)
         gaps = "  ".join(f"{s.gap:+8.4f} ± {s.gap_stderr:.4f}" for s in (train, test))
         shift = test.minimum - train.minimum
         accuracies = f"{sgd[1]:.3f} -> {swa[1]:.3f}"
