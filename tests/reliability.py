@@ -25,7 +25,12 @@ AREAS = {
     "clients": "Other people's LightningModules",
     "faults": "Faults",
 }
-NEEDS = {"gpu": "needs a GPU", "clients": "needs other people's packages", "slow": "slow"}
+NEEDS = {
+    "gpu": "needs a GPU",
+    "clients": "needs other people's packages",
+    "browser": "needs Chromium",
+    "slow": "slow",
+}
 WORDS = {
     "failed": "**{}failed**",
     "known": "**{}known not to hold**",
