@@ -185,7 +185,6 @@ LONG_NAMES: set[str] = {
     "test_the_random_direction_is_the_same_at_every_probe_and_follows_the_seed",
     "test_the_rate_is_that_of_as_many_whole_slices_and_all_else_that_of_eight",
     "test_the_ratio_of_the_score_is_that_between_half_the_radius_and_the_radius",
-    "test_the_scalars_of_a_family_are_medians_over_directions_and_an_interval",
     "test_the_start_is_shared_by_all_optimizers_and_the_announced_cost_is_of_all",
     "test_the_update_at_1_is_the_step_to_the_last_bit_and_its_loss_the_loss_there",
     "test_the_width_of_the_linex_valley_is_where_its_sides_reach_half_the_smaller_rise",

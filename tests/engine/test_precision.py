@@ -28,7 +28,7 @@ from lightning_landscape import (
 from lightning_landscape._lightning import is_compiled, loss_scale, precision_context
 from lightning_landscape.engine.batches import clone_batch
 
-pytestmark = pytest.mark.usefixtures("draws_nothing")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SHORT = {"limit_train_batches": 3}
 

@@ -165,6 +165,7 @@ law = given(
 @pytest.mark.tried(
     "faults", "any fault at any call, under configurations and trainings that Hypothesis draws"
 )
+@pytest.mark.usefixtures("no_figures")
 @law
 @settings(max_examples=4, suppress_health_check=list(HealthCheck))
 def test_a_fault_at_any_call_costs_training_nothing(make, training, kind, at):

@@ -25,6 +25,8 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 # the calls of one epoch with a probe at its end, few enough to try each
 CALLBACKS = {
     "AsymmetryMonitor": lambda: [

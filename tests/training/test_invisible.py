@@ -45,7 +45,9 @@ def plain_run(name):
     [(name, {"every_n_steps": 2}) for name in OPTIONS]
     + [(name, {"every_n_epochs": 1}) for name in ("plain", "accumulation")],
 )
-def test_training_is_bit_identical(name, schedule):
+def test_training_is_bit_identical(name, schedule, request):
+    if name != "plain":
+        request.getfixturevalue("no_figures")
     made = callbacks(**schedule)
     assert differences(plain_run(name), fit(made, **OPTIONS[name])) == []
     assert set(made[2].state_dict()["history"]) == {"update", "gradient", "random"}

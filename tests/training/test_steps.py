@@ -35,7 +35,7 @@ from lightning_landscape import (
 SHORT = {"limit_train_batches": 4}
 
 pytestmark = [
-    pytest.mark.usefixtures("draws_nothing"),
+    pytest.mark.usefixtures("no_figures"),
     pytest.mark.filterwarnings(
         # advice on old or unusual ways that people use all the same
         "ignore:`torch.nn.utils.weight_norm` is deprecated",
