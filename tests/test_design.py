@@ -176,6 +176,7 @@ LONG_NAMES: set[str] = {
     "test_of_an_accumulation_window_it_takes_the_last_batch_and_the_weights_before_all",
     "test_of_many_layers_the_scalars_show_the_largest_and_the_cosine_that_is_farthest_from_0",
     "test_optimizers_whose_parameters_are_not_told_apart_by_a_module_have_numbers",
+    "test_pure_noise_along_directions_gets_a_verdict_in_at_most_seven_percent",
     "test_the_average_is_the_mean_of_the_weights_at_the_ends_of_these_epochs",
     "test_the_figure_shows_every_layer_the_model_the_step_and_the_three_numbers_together",
     "test_the_gradient_direction_is_the_same_relative_step_whatever_the_optimizer",
@@ -193,7 +194,6 @@ LONG_NAMES: set[str] = {
     "test_weight_norm_is_averaged_by_its_own_parameters_and_runs_at_the_average",
     "test_whatever_was_measured_the_summary_is_one_to_three_honest_sentences",
     "test_while_no_gradient_breaks_down_by_more_than_the_cosine_the_loss_falls",
-    "test_without_a_precision_no_rate_is_precise_and_the_interval_is_wilsons",
 }
 
 
