@@ -1,7 +1,5 @@
-"""What README shows runs as it stands, and so do the examples."""
+"""What README and docs show runs as it stands, and so do the examples."""
 
-import functools
-import itertools
 import re
 import runpy
 import sys
@@ -10,11 +8,14 @@ from pathlib import Path
 import lightning.pytorch
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch import nn
 from toys import QUIET, Classifier, Data
+
+from lightning_landscape import SWA
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 SHORT = {"max_epochs": 4, "limit_train_batches": 3, **QUIET}
 
 EXAMPLES = {  # with settings that make them quick; from_yaml.py is run by training/test_cli.py
@@ -25,22 +26,46 @@ EXAMPLES = {  # with settings that make them quick; from_yaml.py is run by train
 }
 
 
-@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_a_snippet_runs_as_it_stands(code, tmp_path, monkeypatch):
+def given():
+    """Return the names that snippets use and do not define."""
     torch.manual_seed(0)
+    module, data, swa = Classifier(), Data(), SWA(0)
+    swa.update(module)
+    nn.init.uniform_(module.net[0].bias)  # away from the average
+    last = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+    points = {k: {name: tensor + k for name, tensor in last.items()} for k in (0.1, 0.2)}
+    return {
+        "your_module": module,
+        "your_data": data,
+        "module": module,
+        "dataloader": data.train_dataloader(),
+        "batches": list(data.train_dataloader()),
+        "val_batches": list(data.val_dataloader()),
+        "swa": swa,
+        "last": last,
+        "average": points[0.1],
+        "other_seed": {name: t + torch.randn_like(t) for name, t in points[0.2].items()},
+        "xs": torch.linspace(-1, 1, 5),
+        "ys": torch.linspace(-1, 1, 5),
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/after-training.md"])
+def test_the_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    trainer = functools.partial(lightning.pytorch.Trainer, **SHORT)  # what the snippet gives wins
-    monkeypatch.setattr(lightning.pytorch, "Trainer", trainer)
-    module, data = Classifier(), Data()
-    given = {"module": module, "your_module": module, "self": module}
-    given |= {"dataloader": data.train_dataloader(), "your_data": data}
-    exec(compile(code, "README.md", "exec"), given)
-    assert list(tmp_path.iterdir()) == []
+    # the trainer of a snippet, but short and quiet
+    monkeypatch.setattr(lightning.pytorch, "Trainer", lambda **own: Trainer(**{**own, **SHORT}))
+    names = given()
+    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S)
+    assert snippets
+    for code in snippets:
+        exec(compile(code, page, "exec"), names)
 
 
-def test_the_snippets_are_the_callbacks_and_the_measures():
-    imported = set(itertools.chain(*(re.findall(r"\w+", code) for code in SNIPPETS)))
-    assert imported >= {"SWA", "AsymmetryMonitor", "GradientBreakdownMonitor", "probing"}
+def test_every_page_with_snippets_is_run():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    found = {page.name for page in pages if "```python" in page.read_text("utf-8")}
+    assert found == {"README.md", "after-training.md"}
 
 
 @pytest.mark.parametrize(
