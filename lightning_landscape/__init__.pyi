@@ -2,6 +2,7 @@ from .analysis.analyze import analyze
 from .analysis.checkpoints import load_weights
 from .analysis.planes import Plane, evaluate_plane
 from .analysis.report import Report
+from .analysis.trajectory import Trajectory, layer_sign_agreement, project_trajectory
 from .analysis.verb import LandscapeCLI
 from .callbacks.asymmetry import AsymmetryMonitor
 from .callbacks.breakdown import GradientBreakdownMonitor
@@ -49,6 +50,7 @@ __all__ = [
     "Report",
     "Slice",
     "Survey",
+    "Trajectory",
     "analyze",
     "asymmetry_ratio",
     "compare_ends",
@@ -58,6 +60,7 @@ __all__ = [
     "fromage",
     "gradient_direction",
     "is_asymmetric",
+    "layer_sign_agreement",
     "line_grid",
     "load_slices",
     "load_swa_weights",
@@ -65,6 +68,7 @@ __all__ = [
     "measure_breakdown",
     "plane_through",
     "probing",
+    "project_trajectory",
     "recalibrate_batch_norm",
     "sample_direction",
     "score_asymmetry",

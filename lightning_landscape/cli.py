@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument(
         "--breakdown", action="store_true", help="also how much the gradient changes along itself"
     )
-    _measuring(verbs, "line", "the loss on the line between two checkpoints, and beyond", 2)
+    _measuring(verbs, "line", "the loss on the line from checkpoints to the last of them", "+")
     plane = _measuring(verbs, "plane", "the loss on the plane through three checkpoints", 3)
     plane.add_argument("--n", type=int, default=25, help="points a side (default: 25)")
     plane.add_argument(
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measuring(verbs: Any, name: str, help: str, n: int) -> argparse.ArgumentParser:
+def _measuring(verbs: Any, name: str, help: str, n: int | str) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=help, description=f"Measure {help}.")
     verb.add_argument("ckpt", nargs=n, metavar="CKPT", help="a checkpoint, or CKPT:swa")
     verb.add_argument("--config", help="the config.yaml of the fit (default: beside the first)")

@@ -20,7 +20,14 @@ from lightning_landscape.analysis.analyze import analyze
 from lightning_landscape.analysis.checkpoints import checkpoint_file, load_weights
 from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.planes import measure_plane
-from lightning_landscape.analysis.show import one_line, show_plane, show_report, show_runs
+from lightning_landscape.analysis.report import Line
+from lightning_landscape.analysis.show import (
+    one_line,
+    show_lines,
+    show_plane,
+    show_report,
+    show_runs,
+)
 from lightning_landscape.params import Params
 
 _FIT_ONLY = ("ckpt_path", "weights_only", "optimizer", "lr_scheduler")  # other verbs refuse these
@@ -32,9 +39,43 @@ def run_analyze(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def run_line(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Measure the line between two checkpoints."""
-    options.toward = options.ckpt[1]
-    _measure(options, rest, families=())
+    """Measure the line between two checkpoints, or from each of several to the last."""
+    *starts, options.toward = options.ckpt
+    if not starts:
+        raise ValueError("`line` needs two checkpoints or more. Got one: add CKPT:swa.")
+    if len(starts) == 1:
+        _measure(options, rest, families=())
+    else:
+        _measure_series(options, rest, starts)
+
+
+def _measure_series(
+    options: argparse.Namespace, rest: Sequence[str], starts: Sequence[str]
+) -> None:
+    """Print the lines of a series of checkpoints to the last, side by side."""
+
+    def measure(stage: Stage) -> dict[str, Line]:
+        toward = _weights(stage, options.toward, options)
+        lines = {}
+        for path in starts:
+            report = analyze(
+                stage.module,
+                stage.batches("train"),
+                at=_weights(stage, path, options),
+                toward=toward,
+                families=(),
+                mode=options.mode,
+                trainer=stage.trainer,
+                seed=options.seed,
+                progress=not options.quiet,
+            )
+            assert report.line is not None
+            lines[path] = report.line
+        return lines
+
+    lines, first = _staged(options, rest, measure)
+    if first:
+        show_lines(lines, options.toward, as_json=options.json)
 
 
 def _measure(options: argparse.Namespace, rest: Sequence[str], **settings: Any) -> None:

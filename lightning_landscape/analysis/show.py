@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_landscape.analysis.planes import Plane
-from lightning_landscape.analysis.report import Report
+from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.measures.plane import PlaneBasis
 from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record, read_events
@@ -59,6 +59,19 @@ def show_plane(
         Path(html).write_text(page({"plane": [words, record]}, title="Loss on a plane"))
     if figures is not None:
         write_figures({"plane": plane.figure(basis, names)}, figures)
+
+
+def show_lines(lines: dict[str, Line], toward: str, *, as_json: bool = False) -> None:
+    """Print the lines from several checkpoints to one: from when on is there no barrier?"""
+    if as_json:
+        print(as_plain_json({path: line.to_dict() for path, line in lines.items()}))
+        return
+    names = ("distance", "gap", "gap_stderr", "barrier", "sign_agreement")
+    rows = [["", *names]]
+    rows += [
+        [path, *(f"{getattr(line, name):.3g}" for name in names)] for path, line in lines.items()
+    ]
+    print(f"The line from each checkpoint to {toward}, on training batches:\n{_aligned(rows)}")
 
 
 def show_runs(
@@ -130,6 +143,10 @@ def table(columns: dict[str, dict[str, list[float]]]) -> str:
     names = sorted({name for column in columns.values() for name in column})
     rows = [["", *columns]]
     rows += [[name, *(_cell(column.get(name)) for column in columns.values())] for name in names]
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()

@@ -1,12 +1,14 @@
 """The command line: a run of LightningCLI, then its checkpoints measured without its script."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from lightning_landscape import Report, load_swa_weights
+from lightning_landscape import Plane, Report, load_swa_weights
 from lightning_landscape.cli import main
 
 pytest.importorskip("jsonargparse")
@@ -156,7 +158,17 @@ def test_a_plane_goes_on_from_its_rows(checkpoint, project, tmp_path, capsys):
     assert out(capsys) == plane
 
 
+def test_several_checkpoints_have_a_line_each_to_the_last(checkpoint, project, capsys):
+    assert (
+        main(["line", str(checkpoint), f"{checkpoint}:swa", str(checkpoint), *FEW, "--json"]) == 0
+    )
+    lines = out(capsys)
+    assert lines[str(checkpoint)]["distance"] == 0
+    assert lines[f"{checkpoint}:swa"]["distance"] > 0
+
+
 BAD = {
+    "one checkpoint": (["line", "{ckpt}"], "needs two checkpoints or more"),
     "no such file": (["analyze", "none.ckpt"], "there is no config.yaml beside none.ckpt"),
     "another architecture": (["line", "{ckpt}", "{wide}"], "checkpoint of another architecture"),
     "no average": (["line", "{ckpt}", "{ckpt}:late"], "must name an average"),
@@ -189,3 +201,33 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, files, capsys, tmp_pa
 def test_a_config_without_a_class_asks_for_it(checkpoint, capsys):
     assert main(["analyze", str(checkpoint), "--quiet"]) == 2
     assert "--model is needed" in capsys.readouterr().err
+
+
+TWO = """
+import sys
+sys.path.insert(0, {folder!r})
+from lightning_landscape.cli import main
+if __name__ == "__main__":
+    raise SystemExit(main({arguments!r}))
+"""
+
+
+@pytest.mark.slow
+def test_a_plane_of_two_processes_is_that_of_one(checkpoint, project, tmp_path, capsys):
+    third = torch.load(checkpoint, weights_only=True)
+    third["state_dict"] = {name: t * 0 for name, t in third["state_dict"].items()}
+    torch.save({"state_dict": third["state_dict"]}, tmp_path / "third.ckpt")
+    points = [str(checkpoint), f"{checkpoint}:swa", str(tmp_path / "third.ckpt")]
+    one = str(tmp_path / "one.npz")
+    assert main(["plane", *points, "--n", "5", *FEW, "--save", one]) == 0
+    two = str(tmp_path / "two.npz")
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    script = tmp_path / "two.py"
+    arguments = ["plane", *points, "--n", "5", *FEW, "--save", two, *ddp]
+    script.write_text(TWO.format(folder=str(project), arguments=arguments))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(script)], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert Plane.load(two).to_dict() == Plane.load(one).to_dict()
