@@ -18,6 +18,7 @@ from .measures.asymmetry import (
 )
 from .measures.breakdown import (
     GradientBreakdown,
+    critical_rate,
     gradient_direction,
     measure_breakdown,
     trust_lr,
@@ -54,6 +55,7 @@ __all__ = [
     "analyze",
     "asymmetry_ratio",
     "compare_ends",
+    "critical_rate",
     "difference",
     "evaluate_plane",
     "evaluate_slice",

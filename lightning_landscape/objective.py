@@ -32,7 +32,9 @@ class LossAlong(Protocol):
 class Objective(Protocol):
     """The loss of a module on fixed batches as a function of its weights.
 
-    The same weights always give the same bits, whatever was evaluated before.
+    The same weights always give the same bits, whatever was evaluated before. An objective of your
+    own may leave out `mode`, `gather`, and `each` of what `along` returns: it is then a function of
+    one process.
     """
 
     @property
@@ -81,7 +83,7 @@ class FunctionObjective:
         tensor([9.], dtype=torch.float64)
     """
 
-    mode = "function"
+    mode: str = "function"
 
     def __init__(self, loss: Callable[[Params], Tensor], params: Params) -> None:
         self._loss = loss
@@ -152,6 +154,27 @@ class _FunctionAlong:
 
     def each(self, alphas: list[float], /) -> Tensor:
         return torch.stack([self._loss(alpha) for alpha in alphas])
+
+
+def mode_of(objective: Objective) -> str:
+    """Return how the network is run: `"function"` for an objective that does not say."""
+    return getattr(objective, "mode", "function")
+
+
+def gather_losses(objective: Objective, losses: Tensor) -> Tensor:
+    """Join the batches of all processes: `[n_points, n_batches]` of each to all of them.
+
+    Once per slice, or per pair where every pair decides whether there is another. An objective
+    without `gather` is of one process.
+    """
+    gather: Callable[[Tensor], Tensor] | None = getattr(objective, "gather", None)
+    return losses if gather is None else gather(losses)
+
+
+def losses_at(loss: LossAlong, alphas: list[float]) -> Tensor:
+    """Return the losses at some alphas, `[n_points, n_batches]`; together if `loss` has `each`."""
+    each: Callable[[list[float]], Tensor] | None = getattr(loss, "each", None)
+    return torch.stack([loss(alpha) for alpha in alphas]) if each is None else each(alphas)
 
 
 def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:

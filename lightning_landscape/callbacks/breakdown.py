@@ -21,6 +21,7 @@ from lightning_landscape.engine.probing import LossFn, ModuleObjective
 from lightning_landscape.measures.breakdown import (
     DEFAULT_ETAS,
     GradientBreakdown,
+    Start,
     _checked_etas,
     gradient_direction,
     measure_breakdown,
@@ -33,7 +34,6 @@ from lightning_landscape.measures.steps import (
     optimizer_steps,
     successive_cosine,
 )
-from lightning_landscape.objective import LossAlong
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import everybody
 from lightning_landscape.reporting.arrays import breakdown_arrays
@@ -268,18 +268,17 @@ class GradientBreakdownMonitor(Monitor):
             if not steps:
                 return []
             del earlier  # the weights before the last step: one copy of them less from here on
-            objective = _Centred(live, window.before)
+            start = Start.of(live, window.before)
             n_evaluations = 1 + len(steps) * (self.n_evaluations - 1)
             if not self.announce(n_evaluations, live.seconds, trainer):
                 return []
             reports = []
             for who, (step, cosine) in steps.items():
-                gradient = objective.gradient()[1]
-                sizes = measure_step(window.before, after, gradient, step, successive=cosine)
+                sizes = measure_step(window.before, after, start.gradient, step, successive=cosine)
                 for name in self.directions:
-                    direction = self._direction(name, objective, step)
+                    direction = self._direction(name, live, start, step)
                     if name != "update" or step.moves:
-                        found = measure_breakdown(objective, direction, self.etas[name])
+                        found = measure_breakdown(live, direction, self.etas[name], start=start)
                         reports.append(_Report(who, name, found, sizes))
             return reports
 
@@ -307,14 +306,16 @@ class GradientBreakdownMonitor(Monitor):
                 "it: it has no 'update' to measure. Further ones are not mentioned."
             )
 
-    def _direction(self, name: str, objective: _Centred, step: Update) -> Params:
+    def _direction(
+        self, name: str, objective: ModuleObjective, start: Start, step: Update
+    ) -> Params:
         if name == "update":
             return step
         if name == "gradient":
-            everywhere = gradient_direction(objective)
+            everywhere = gradient_direction(objective, start=start)
         else:
             generator = seeded_generator(self.seed, _RANDOM)
-            everywhere = sample_direction(objective.params, "gaussian", generator=generator)
+            everywhere = sample_direction(start.params, "gaussian", generator=generator)
         return {own: everywhere[own] for own in step}
 
     def _report(self, output: Output, report: _Report) -> dict[str, float]:
@@ -358,32 +359,6 @@ class _Report:
     def label(self) -> str:
         """What figures and files call it."""
         return f"{self.who}{self.direction}"
-
-
-class _Centred:
-    """An objective whose gradient where it stands is evaluated once, whoever asks for it.
-
-    Its `params` are the very weights it was opened at, not a copy: nobody here writes to them.
-    """
-
-    def __init__(self, objective: ModuleObjective, at: Params) -> None:
-        self._objective = objective
-        self._here = objective.gradient()
-        self.gather = objective.gather
-        self.mode: str = objective.mode
-        self.at = objective.at
-        self.params = {name: at[name] for name in self._here[1] if name in at}
-
-    def along(self, direction: Params) -> LossAlong:
-        return self._objective.along(direction)
-
-    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
-        return self._objective.losses(direction, alpha)
-
-    def gradient(
-        self, direction: Params | None = None, alpha: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._objective.gradient(direction, alpha) if direction and alpha else self._here
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,20 +14,24 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from lightning_landscape.inner_products import dense, inner_products, squared
-from lightning_landscape.objective import Objective, check_direction
+from lightning_landscape.inner_products import inner_products, squared
+from lightning_landscape.measures.gradients import Start, gradient_direction
+from lightning_landscape.measures.words_breakdown import describe_breakdown, where_finite
+from lightning_landscape.objective import Objective, check_direction, gather_losses
 from lightning_landscape.params import Params
-from lightning_landscape.sharding import distribute_like, local, with_local
+from lightning_landscape.sharding import distribute_like
 
 __all__ = [
     "DEFAULT_ETAS",
     "GradientBreakdown",
+    "Start",
+    "critical_rate",
     "gradient_direction",
     "measure_breakdown",
     "trust_lr",
@@ -101,24 +105,29 @@ class GradientBreakdown:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     def summary(self) -> str:
-        """Return one to three sentences that say what was measured, and no more than that."""
-        sentences = (_say_descent(self), _say_layers(self), _say_trust(self))
-        return " ".join(sentence for sentence in sentences if sentence)
+        """Return one to three sentences that say what was measured, see `describe_breakdown`."""
+        return describe_breakdown(self)
 
 
 def measure_breakdown(
-    objective: Objective, direction: Params, etas: Sequence[float] | Tensor
+    objective: Objective,
+    direction: Params,
+    etas: Sequence[float] | Tensor,
+    *,
+    start: Start | None = None,
 ) -> GradientBreakdown:
     """Measure how the gradient changes along a direction, on the same batches at every point.
 
-    Costs exactly `1 + len(etas)` gradient evaluations and holds two gradients at a time, that of
-    the start and the current one. Losses and gradients that are not finite are data and are kept.
+    Costs exactly `1 + len(etas)` gradient evaluations, one less with `start`, and holds two
+    gradients at a time, that of the start and the current one. Losses and gradients that are not
+    finite are data and are kept.
 
     Args:
         objective: What to differentiate, and where to start.
         direction: Where to step; names that it lacks, and tensors of zeros, do not move.
         etas: How far, `[n_etas]`, ascending, above 0, in units of the direction; `DEFAULT_ETAS`
             has those of the named directions. 0 is always measured and not listed.
+        start: The gradient where the objective stands, if it is known: `Start.of(objective)`.
 
     Returns:
         The breakdown of each layer, the slope and loss along the way, and what follows from them.
@@ -141,51 +150,51 @@ def measure_breakdown(
         [0.21, 0.331]
     """
     etas = _checked_etas(etas)
-    check_direction(direction, objective.params)
-    start = _Start.of(objective, direction)
-    losses, dots = [start.losses], []
+    check_direction(direction, objective.params if start is None else start.params)
+    moved = _Moved.of(start or Start.of(objective), direction)
+    losses, dots = [moved.losses], []
     for eta in etas.tolist():
-        losses_here, dots_here = _dots_along(objective, direction, eta, start)
+        losses_here, dots_here = _dots_along(objective, direction, eta, moved)
         losses.append(losses_here)
         dots.append(dots_here)
-    gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
-    loss = gather(torch.stack(losses)).cpu().double().mean(dim=1)
-    return _conclude(start, etas, loss, torch.stack(dots).cpu().double())
+    loss = gather_losses(objective, torch.stack(losses)).cpu().double().mean(dim=1)
+    return _conclude(moved, etas, loss, torch.stack(dots).cpu().double())
 
 
-def gradient_direction(objective: Objective) -> Params:
-    """Return the step of the paper's figure 1, `D_l = -||W_l|| g_l / ||g_l||`, tensor by tensor.
+def critical_rate(rate: float, found: GradientBreakdown) -> float:
+    """Return the learning rate with which a step would have left the loss of its batch as it was.
 
-    With it `eta` is a relative step, the same for every tensor, vectors included. Costs 1 gradient
-    evaluation.
+    The rate in use times `break_even`: with a larger one this step would have raised the loss. For
+    optimizers whose step is proportional to the rate; exact on a quadratic. Costs no evaluation.
 
     Args:
-        objective: What to differentiate, and where.
+        rate: The learning rate of the step.
+        found: The breakdown along that step, the direction `"update"`: `eta = 1` is the whole step.
 
     Returns:
-        A tensor per parameter, in its dtype and on its device; zero where either norm is.
+        The critical rate; inf if the loss stayed lower at every step measured, nan if it is not
+        known.
 
-    References:
-        Bernstein et al. (2020), arXiv:2002.03432, figure 1.
+    Raises:
+        ValueError: If the rate is not positive and finite.
 
     Example:
+        Descent on `2 w**2` with a rate of .1 goes from 1 to .6; with .5, to the other side.
+
         >>> from lightning_landscape import FunctionObjective
-        >>> line = FunctionObjective(lambda p: 7 * p["w"].sum(), {"w": 2 * torch.ones(4)})
-        >>> gradient_direction(line)  # ||W|| = 4, and each of four equal parts takes half of it
-        {'w': tensor([-2., -2., -2., -2.])}
+        >>> bowl = FunctionObjective(lambda p: 2 * p["w"].square().sum(), {"w": torch.ones(1)})
+        >>> step = {"w": torch.tensor([-0.4])}
+        >>> round(critical_rate(0.1, measure_breakdown(bowl, step, [1.0, 2.0, 8.0])), 6)
+        0.5
     """
-    params, gradients = objective.params, objective.gradient()[1]
-    rows = [(w, gradients[name]) for name, w in params.items()]
-    norms = inner_products(rows, lambda w, g: ((w, w), (g, g))).sqrt().unbind()
-    return {
-        name: _rescaled(gradients[name], w, *both.to(w.device))
-        for (name, w), both in zip(params.items(), norms, strict=True)
-    }
+    if not 0 < rate < math.inf:
+        raise ValueError(f"`rate` must be a learning rate, positive and finite. Got {rate!r}.")
+    return rate * found.break_even
 
 
 @dataclass(frozen=True, eq=False)
-class _Start:
-    """What is known at `eta = 0`; norms and flags have one entry per moved tensor."""
+class _Moved:
+    """What is known of the moved tensors at `eta = 0`; norms and flags have an entry for each."""
 
     losses: Tensor
     gradients: dict[str, Tensor]
@@ -198,9 +207,8 @@ class _Start:
     is_dead: Tensor
 
     @classmethod
-    def of(cls, objective: Objective, direction: Params) -> _Start:
-        params = objective.params
-        losses, gradients = objective.gradient()
+    def of(cls, start: Start, direction: Params) -> _Moved:
+        params, losses, gradients = start
         # as the objective walks it: in the dtype and on the device of the weights
         steps = {
             name: distribute_like(direction[name].detach(), w).to(w)
@@ -235,7 +243,7 @@ class _Start:
 
 
 def _dots_along(
-    objective: Objective, direction: Params, eta: float, start: _Start
+    objective: Objective, direction: Params, eta: float, start: _Moved
 ) -> tuple[Tensor, Tensor]:
     """Return the losses at one eta, and four products per moved tensor, `[n_moved, 4]`."""
     losses, gradients = objective.gradient(direction, eta)
@@ -246,7 +254,7 @@ def _dots_along(
     return losses, summed  # the gradients end here: no two etas are held together
 
 
-def _conclude(start: _Start, etas: Tensor, loss: Tensor, dots: Tensor) -> GradientBreakdown:
+def _conclude(start: _Moved, etas: Tensor, loss: Tensor, dots: Tensor) -> GradientBreakdown:
     layer = start.is_layer
     gradient, weight, step = (
         norm[layer] for norm in (start.gradient_norm, start.weight_norm, start.step_norm)
@@ -272,7 +280,7 @@ def _conclude(start: _Start, etas: Tensor, loss: Tensor, dots: Tensor) -> Gradie
         loss_start=loss_start,
         slope_start=slope_start,
         dead=start.names(start.is_dead),
-        descent_limit=_first_zero(etas, _where_finite(slope, loss), first),
+        descent_limit=_first_zero(etas, where_finite(slope, loss), first),
         break_even=_first_zero(etas, (loss - loss_start) / etas, first),
         trust_lr=trust_lr(len(against), float(against.min())) if len(against) else math.nan,
         relative_step=float(relative.max()) if len(relative) else math.nan,
@@ -319,10 +327,6 @@ def _first_zero(etas: Tensor, values: Tensor, start: float) -> float:
     return math.inf
 
 
-def _where_finite(slope: Tensor, loss: Tensor) -> Tensor:
-    return torch.where(loss.isfinite(), slope, math.nan)
-
-
 def _checked_etas(etas: Sequence[float] | Tensor) -> Tensor:
     etas = torch.as_tensor(etas, dtype=torch.float64, device="cpu").detach().clone()
     ascending = etas.ndim == 1 and len(etas) > 0 and bool((etas.diff() > 0).all())
@@ -334,115 +338,7 @@ def _checked_etas(etas: Sequence[float] | Tensor) -> Tensor:
     return etas
 
 
-def _rescaled(gradient: Tensor, weights: Tensor, weight_norm: Tensor, norm: Tensor) -> Tensor:
-    gradient = dense(local(gradient))
-    unit = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / norm
-    nothing = (weight_norm == 0) | (norm == 0)
-    return with_local(torch.where(nothing, 0.0, -weight_norm * unit).to(weights.dtype), weights)
-
-
-# -- the words ---------------------------------------------------------------------------------
-
-
 def _plain(value: object) -> object:
     if isinstance(value, Tensor):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "a value that is not finite"
-
-
-def _whole(found: GradientBreakdown) -> int | None:
-    """Return the column of `eta = 1` if it was measured: else the direction itself is no step."""
-    at = (found.etas == 1).nonzero()
-    return int(at[0]) if len(at) else None
-
-
-def _say_descent(found: GradientBreakdown) -> str:
-    limit, etas, slope = found.descent_limit, found.etas, _where_finite(found.slope, found.loss)
-    if math.isnan(limit):
-        what = "slope" if math.isfinite(found.loss_start) else "loss"
-        return (
-            f"The {what} is not finite at the start, so no step along the direction can be judged."
-        )
-    if found.slope_start > 0:
-        return "The direction leads uphill on these batches: no step along it starts as descent."
-    if found.slope_start == 0:
-        return (
-            "The slope along the direction is 0 at the start: no step along it starts as descent."
-        )
-    if math.isinf(limit):
-        return (
-            "The loss still falls on these batches at every step measured, up to eta = "
-            f"{_number(float(etas[-1]))}: the descent limit lies beyond."
-        )
-    if not _crosses(slope):
-        broken = _number(float(etas[~slope.isfinite()][0]))
-        return (
-            f"The loss still falls on these batches at eta = {_number(limit)}; at the next step "
-            f"measured, {broken}, it or its slope is not finite."
-        )
-    whole = _whole(found)
-    if whole is None:
-        return f"Steps along the direction descend on these batches up to eta = {_number(limit)}."
-    return (
-        f"The whole step (eta = 1) is {_number(1 / max(limit, 1e-300))} times the largest "
-        f"step that still descends on these batches (descent limit {_number(limit)} of the step); "
-        f"it takes the loss from {_number(found.loss_start)} to "
-        f"{_number(float(found.loss[whole]))}."
-    )
-
-
-def _say_layers(found: GradientBreakdown) -> str:
-    if not found.names:
-        return f"No layer has a gradient to compare ({len(found.dead)} moved without one)."
-    whole = _whole(found)
-    column = -1 if whole is None else whole
-    breakdown, eta = found.breakdown[:, column], _number(float(found.etas[column]))
-    broken = [
-        n for n, r in zip(found.names, breakdown.tolist(), strict=True) if not math.isfinite(r)
-    ]
-    if broken:
-        others = f", nor that of {len(broken) - 1} more" if broken[1:] else ""
-        return f"The gradient change of layer {broken[0]} at eta = {eta} is not finite{others}."
-    left_out = f" ({len(found.dead)} without a gradient left out)" if found.dead else ""
-    if not breakdown.any():
-        return f"No layer changed its gradient at eta = {eta}{left_out}."
-    most = int(breakdown.argmax())
-    model = _number(float(found.model[column]))
-    says = "has no weights to go by" if math.isnan(found.relative_step) else f"says {model}"
-    return (
-        f"At eta = {eta} layer {found.names[most]} changed its gradient most, by "
-        f"{_number(float(breakdown[most]))} times its size{left_out}; deep relative trust (model) "
-        f"{says}."
-    )
-
-
-def _say_trust(found: GradientBreakdown) -> str:
-    if math.isnan(found.trust_lr) or math.isnan(found.relative_step):
-        return ""
-    if found.trust_lr <= 0:
-        return (
-            "Deep relative trust (model) promises no step: in at least one layer the direction "
-            "does not lead downhill."
-        )
-    model = f"deep relative trust (model) says {_number(found.trust_lr)}"
-    if not found.slope_start < 0 or math.isnan(found.descent_limit):
-        return f"As a relative step, {model}."
-    rises = (found.loss - found.loss_start) / found.etas
-    limit = _relative(found, found.descent_limit, _where_finite(found.slope, found.loss))
-    even = _relative(found, found.break_even, rises)
-    return f"As relative steps, the descent limit is {limit} and the break-even {even}; {model}."
-
-
-def _relative(found: GradientBreakdown, zero: float, values: Tensor) -> str:
-    where = _number(min(zero, float(found.etas[-1])) * found.relative_step)
-    return where if _crosses(values) else f"beyond {where}"
-
-
-def _crosses(values: Tensor) -> bool:
-    """Return whether values from below reach 0, before they end or stop being finite."""
-    ends = values[(values >= 0) | ~values.isfinite()]
-    return len(ends) > 0 and bool(ends[0].isfinite())

@@ -8,8 +8,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from statistics import median
 
 import numpy as np
 
@@ -82,6 +83,38 @@ def student(freedom: int, confidence: float = 0.95) -> float:
         return inside < confidence
 
     return math.sqrt(freedom) * math.tan(_bisected(falls_short, math.pi / 2))
+
+
+def median_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the median and an interval for it from order statistics, whatever the distribution.
+
+    The k-th smallest and k-th largest value, with the largest k for which the binomial chance that
+    the median of independent draws lies outside is at most `1 - confidence`. Values that are nan
+    are left out; with fewer than 6 others no such interval exists at 95 % and the ends are nan.
+
+    Args:
+        values: One value a direction.
+        confidence: Coverage of the interval.
+
+    Returns:
+        The median, the lower end and the upper end.
+
+    Example:
+        >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+        (4.5, 1.0, 8.0)
+    """
+    known = sorted(value for value in values if not math.isnan(value))
+    n = len(known)
+    outside, k = 0.0, 0
+    while k < n // 2:
+        outside += 2 * math.comb(n, k) / 2**n
+        if outside > 1 - confidence:
+            break
+        k += 1
+    middle = median(known) if known else math.nan
+    return (middle, known[k - 1], known[n - k]) if k else (middle, math.nan, math.nan)
 
 
 def _bisected(is_below: Callable[[float], bool], high: float) -> float:

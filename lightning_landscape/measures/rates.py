@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import median
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
-from lightning_landscape.measures.quantiles import clopper_pearson
+from lightning_landscape.measures.quantiles import clopper_pearson, median_interval
 from lightning_landscape.measures.sequential import sequential_design
 
 __all__ = ["AsymmetryRate", "median_interval"]
@@ -107,35 +105,3 @@ class AsymmetryRate(Metric):
             low, high = sequential_design(self.precision, self.confidence).interval(k, n)
         values = {"rate": rate, "low": low, "high": high, "n": float(n)}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-
-
-def median_interval(
-    values: Sequence[float], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return the median and an interval for it from order statistics, whatever the distribution.
-
-    The k-th smallest and k-th largest value, with the largest k for which the binomial chance that
-    the median of independent draws lies outside is at most `1 - confidence`. Values that are nan
-    are left out; with fewer than 6 others no such interval exists at 95 % and the ends are nan.
-
-    Args:
-        values: One value a direction.
-        confidence: Coverage of the interval.
-
-    Returns:
-        The median, the lower end and the upper end.
-
-    Example:
-        >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-        (4.5, 1.0, 8.0)
-    """
-    known = sorted(value for value in values if not math.isnan(value))
-    n = len(known)
-    outside, k = 0.0, 0
-    while k < n // 2:
-        outside += 2 * math.comb(n, k) / 2**n
-        if outside > 1 - confidence:
-            break
-        k += 1
-    middle = median(known) if known else math.nan
-    return (middle, known[k - 1], known[n - k]) if k else (middle, math.nan, math.nan)

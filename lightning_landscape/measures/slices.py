@@ -10,7 +10,13 @@ from operator import lt
 import torch
 from torch import Tensor
 
-from lightning_landscape.objective import LossAlong, Objective
+from lightning_landscape.objective import (
+    LossAlong,
+    Objective,
+    gather_losses,
+    losses_at,
+    mode_of,
+)
 from lightning_landscape.params import Params, l2_norm, sign_agreement
 
 __all__ = [
@@ -225,19 +231,16 @@ def split_batches(joint: Slice, validation: Sequence[bool]) -> list[Slice]:
 
 
 def _gathered(objective: Objective, loss: LossAlong, alphas: Tensor) -> Tensor:
-    gather: Callable[[Tensor], Tensor] = getattr(objective, "gather", lambda local: local)
-    each = getattr(loss, "each", lambda values: torch.stack([loss(alpha) for alpha in values]))
-    return gather(each(alphas.tolist()))
+    return gather_losses(objective, losses_at(loss, alphas.tolist()))
 
 
 def _slice(
     objective: Objective, direction: Params, alphas: Tensor, losses: Tensor, label: str
 ) -> Slice:
-    mode = getattr(objective, "mode", "function")
     agreement = math.nan
     if joins_two_ends(alphas):
         agreement = sign_agreement(objective.params, direction)
-    return Slice(alphas, losses, l2_norm(direction), mode, label, agreement)
+    return Slice(alphas, losses, l2_norm(direction), mode_of(objective), label, agreement)
 
 
 def symmetric_grid(radius: float, n_points: int) -> Tensor:

@@ -19,6 +19,8 @@ from lightning_landscape.measures import breakdown
 from lightning_landscape.measures.breakdown import (
     DEFAULT_ETAS,
     GradientBreakdown,
+    Start,
+    critical_rate,
     gradient_direction,
     measure_breakdown,
     trust_lr,
@@ -616,6 +618,60 @@ def test_every_tensor_steps_against_its_gradient_by_its_own_norm():
         assert (d.dtype, d.shape, d.requires_grad) == (w.dtype, w.shape, False)
 
 
+@pytest.mark.parametrize("curvature", [0.5, 2.0, 40.0])
+@pytest.mark.parametrize("etas", [[1e-3, 1.0, 9.0], [0.01, 0.1, 30.0]])
+def test_down_the_gradient_itself_eta_is_the_rate_of_descent(curvature, etas):
+    # a/2 x^2: a step of rate eta takes x to (1 - eta a) x: level at 2 / a, lowest at 1 / a
+    objective = bowl(f64(3.0, -2.0), curvature)
+    down = gradient_direction(objective, normalize="none")
+    assert near(down["x"]) == -curvature * f64(3.0, -2.0)
+    found = measure_breakdown(objective, down, etas)
+    assert near(found.break_even) == 2 / curvature
+    assert near(found.descent_limit) == 1 / curvature
+
+
+def test_directions_are_layer_normalised_or_not_at_all():
+    with pytest.raises(ValueError, match=r"`normalize` must be one of .'layer', 'none'.. Got 'fil"):
+        gradient_direction(bowl(f64(1.0)), normalize="filter")
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 1.9])
+def test_the_critical_rate_of_a_quadratic_is_two_over_its_curvature(rate):
+    x, curvature = f64(3.0, -2.0), 1.5
+    step = {"x": -rate * curvature * x}
+    found = measure_breakdown(bowl(x, curvature), step, [0.25, 1.0, 400.0])
+    assert near(critical_rate(rate, found)) == 2 / curvature
+
+
+def test_the_critical_rate_beyond_the_grid_is_infinite():
+    found = measure_breakdown(bowl(f64(1.0)), {"x": f64(-0.1)}, [1.0, 2.0])
+    assert critical_rate(0.1, found) == math.inf
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, math.inf, math.nan])
+def test_a_rate_that_is_none_is_refused(rate):
+    found = measure_breakdown(bowl(f64(1.0)), {"x": f64(-0.1)}, [1.0])
+    with pytest.raises(ValueError, match="`rate` must be a learning rate"):
+        critical_rate(rate, found)
+
+
+def test_a_start_is_measured_once_for_several_directions():
+    class Counted(FunctionObjective):
+        n = 0
+
+        def gradient(self, direction=None, alpha=0.0):
+            self.n += 1
+            return super().gradient(direction, alpha)
+
+    objective = Counted(lambda p: (p["x"] ** 4).sum(), {"x": row(1.0, 2.0)})
+    start = Start.of(objective)
+    down = gradient_direction(objective, start=start)
+    shared = measure_breakdown(objective, down, [0.1, 0.2], start=start)
+    assert objective.n == 1 + 2
+    alone = measure_breakdown(objective, gradient_direction(objective), [0.1, 0.2])
+    assert shared.to_dict() == alone.to_dict()
+
+
 def test_a_tensor_without_weights_or_without_a_gradient_does_not_step():
     net = {"zero": row(0.0), "idle": row(3.0), "w": row(2.0)}
     objective = FunctionObjective(lambda p: p["zero"] + p["w"] + 0 * p["idle"], net)
@@ -1018,7 +1074,9 @@ def test_whatever_was_measured_the_summary_is_one_to_three_honest_sentences(
         loss_start=start[0],
         slope_start=start[1],
         dead=(),
-        descent_limit=breakdown._first_zero(etas, breakdown._where_finite(slope, loss), first),
+        descent_limit=breakdown._first_zero(
+            etas, torch.where(loss.isfinite(), slope, math.nan), first
+        ),
         break_even=breakdown._first_zero(etas, (loss - start[0]) / etas, first),
         trust_lr=data.draw(st.sampled_from([0.1, 0.0, -1.0, math.nan])) if n_layers else math.nan,
         relative_step=data.draw(st.sampled_from([0.1, math.nan])) if n_layers else math.nan,

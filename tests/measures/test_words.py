@@ -26,6 +26,10 @@ from lightning_landscape.measures.words import (
     flat_side,
     is_resolved,
 )
+from lightning_landscape.measures.words_breakdown import (
+    describe_critical_rate,
+    describe_successive_steps,
+)
 
 ONES = {"x": torch.ones(6, dtype=torch.float64)}
 
@@ -259,6 +263,43 @@ def test_the_picture_of_the_paper_is_named_where_all_of_it_is_there():
 
 def test_without_validation_nothing_is_said_of_whether_averaging_helps():
     assert "No verdict on whether averaging helps, because no validation" in describe_line(score())
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def test_a_rate_above_the_critical_one_is_no_reason_to_change_it():
+    text = describe_critical_rate(0.3, 0.1, step=200)
+    assert "The rate in use is 0.3, the critical rate 0.1: with a larger one" in text
+    assert "If the loss goes down over epochs there is nothing to do" in text
+    assert "does not predict single steps" in text
+
+
+def test_a_rate_below_the_critical_one_says_that_it_follows_the_rate():
+    assert "follows the rate in use" in describe_critical_rate(0.1, 0.3, step=200)
+
+
+def test_the_critical_rate_at_the_start_says_what_sgd_bears():
+    text = describe_critical_rate(0.1, 0.3, step=0)
+    assert "a third of it at most, a tenth in deep networks without batch norm" in text
+
+
+@pytest.mark.parametrize(
+    ("critical", "says"),
+    [
+        (math.inf, "the critical rate lies beyond"),
+        (math.nan, "No verdict on the critical rate, because a loss is not finite"),
+        (0.0, "The step leads uphill on its own batch"),
+    ],
+)
+def test_a_critical_rate_that_is_no_number_is_said_to_be_none(critical, says):
+    assert says in describe_critical_rate(0.1, critical)
+
+
+def test_steps_that_undo_each_other_are_called_so_from_six_cosines_on():
+    assert "Successive steps undo each other" in describe_successive_steps([-0.3] * 6)
+    assert "No verdict" in describe_successive_steps([-0.3] * 5 + [math.nan])
+    assert "do not undo each other for long" in describe_successive_steps([-0.3, 0.1] * 4)
 
 
 # -- noise -----------------------------------------------------------------------------------------

@@ -1,0 +1,193 @@
+"""The sentences about steps: gradient breakdown, the critical rate, successive steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.measures.quantiles import median_interval
+from lightning_landscape.measures.words import LEAST_DIRECTIONS, number
+
+if TYPE_CHECKING:
+    from lightning_landscape.measures.breakdown import GradientBreakdown
+
+
+def describe_breakdown(found: GradientBreakdown) -> str:
+    """Return one to three sentences that say what was measured along a direction, and no more."""
+    sentences = (_say_descent(found), _say_layers(found), _say_trust(found))
+    return " ".join(filter(None, sentences))
+
+
+def describe_critical_rate(rate: float, critical: float, *, step: int | None = None) -> str:
+    """Compare the learning rate in use with the critical one, and say how little that means.
+
+    Args:
+        rate: The learning rate of the step that was measured.
+        critical: What `critical_rate` gave for it.
+        step: The training step; 0, the first one, is where the number says most.
+
+    Example:
+        >>> describe_critical_rate(0.1, 0.06)[:37]
+        'The rate in use is 0.1, the critical '
+    """
+    in_use = f"The rate in use is {number(rate)}"
+    if math.isnan(critical):
+        return f"{in_use}. No verdict on the critical rate, because a loss is not finite."
+    if math.isinf(critical):
+        return (
+            f"{in_use}. On its own batch this step lowers the loss, and so did every larger step "
+            "that was measured: the critical rate lies beyond."
+        )
+    if critical <= 0:
+        return f"{in_use}. The step leads uphill on its own batch, whatever the rate."
+    text = (
+        f"{in_use}, the critical rate {number(critical)}: with a larger one this step would have "
+        "raised the loss of its own batch."
+    )
+    if step == 0:
+        return (
+            f"{text} At the start of training it says how large a rate plain SGD bears: take a "
+            "third of it at most, a tenth in deep networks without batch norm; momentum 0.9 bears "
+            "three times more."
+        )
+    if rate > critical:
+        return (
+            f"{text} If the loss goes down over epochs there is nothing to do, the edge of "
+            "stability looks like this; if it does not, try a lower rate. It is one batch, and "
+            "does not predict single steps."
+        )
+    return f"{text} It is one batch, and in the middle of a training it follows the rate in use."
+
+
+def describe_successive_steps(cosines: Sequence[float]) -> str:
+    """Say whether steps undo each other, from the cosines of some pairs of successive ones.
+
+    A median of at least six cosines whose 95 % interval lies below 0.
+
+    Example:
+        >>> print(describe_successive_steps([0.1, 0.2, 0.1]))
+        No verdict on successive steps, because 3 cosines are too few (at least 6).
+    """
+    known = [cosine for cosine in cosines if not math.isnan(cosine)]
+    if len(known) < LEAST_DIRECTIONS:
+        return (
+            f"No verdict on successive steps, because {len(known)} cosines are too few (at least "
+            f"{LEAST_DIRECTIONS})."
+        )
+    middle, low, high = median_interval(known)
+    numbers = f"{number(middle)} [{number(low)}, {number(high)}], of {len(known)}"
+    if high < 0:
+        return (
+            f"Successive steps undo each other (median cosine {numbers}): the run hovers, or "
+            "oscillates across. Decay the rate, or average."
+        )
+    return f"Successive steps do not undo each other for long (median cosine {numbers})."
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "a value that is not finite"
+
+
+def _whole(found: GradientBreakdown) -> int | None:
+    """Return the column of `eta = 1` if it was measured: else the direction itself is no step."""
+    at = (found.etas == 1).nonzero()
+    return int(at[0]) if len(at) else None
+
+
+def _say_descent(found: GradientBreakdown) -> str:
+    limit, etas, slope = found.descent_limit, found.etas, where_finite(found.slope, found.loss)
+    if math.isnan(limit):
+        what = "slope" if math.isfinite(found.loss_start) else "loss"
+        return (
+            f"The {what} is not finite at the start, so no step along the direction can be judged."
+        )
+    if found.slope_start > 0:
+        return "The direction leads uphill on these batches: no step along it starts as descent."
+    if found.slope_start == 0:
+        return (
+            "The slope along the direction is 0 at the start: no step along it starts as descent."
+        )
+    if math.isinf(limit):
+        return (
+            "The loss still falls on these batches at every step measured, up to eta = "
+            f"{_number(float(etas[-1]))}: the descent limit lies beyond."
+        )
+    if not _crosses(slope):
+        broken = _number(float(etas[~slope.isfinite()][0]))
+        return (
+            f"The loss still falls on these batches at eta = {_number(limit)}; at the next step "
+            f"measured, {broken}, it or its slope is not finite."
+        )
+    whole = _whole(found)
+    if whole is None:
+        return f"Steps along the direction descend on these batches up to eta = {_number(limit)}."
+    return (
+        f"The whole step (eta = 1) is {_number(1 / max(limit, 1e-300))} times the largest "
+        f"step that still descends on these batches (descent limit {_number(limit)} of the step); "
+        f"it takes the loss from {_number(found.loss_start)} to "
+        f"{_number(float(found.loss[whole]))}."
+    )
+
+
+def _say_layers(found: GradientBreakdown) -> str:
+    if not found.names:
+        return f"No layer has a gradient to compare ({len(found.dead)} moved without one)."
+    whole = _whole(found)
+    column = -1 if whole is None else whole
+    breakdown, eta = found.breakdown[:, column], _number(float(found.etas[column]))
+    broken = [
+        n for n, r in zip(found.names, breakdown.tolist(), strict=True) if not math.isfinite(r)
+    ]
+    if broken:
+        others = f", nor that of {len(broken) - 1} more" if broken[1:] else ""
+        return f"The gradient change of layer {broken[0]} at eta = {eta} is not finite{others}."
+    left_out = f" ({len(found.dead)} without a gradient left out)" if found.dead else ""
+    if not breakdown.any():
+        return f"No layer changed its gradient at eta = {eta}{left_out}."
+    most = int(breakdown.argmax())
+    model = _number(float(found.model[column]))
+    says = "has no weights to go by" if math.isnan(found.relative_step) else f"says {model}"
+    if not math.isnan(found.relative_step) and float(found.excess[most, column]) > 10:
+        says += ", and so large an excess is usual"
+    return (
+        f"At eta = {eta} layer {found.names[most]} changed its gradient most, by "
+        f"{_number(float(breakdown[most]))} times its size{left_out}; deep relative trust (model) "
+        f"{says}."
+    )
+
+
+def _say_trust(found: GradientBreakdown) -> str:
+    if math.isnan(found.trust_lr) or math.isnan(found.relative_step):
+        return ""
+    if found.trust_lr <= 0:
+        return (
+            "Deep relative trust (model) promises no step: in at least one layer the direction "
+            "does not lead downhill."
+        )
+    model = f"deep relative trust (model) says {_number(found.trust_lr)}"
+    if not found.slope_start < 0 or math.isnan(found.descent_limit):
+        return f"As a relative step, {model}."
+    rises = (found.loss - found.loss_start) / found.etas
+    limit = _relative(found, found.descent_limit, where_finite(found.slope, found.loss))
+    even = _relative(found, found.break_even, rises)
+    return f"As relative steps, the descent limit is {limit} and the break-even {even}; {model}."
+
+
+def _relative(found: GradientBreakdown, zero: float, values: Tensor) -> str:
+    where = _number(min(zero, float(found.etas[-1])) * found.relative_step)
+    return where if _crosses(values) else f"beyond {where}"
+
+
+def _crosses(values: Tensor) -> bool:
+    """Return whether values from below reach 0, before they end or stop being finite."""
+    ends = values[(values >= 0) | ~values.isfinite()]
+    return len(ends) > 0 and bool(ends[0].isfinite())
+
+
+def where_finite(slope: Tensor, loss: Tensor) -> Tensor:
+    """Return the slopes, nan where the loss is not finite."""
+    return torch.where(loss.isfinite(), slope, math.nan)
