@@ -8,15 +8,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_landscape.measures.asymmetry import score_asymmetry
 from lightning_landscape.measures.breakdown import measure_breakdown
-from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.rates import AsymmetryRate
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
+from lightning_landscape.measures.survey import Survey
 from lightning_landscape.objective import FunctionObjective
 from lightning_landscape.reporting.records import Record, write_record
 from lightning_landscape.reporting.results import breakdown_data, family_data, line_data
 
 FAMILIES = {"gaussian": 0.0, "uniform@norm": -0.7, "sign": 0.3}
-UNIT = "relative to the weights (filter norm)"
 
 
 def records(n_probes=12, *, seed=0, every=50, validation=True):
@@ -26,9 +25,8 @@ def records(n_probes=12, *, seed=0, every=50, validation=True):
     for k in range(n_probes):
         share, step = (k + 1) / n_probes, every * (k + 1)
         for family, lean in FAMILIES.items():
-            found.append(
-                Record("family", family, step, _family(share, lean, generator, validation))
-            )
+            data = _family(family, share, lean, generator, validation)
+            found.append(Record("family", family, step, data))
         found.append(Record("line", "swa", step, _line(share, generator)))
         found.append(Record("breakdown", "update", step, _breakdown(share)))
         found.append(Record("cost", "probe", step, {"seconds": 0.4, "overhead": 0.04}))
@@ -46,7 +44,7 @@ def write_run(folder, records, *, scalar=True):
     return Path(folder)
 
 
-def _family(share, lean, generator, validation):
+def _family(family, share, lean, generator, validation):
     alphas = symmetric_grid(0.6, 13)
     rates = AsymmetryRate()
     sets = []
@@ -55,7 +53,7 @@ def _family(share, lean, generator, validation):
         for _ in range(8):
             tilt = lean * share + 0.15 * float(torch.randn((), generator=generator))
             height = 2.3 * (1 - share) + 0.1 + shift
-            noise = 0.02 * torch.randn(13, 2, generator=generator)
+            noise = 0.02 * torch.randn(13, 4, generator=generator)
             curve = 8 * share * alphas**2 * (1 + tilt * alphas.sign()) - 0.4 * (1 - share) * alphas
             slices.append(Slice(alphas, height + curve[:, None] + noise, 3.0, "train", "made up"))
         sets.append(slices)
@@ -66,11 +64,8 @@ def _family(share, lean, generator, validation):
         name: sum(score.verdict == verdict for score in scores) / len(scores)
         for name, verdict in (("off_minimum", "off-minimum"), ("unresolved", "unresolved"))
     }
-    rate = {**rates.compute(), **shares}
-    words = "The median area is made up; these slices come from a formula."
-    return family_data(
-        sets[0], scores, rate, validation=sets[1] if validation else (), unit=UNIT, words=words
-    )
+    rate = {name: float(value) for name, value in rates.compute().items()} | shares
+    return family_data(Survey(family, sets[0], sets[1] if validation else [], scores, rate))
 
 
 def _line(share, generator):
@@ -81,11 +76,7 @@ def _line(share, generator):
     lines = [
         Slice(t, loss[:, None] + n, 1.7) for loss, n in zip((train, validation), noise, strict=True)
     ]
-    scores = [compare_ends(line) for line in lines]
-    words = "The average lowers the validation loss; this line comes from a formula."
-    return line_data(
-        lines[0], scores[0], validation=lines[1], validation_score=scores[1], words=words
-    )
+    return line_data(*lines)
 
 
 def _breakdown(share):
@@ -100,4 +91,4 @@ def _breakdown(share):
     direction = {name: -0.05 * (k + 1) * w for k, (name, w) in enumerate(net.items())}
     found = measure_breakdown(FunctionObjective(loss, net), direction, [0.25, 0.5, 1.0, 2.0, 4.0])
     assert math.isfinite(found.loss_start)
-    return breakdown_data(found, words=found.summary())
+    return breakdown_data(found)

@@ -126,17 +126,10 @@ class Report:
             ("cost", "probe", {"seconds": self.seconds}),
         ]
         for name, found in self.families.items():
-            data = family_data(found.slices, found.scores, found.rate, validation=found.validation)
-            kinds.append(("family", name, data))
+            kinds.append(("family", name, family_data(found)))
         if self.line:
             other = self.line.validation
-            data = line_data(
-                self.line.slice,
-                self.line.score,
-                validation=other.slice if other else None,
-                validation_score=other.score if other else None,
-                words=describe_line(self.line, other),
-            )
+            data = line_data(self.line.slice, other.slice if other else None)
             kinds.append(("line", "line", data))
         if self.breakdown:
             kinds.append(("breakdown", "gradient", breakdown_data(self.breakdown, mode=self.mode)))
@@ -215,7 +208,7 @@ class Report:
             slices = _unpack(arrays, f"family{k}")
             scores = [score_asymmetry(slice) for slice in slices]
             validation = _unpack(arrays, f"family{k}_validation")
-            families[name] = Survey(name, slices, validation, scores, rate, head["normalize"])
+            families[name] = Survey(name, slices, validation, scores, rate)
         settings = {key: head[key] for key in cls._setting_names()}
         return cls(families, _read_line(head["line"], arrays), _read_breakdown(head), **settings)
 

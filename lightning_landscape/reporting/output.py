@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from lightning_landscape._lightning import rank_zero_warn
 from lightning_landscape.reporting.arrays import npz_content
 from lightning_landscape.reporting.files import folder_of_run, write_whole
+from lightning_landscape.reporting.html import page
+from lightning_landscape.reporting.records import Record, write_record
 from lightning_landscape.reporting.style import Figure, pixels, png
 from lightning_landscape.reporting.tags import written
 
@@ -117,6 +120,36 @@ class Output:
         content = {"step": self.step, **arrays}
         self._write(f"{kind}-step={self.step}.npz", lambda: npz_content(content))
 
+    def record(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
+        """Write what the Landscape tab of TensorBoard shows; other loggers have no place for it.
+
+        Args:
+            kind: What it is, see `reporting.records`.
+            name: Which of its kind: a family, a direction, an average.
+            data: Its fields, see `reporting.results`.
+        """
+        if not self._trainer.is_global_zero:
+            return
+        for logger in self._trainer.loggers:
+            with self._forgiving(logger):
+                record = Record(kind, name, self.step, dict(data), self.name)
+                write_record(getattr(logger, "experiment", None), record)
+
+    def page(self, records: Sequence[Record], run: str) -> None:
+        """Write `report.html` beside the other files, and hand it to loggers that keep files.
+
+        Args:
+            records: What the page shows; nothing is written without any.
+            run: The name of the run.
+        """
+        if not records or not self._trainer.loggers or not self._trainer.is_global_zero:
+            return
+        content = page({run: records}, title=f"Loss landscape of {run}")
+        self._write("report.html", content.encode)
+        for logger in self._trainer.loggers:
+            with self._forgiving(logger):
+                _attach(logger, f"{self.name}/report", content)
+
     def _write(self, name: str, content: Callable[[], bytes]) -> None:
         if not self._trainer.is_global_zero:
             return
@@ -166,3 +199,15 @@ def _show(logger: Any, tag: str, figure: Figure, step: int) -> bool:
     else:
         return False
     return True
+
+
+def _attach(logger: Any, name: str, page: str) -> None:
+    """Hand a page to a logger that keeps files, in the way it can."""
+    experiment: Any = getattr(logger, "experiment", None)
+    wandb: Any = sys.modules.get("wandb")
+    if hasattr(logger, "run_id") and hasattr(experiment, "log_text"):  # MLflow
+        experiment.log_text(logger.run_id, page, f"{name}.html")
+    elif hasattr(experiment, "log_asset_data"):  # Comet
+        experiment.log_asset_data(page, name=f"{name}.html", overwrite=True)
+    elif hasattr(logger, "log_image") and wandb is not None:  # Weights & Biases
+        experiment.log({name: wandb.Html(page)})

@@ -1,5 +1,6 @@
 """A TensorBoard with our plugin, and a browser to look at it."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -80,3 +82,74 @@ def chromium():
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
+
+
+class Screen:
+    """What a person sees, and does."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, address):
+        """Open an address as if for the first time, and forget what was logged before."""
+        self.driver.switch_to.default_content()
+        self.driver.get("about:blank")
+        for kind in ("browser", "performance"):
+            self.driver.get_log(kind)
+        self.driver.get(address)
+
+    def enter_tab(self):
+        """Go into the frame of the Landscape tab once it shows something."""
+        frame = self.wait(lambda: self.all("iframe"))[0]
+        self.driver.switch_to.frame(frame)
+        self.wait(lambda: self.all(".card h3"))
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.wait(lambda: [e for e in self.all(selector) if e.is_displayed()])[0]
+
+    def text(self, selector="body"):
+        return self.one(selector).text
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, condition, seconds=60):
+        from selenium.common.exceptions import WebDriverException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        waiting = WebDriverWait(self.driver, seconds, 0.1, [WebDriverException])
+        return waiting.until(lambda driver: condition())
+
+    def press(self, *keys):
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def point(self, element, right=0, down=0, *, click=False):
+        """Move the mouse to a place relative to the middle of an element."""
+        from selenium.webdriver import ActionChains
+
+        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+        chain = ActionChains(self.driver).move_to_element_with_offset(element, right, down)
+        (chain.click() if click else chain).perform()
+
+    def errors(self):
+        """Return what the console has complained about."""
+        found = (e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE")
+        # under a path prefix TensorBoard itself looks for its fonts in the wrong place
+        return [message for message in found if "font-roboto" not in message]
+
+    def hosts(self):
+        """Return the hosts that were asked for something."""
+        messages = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
+        urls = [m["params"]["request"]["url"] for m in messages
+                if m["method"] == "Network.requestWillBeSent"]  # fmt: skip
+        return {urlsplit(url).netloc for url in urls if url.startswith(("http", "ws"))}
+
+
+@pytest.fixture
+def screen(chromium):
+    return Screen(chromium)

@@ -27,7 +27,7 @@ def test_words_tables_and_pictures_stand_there_without_scripts(made):
     shown = without_scripts(made)
     assert shown.count("<svg") == 2 * 5  # a line, a breakdown and three families a run
     assert shown.count("<table>") == 2 * 5
-    assert "this line comes from a formula" in shown
+    assert "Its validation loss is lower by" in shown
     assert "step 150" in shown
     assert "step 50<" not in shown  # only the last probe
 

@@ -3,15 +3,21 @@
 import math
 import os
 import pickle
+import sys
 from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+from made_up_runs import records
 from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_landscape.reporting.output import Output, WarnOnce
+from lightning_landscape.reporting.records import Record, read_events
+
+PROBE = records(1)
 
 
 class FakeLogger:
@@ -211,3 +217,47 @@ def test_what_was_warned_about_survives_a_pickle():
     with pytest.warns(UserWarning, match="full"):
         warn_once("disk", "full")
     pickle.loads(pickle.dumps(warn_once))("disk", "full")  # a second warning would be an error
+
+
+COST = {"seconds": 1.0}
+
+
+def test_a_record_reaches_the_event_file_with_its_step_and_name(tmp_path):
+    writer = SummaryWriter(str(tmp_path))
+    make_output(tmp_path, FakeLogger(writer), FakeLogger()).record("cost", "a@b", COST)
+    writer.close()
+    assert read_events(tmp_path) == ([Record("cost", "a@b", 3, COST)], [])
+
+
+def test_a_result_that_is_no_record_costs_one_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"must have the fields \['seconds'\]"):
+        make_output(tmp_path, FakeLogger()).record("cost", "probe", {})
+
+
+def test_the_page_is_written_beside_the_other_files(tmp_path):
+    make_output(tmp_path, FakeLogger()).page(PROBE, "cnn")
+    content = (tmp_path / "landscape" / "report.html").read_text()
+    assert "Loss landscape of cnn" in content
+
+
+def test_loggers_that_keep_files_get_the_page(tmp_path, monkeypatch):
+    mlflow, kept = recording("log_text")
+    comet, assets = recording("log_asset_data")
+    wandb, logged = recording("log")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=lambda text: ("html", text)))
+    loggers = (
+        FakeLogger(mlflow, run_id="run"),
+        FakeLogger(comet),
+        FakeLogger(wandb, log_image=never),
+    )
+    make_output(tmp_path, *loggers).page(PROBE, "cnn")
+    assert kept[0][1][::2] == ("run", "landscape/report.html")
+    assert assets[0][2] == {"name": "landscape/report.html", "overwrite": True}
+    assert logged[0][1][0]["landscape/report"][0] == "html"
+
+
+@pytest.mark.parametrize("attributes", [{"loggers": []}, {"is_global_zero": False}], ids=str)
+def test_no_page_is_written_where_nothing_should_be(tmp_path, attributes):
+    make_output(tmp_path, FakeLogger(), **attributes).page(PROBE, "cnn")
+    make_output(tmp_path, FakeLogger()).page([], "cnn")
+    assert list(tmp_path.iterdir()) == []

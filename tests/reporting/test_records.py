@@ -14,8 +14,8 @@ from made_up_runs import records, write_run
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_landscape.measures.asymmetry import score_asymmetry
-from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
+from lightning_landscape.measures.survey import Survey
 from lightning_landscape.reporting.records import Record, collect, read_events, write_record
 from lightning_landscape.reporting.results import family_data, line_data
 
@@ -121,23 +121,26 @@ print(Record.from_bytes(sys.stdin.buffer.read()).data)
 
 
 GRID = symmetric_grid(1.0, 5)
+RATE = dict.fromkeys(("rate", "low", "high", "n", "off_minimum", "unresolved"), 0.0)
 
 
 def test_a_family_has_the_median_direction_and_its_interval():
     slices = [Slice(GRID, k * GRID**2) for k in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
     scores = [score_asymmetry(line) for line in slices]
-    data = family_data(slices, scores, {"rate": torch.tensor(0.0)}, words="symmetric")
+    data = family_data(Survey("gaussian", slices, [], scores, RATE))
     # of six values the ends of the interval are the extremes
     assert (data["median"][-1], data["low"][-1], data["high"][-1]) == (3.5, 1.0, 6.0)
     assert data["area"] == (0.0, 0.0, 0.0)
     assert data["verdicts"] == ["symmetric"] * 6
     assert data["validation"] is None
+    assert data["verdict"] == "no verdict"
+    assert "1 batch is too few" in data["words"]
 
 
 def test_a_loss_that_is_not_finite_is_kept_and_counted():
     losses = torch.tensor([math.inf, 1.0, 0.0, 1.0, 2.0])
     line = Slice(GRID, losses)
-    data = family_data([line], [score_asymmetry(line)], {"rate": 0.0})
+    data = family_data(Survey("gaussian", [line], [], [score_asymmetry(line)], RATE))
     record = Record("family", "gaussian", 0, data)
     assert record.data["slices"] == [["Infinity", 1, 0, 1, 2]]
     assert record.data["n_nonfinite"] == 1
@@ -145,18 +148,25 @@ def test_a_loss_that_is_not_finite_is_kept_and_counted():
 
 @pytest.mark.parametrize(
     ("gaps", "verdict"),
-    [([-1.0, -1.1, -0.9], "lower"), ([1.0, 1.1, 0.9], "higher"), ([-1.0, 1.0, 0.1], "")],
+    [
+        ([-1.0, -1.1, -0.9], "lower"),
+        ([1.0, 1.1, 0.9], "higher"),
+        ([-1.0, 1.0, 0.1], "no verdict"),
+        ([-1.0, -1.1], "no verdict"),
+    ],
 )
 def test_a_line_says_which_end_is_lower_where_the_batches_agree(gaps, verdict):
     t = line_grid(1.0, 7)
     losses = t[:, None] * torch.tensor(gaps, dtype=torch.float64) + t[:, None] ** 2 - t[:, None]
     line = Slice(t, losses, 2.0)
-    data = line_data(line, compare_ends(line))
+    data = line_data(line)
     assert data["train"]["verdict"] == verdict
     # mean and standard error at t = 1 are those of the gaps
     expected = torch.tensor(gaps, dtype=torch.float64)
     assert float(data["train"]["mean"][4]) == pytest.approx(float(expected.mean()))
-    assert float(data["train"]["stderr"][4]) == pytest.approx(float(expected.std() / 3**0.5))
+    assert float(data["train"]["stderr"][4]) == pytest.approx(
+        float(expected.std() / len(gaps) ** 0.5)
+    )
 
 
 def test_a_broken_event_file_gives_what_stands_before_the_break(tmp_path):

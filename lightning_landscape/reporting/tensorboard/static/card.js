@@ -50,6 +50,9 @@ export class Card {
   }
 }
 
+/** Whether curves are the loss itself: its rise is 0 somewhere, which has no logarithm. */
+export const isWhole = (state) => state.absolute || state.log;
+
 /** Return the name of a run beside its colour. */
 export const named = ({ run, colour }) => h("span", {}, swatch({ colour }), run);
 

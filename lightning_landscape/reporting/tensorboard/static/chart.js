@@ -157,8 +157,8 @@ export class Chart {
 
   room(low, high) {
     const [from, to] = this.axes.yRange ?? [low, high];
-    if (from === null || !Number.isFinite(from)) return this.axes.logY ? [0.1, 1] : [0, 1];
-    if (this.axes.logY) return uPlot.rangeLog(from, to, 10, false);
+    if (this.axes.logY) return to > 0 ? uPlot.rangeLog(Math.max(from, to * 1e-6), to, 10, false) : [0.1, 1];
+    if (from === null || !Number.isFinite(from)) return [0, 1];
     const margin = 0.05 * (to - from) || Math.abs(from) * 0.1 || 1;
     return [from - margin, to + margin];
   }

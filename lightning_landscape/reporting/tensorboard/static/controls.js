@@ -10,7 +10,7 @@ const OPTIONS = [
   ["band", "interval", "the 95 % interval of the median; of a line, one standard error"],
   ["validation", "validation", "dashed: the same on validation batches"],
   ["absolute", "absolute loss", "the loss itself, not its rise from the current weights"],
-  ["log", "log scale", "logarithmic loss axis"],
+  ["log", "log scale", "a logarithmic axis, of the loss itself"],
   ["fixed", "same scale at every step", "keep the loss axis while the step changes"],
 ];
 

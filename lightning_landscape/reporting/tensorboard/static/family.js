@@ -1,6 +1,6 @@
 // The card of a family of directions: slices at the step, the area over training, the history.
 
-import { Card, medianInterval, named, span } from "./card.js";
+import { Card, isWhole, medianInterval, named, span } from "./card.js";
 import { Chart } from "./chart.js";
 import { HeatMap } from "./heatmap.js";
 import { describeFamily, interval, percent, rate, show } from "./format.js";
@@ -59,7 +59,7 @@ export class FamilyCard extends Card {
     const { state } = this.context;
     const { data } = record;
     const part = set === "train" ? data : data.validation;
-    const zero = state.absolute ? 0 : part.median[data.alphas.indexOf(0)];
+    const zero = isWhole(state) ? 0 : part.median[data.alphas.indexOf(0)];
     const moved = (values) => values.map((value) => Number(value) - Number(zero));
     const style = set === "train" ? "strong" : "dashed";
     const middle = { label: prefix, x: data.alphas, y: moved(part.median), colour, style };
@@ -81,7 +81,7 @@ export class FamilyCard extends Card {
     const { data } = shown[0].record;
     this.chart.show(lines, {
       ...this.axes(data),
-      yLabel: state.absolute ? `loss, mean of ${data.n_batches} batches` : "rise of the loss",
+      yLabel: isWhole(state) ? `loss, mean of ${data.n_batches} batches` : "rise of the loss",
       yRange: state.fixed ? this.range(shown) : null,
     });
   }
@@ -113,13 +113,11 @@ export class FamilyCard extends Card {
     const { store, state } = this.context;
     const lists = shown.flatMap(({ run }) => store.history(run, this.key).flatMap(({ data }) => {
       return [data, state.validation ? data.validation : null].filter(Boolean).map((part) => {
-        const zero = state.absolute ? 0 : Number(part.median[data.alphas.indexOf(0)]);
+        const zero = isWhole(state) ? 0 : Number(part.median[data.alphas.indexOf(0)]);
         return [...part.median, ...part.low, ...part.high].map((value) => Number(value) - zero);
       });
     }));
-    const found = span(lists);
-    if (found && state.log) found[0] = Math.max(found[0], found[1] * 1e-6);
-    return found;
+    return span(lists);
   }
 
   showTrend() {

@@ -16,8 +16,16 @@ export async function render() {
   followTheme(app);
   const refresh = makeRefresh(app);
   onReload(refresh);
+  let shown = false;
   // TensorBoard forgets what stands behind the tab's name when it shows another one
-  new ResizeObserver(() => root.clientHeight && app.state.write()).observe(root);
+  new ResizeObserver(() => {
+    if (root.clientHeight === 0) shown = false;
+    else if (!shown) {
+      shown = true;
+      app.state.write();
+      window.focus(); // so that arrow keys move the step
+    }
+  }).observe(root);
   await refresh();
 }
 

@@ -1,6 +1,6 @@
 // The card of the line from the current weights to an average.
 
-import { Card, named, span } from "./card.js";
+import { Card, isWhole, named, span } from "./card.js";
 import { Chart } from "./chart.js";
 import { show, signed } from "./format.js";
 import { fill, h, table } from "./dom.js";
@@ -45,14 +45,14 @@ export class LineCard extends Card {
   showLines(shown) {
     const { state } = this.context;
     const lines = shown.flatMap(({ run, colour, record }) => sets(record).filter(([name]) => name === "train" || state.validation).map(([name, part]) => {
-      const zero = state.absolute ? 0 : Number(part.mean[record.data.alphas.indexOf(0)]);
+      const zero = isWhole(state) ? 0 : Number(part.mean[record.data.alphas.indexOf(0)]);
       const y = part.mean.map((value) => Number(value) - zero);
       const line = { label: `${run}, ${name}`, x: record.data.alphas, y, colour, style: name === "train" ? "strong" : "dashed" };
       if (!state.band || part.n_batches < 2) return line;
       const edge = (side) => y.map((value, k) => value + side * Number(part.stderr[k]));
       return { ...line, low: edge(-1), high: edge(1) };
     }));
-    const label = state.absolute ? "loss" : "rise of the loss";
+    const label = isWhole(state) ? "loss" : "rise of the loss";
     this.chart.show(lines, { ...this.axes(), yLabel: label, yRange: state.fixed ? this.range(shown) : null });
   }
 
@@ -76,7 +76,7 @@ export class LineCard extends Card {
   range(shown) {
     const { store, state } = this.context;
     const lists = shown.flatMap(({ run }) => store.history(run, this.key).flatMap((record) => sets(record).map(([, part]) => {
-      const zero = state.absolute ? 0 : Number(part.mean[record.data.alphas.indexOf(0)]);
+      const zero = isWhole(state) ? 0 : Number(part.mean[record.data.alphas.indexOf(0)]);
       return part.mean.map((value) => Number(value) - zero);
     })));
     return span(lists);
