@@ -33,13 +33,13 @@ KEEP_THE_AVERAGE = (
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number as it is written in sentences: 0 for what is below rounding.
+    """Return a number as it is written in sentences.
 
     Example:
-        >>> number(0.08723), number(-1e-9), number(float("inf"))
+        >>> number(0.08723), number(-0.0), number(float("inf"))
         ('0.0872', '0', 'inf')
     """
-    return "0" if abs(value) < 5e-7 else f"{value:.{digits}g}"
+    return f"{value + 0.0:.{digits}g}"
 
 
 def share(value: float) -> str:

@@ -1,0 +1,85 @@
+"""What an average changes is split into its two parts, and only the second is averaging."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_landscape.measures.words_average import describe_average, describe_latest
+
+
+def test_what_fresh_statistics_do_is_not_put_down_to_averaging():
+    text = describe_average("val_loss", 0.2454, 0.1582, control=0.1582, stderr=0.0, n_batches=9)
+    assert "0.0872 lower with the average: 0.0872 from fresh batch-norm statistics, 0 from" in text
+    assert "Averaging changes nothing now" in text
+    assert "recalibrate_batch_norm(module, batches)" in text
+    assert "better because" not in text
+
+
+def test_parts_of_opposite_sign_are_written_with_their_sign():
+    text = describe_average("val_loss", 0.5, 0.4, control=0.2, stderr=0.01, n_batches=9)
+    assert "0.1 lower with the average: 0.3 from fresh" in text
+    assert "-0.2 from averaging" in text
+    assert "The average is worse than the current weights" in text
+
+
+def test_an_average_better_beyond_its_error_is_to_be_kept():
+    text = describe_average("val_loss", 0.5, 0.3, control=0.5, stderr=0.05, n_batches=9)
+    assert "better because it is an average (± 0.05, 9 validation batches)" in text
+    assert "swa.apply_to(module)" in text
+
+
+def test_a_higher_accuracy_is_the_better_one():
+    found = {"control": 0.5, "stderr": 0.05, "n_batches": 9}
+    assert "better because" in describe_average("acc", 0.5, 0.7, better="higher", **found)
+    assert "is worse" in describe_average("acc", 0.5, 0.7, better="lower", **found)
+
+
+def test_without_a_control_the_comparison_is_confounded():
+    text = describe_average("val_loss", 0.5, 0.3, stderr=0.01, n_batches=9)
+    assert "No verdict on averaging, because no control was run" in text
+
+
+def test_without_batch_norm_the_current_weights_are_the_control():
+    found = {"stderr": 0.01, "n_batches": 9, "batch_norm": False}
+    text = describe_average("val_loss", 0.5, 0.3, **found)
+    assert text.startswith("val_loss is 0.2 lower with the average. The average is better")
+    assert "statistics" not in text
+
+
+@pytest.mark.parametrize(
+    ("stderr", "n", "because"),
+    [
+        (0.1, 9, "its part is within its error (± 0.1, 9 validation batches)"),
+        (0.01, 2, "its error is not known from 2 validation batches"),
+        (math.nan, 9, "its error is not known"),
+    ],
+)
+def test_without_a_resolved_part_there_is_no_verdict(stderr, n, because):
+    text = describe_average("val_loss", 0.5, 0.3, control=0.5, stderr=stderr, n_batches=n)
+    assert f"No verdict on averaging, because {because}" in text
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_have_no_verdict(bad):
+    assert "a value is not finite" in describe_average("val_loss", bad, 0.3, control=0.5)
+    assert "a value is not finite" in describe_average("val_loss", 0.3, 0.3, control=bad)
+
+
+def test_noise_gets_a_verdict_in_at_most_seven_percent():
+    generator, verdicts = torch.Generator().manual_seed(0), 0
+    for gaps in torch.randn(2000, 4, generator=generator, dtype=torch.float64):
+        stderr, gap = float(gaps.std()) / 2, float(gaps.mean())
+        text = describe_average("loss", 1.0, 1 + gap, control=1.0, stderr=stderr, n_batches=4)
+        verdicts += "better because" in text or "is worse" in text
+    assert verdicts / 2000 <= 0.07
+
+
+def test_a_short_average_tells_of_decaying_with_batch_norm_only():
+    text = describe_latest("val_loss", -0.3, batch_norm=True)
+    assert "would probably help too" in text
+    assert "0.3" not in text
+    assert "probably not help" in describe_latest("val_loss", 0.3, batch_norm=True)
+    assert "would probably help" in describe_latest("acc", 0.3, batch_norm=True, better="higher")
+    assert "No verdict" in describe_latest("val_loss", -0.3, batch_norm=False)
+    assert "No verdict" in describe_latest("val_loss", 0.0, batch_norm=True)
