@@ -14,6 +14,7 @@ settings.load_profile("calm")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # no doctests; several have one name
 pytest_plugins = ["reliability"]  # `--reliability` writes docs/reliability.md
 
 

@@ -152,8 +152,10 @@ class Recorder:
 
     def pytest_sessionfinish(self, session):
         before = read(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        # a run of some files knows nothing about the rows of the others
+        others = {} if self.config.args_source is pytest.Config.ArgsSource.TESTPATHS else before
         if self.config.getoption("--reliability"):
-            rows = {
+            rows = others | {
                 key: before[key]
                 if key in before and not self.ran.issuperset(tests)
                 else row(key[1], [self.cases[test] for test in tests])
@@ -164,7 +166,7 @@ class Recorder:
             versions += [f"{name} {metadata.version(name)}" for name in PACKAGES]
             self.file.write_text(written(rows, ", ".join(versions)), encoding="utf-8")
         else:
-            for area, what in sorted(self.rows.keys() ^ before.keys()):
+            for area, what in sorted((self.rows | others).keys() ^ before.keys()):
                 problem = "lacks" if (area, what) in self.rows else "has no test for"
                 self.complaints.append(f"{TABLE} {problem} the row {what!r} in {area}")
             if self.complaints:

@@ -37,7 +37,7 @@ def test_known():
 def suite(pytester):
     pytester.makeconftest("pytest_plugins = ['reliability']")
     pytester.makeini(
-        "[pytest]\naddopts = -p no:hypothesispytest -m 'not slow'\n"
+        "[pytest]\ntestpaths = .\naddopts = -p no:hypothesispytest -m 'not slow'\n"
         "markers =\n  slow: long\n  tried(area, what): a row\n"
     )
     pytester.makepyfile(test_a=SUITE)
@@ -87,6 +87,9 @@ def test_a_run_writes_its_rows_and_keeps_the_others(suite):
     }
     suite.runpytest("--reliability", "-m", "slow")
     long = "| what takes long | held | 1 | `test_a.py` |"
+    assert rows_of(suite) == {**first, ("steps", "what takes long"): long}
+    suite.makepyfile(test_b="")
+    suite.runpytest("--reliability", "test_b.py")
     assert rows_of(suite) == {**first, ("steps", "what takes long"): long}
 
 

@@ -23,12 +23,14 @@ from lightning_landscape.measures.breakdown import (
     measure_breakdown,
 )
 from lightning_landscape.measures.directions import Normalize
+from lightning_landscape.measures.hessian import top_eigen
 from lightning_landscape.measures.line import compare_ends
-from lightning_landscape.measures.slices import evaluate_slice, line_grid
-from lightning_landscape.measures.survey import split_batches, survey
+from lightning_landscape.measures.slices import evaluate_slice, line_grid, split_batches
+from lightning_landscape.measures.survey import Survey, survey, survey_along
 from lightning_landscape.objective import Objective
-from lightning_landscape.params import Params, difference
+from lightning_landscape.params import Params, difference, l2_norm
 
+HESSIAN = "hessian"  # the family of the one sharpest direction
 OVERHANG = 4.0  # of the line: with 2 the outward ratio is noisier
 
 
@@ -67,7 +69,9 @@ def analyze(
         at: Weights to stand at, such as those of a checkpoint; the module's own by default.
         toward: Weights to draw a line to, such as an average.
         families: How directions are sampled, see `sample_direction`; none for the line alone. A
-            family whose `norm` group is empty is left out.
+            family whose `norm` group is empty is left out. `"hessian"` is the sharpest direction,
+            the top eigenvector of the Hessian, with the norm of the weights; it needs scipy, and 20
+            to 60 passes forward and backward more.
         n_directions: Directions a family.
         n_points: Alphas a direction; 4 k + 1.
         radius: How far to walk, in units of `normalize`.
@@ -105,17 +109,20 @@ def analyze(
     with opened(
         module, train + others, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
     ) as bare:
-        n_lines = len(families) * n_directions
+        families = (families,) if isinstance(families, str) else tuple(families)
+        sampled = [family for family in families if family != HESSIAN]
+        n_lines = len(sampled) * n_directions + (HESSIAN in families)
         total = n_lines * n_points + (len(line_grid(OVERHANG)) if toward is not None else 0)
         if progress:
             bare.learn()
             say_cost(total, len(train) + len(others), bare.seconds)
         with progress_bar(total, "slices", shown=progress) as advance:
             objective = Counted(bare, advance)
-            found = (
-                survey(
+            found: dict[str, Survey] = {}
+            if sampled:
+                found |= survey(
                     objective,
-                    families,
+                    sampled,
                     module=module,
                     n_directions=n_directions,
                     n_points=n_points,
@@ -124,9 +131,15 @@ def analyze(
                     seed=seed,
                     validation=is_validation,
                 )
-                if families
-                else {}
-            )
+            if HESSIAN in families:
+                found[HESSIAN] = survey_along(
+                    objective,
+                    HESSIAN,
+                    [_sharpest(objective, seed)],
+                    n_points=n_points,
+                    radius=radius,
+                    validation=is_validation,
+                )
             line = None if toward is None else measure_line(objective, toward, is_validation)
         n_evaluations = bare.n_evaluations
     changed = None
@@ -167,6 +180,13 @@ def measure_line(objective: Objective, toward: Params, is_validation: Sequence[b
     train, *rest = split_batches(joint, is_validation)
     validation = Line.of(compare_ends(rest[0]), rest[0]) if rest else None
     return Line.of(compare_ends(train), train, validation)
+
+
+def _sharpest(objective: Objective, seed: int) -> Params:
+    """Return the top eigenvector of the Hessian, as long as the weights are."""
+    length = l2_norm(objective.params)
+    direction = top_eigen(objective, seed=seed).direction
+    return {name: length * tensor for name, tensor in direction.items()}
 
 
 def _breakdown(objective: Objective) -> GradientBreakdown:

@@ -208,7 +208,7 @@ class Report:
             slices = _unpack(arrays, f"family{k}")
             scores = [score_asymmetry(slice) for slice in slices]
             validation = _unpack(arrays, f"family{k}_validation")
-            families[name] = Survey(name, slices, validation, scores, rate)
+            families[name] = Survey(name, slices, validation, scores, rate, head["normalize"])
         settings = {key: head[key] for key in cls._setting_names()}
         return cls(families, _read_line(head["line"], arrays), _read_breakdown(head), **settings)
 

@@ -182,6 +182,32 @@ def survey(
     return found
 
 
+def survey_along(
+    objective: Objective,
+    family: str,
+    directions: Iterable[Params],
+    *,
+    n_points: int = 13,
+    radius: float = 0.6,
+    validation: Sequence[bool] = (),
+) -> Survey:
+    """Measure slices along given directions, and score them as those of one family.
+
+    Costs `n_points` evaluations a direction.
+
+    Args:
+        objective: What to evaluate.
+        family: What the directions are called.
+        directions: The directions, one or more.
+        n_points: Alphas a direction; 4 k + 1.
+        radius: How far to walk, in units of the directions.
+        validation: One flag a batch of one process, see `survey`.
+    """
+    rate = AsymmetryRate(sync_on_compute=False)
+    alphas = scoring_grid(radius, n_points)
+    return _measure(objective, family, alphas, directions, (), rate, validation)
+
+
 def _measure(
     objective: Objective,
     family: str,

@@ -180,3 +180,13 @@ def test_a_constant_objective_has_a_report_of_its_own():
     flat = FunctionObjective(lambda p: p["w"].sum() * 0 + 1, {"w": torch.ones(3)})
     found = survey(flat, ["gaussian"], n_directions=3)["gaussian"]
     assert {score.area for score in found.scores} == {0}
+
+
+def test_the_sharpest_direction_stands_beside_the_random_ones(net, batches):
+    pytest.importorskip("scipy")
+    report = analyze(net, batches, **{**FEW, "families": ("gaussian", "hessian")})
+    sharpest, random = report.families["hessian"], report.families["gaussian"]
+    weights = sum(float(p.detach().square().sum()) for p in net.parameters()) ** 0.5
+    assert sharpest.slices[0].distance == pytest.approx(weights, rel=1e-4)
+    rises = [max(s.rise_plus, s.rise_minus) for s in random.scores]
+    assert max(sharpest.scores[0].rise_plus, sharpest.scores[0].rise_minus) > max(rises)
