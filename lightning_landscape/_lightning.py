@@ -55,6 +55,7 @@ __all__ = [
     "rank_zero_warn",
     "rates_kept",
     "takes_batch_index",
+    "training_flags",
     "user_step",
     "validation_loader",
 ]
@@ -366,6 +367,14 @@ def validation_loader(trainer: Any, index: int) -> int | None:
     return index if loop._is_sequential and loop.num_dataloaders > 1 else None
 
 
+def training_flags(trainer: Any | None) -> Mapping[str, bool]:
+    """Return the train/eval flags by layer that a validation within a fit has set aside, if any."""
+    if trainer is None or trainer.state.fn != "fit" or trainer.training:
+        return {}
+    kept = getattr(trainer.fit_loop.epoch_loop.val_loop, "_module_mode", None)
+    return getattr(kept, "mode", {})
+
+
 def takes_batch_index(step: Callable[..., Any]) -> bool:
     """Return whether a validation step takes the index of its batch."""
     return _takes(step, "batch_idx", min_args=2)
@@ -432,8 +441,7 @@ _NEEDS_LOSS_FN = (
     "`loss_fn` is needed where a `training_step(batch, batch_idx)` cannot be called for its loss: "
     "{}. Pass loss_fn=function with\n"
     "    def function(module, batch):\n"
-    "        x, y = batch\n"
-    "        return torch.nn.functional.cross_entropy(module(x), y)"
+    "        return ...  # what `training_step` minimises on the batch: a tensor with one element"
 )
 
 

@@ -14,9 +14,11 @@ from lightning_landscape._lightning import (
     ConfigurationError,
     attached_trainer,
     precision_context,
+    training_flags,
     user_step,
 )
 from lightning_landscape.engine.batches import Batches, KeptBatch, clone_batch, prepared
+from lightning_landscape.engine.guards import MEMORY
 from lightning_landscape.engine.isolation import Isolation
 from lightning_landscape.engine.snapshot import put_back
 from lightning_landscape.engine.weights import Path
@@ -31,17 +33,23 @@ __all__ = [
 ]
 
 
-def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> None:
+def recalibrate_batch_norm(
+    module: nn.Module, batches: Iterable[Any], *, loss_fn: Callable[..., Any] | None = None
+) -> None:
     """Re-estimate a module's batch-norm statistics on some batches, at its present weights.
 
     The running mean and variance of each batch norm become the mean over the batches of the
     batches' mean and unbiased variance. Nothing else about the module changes: no dropout, no
     random numbers drawn, no flags left over. Costs one forward pass a batch.
 
+    The module runs as in training, without dropout. Batch norms that a training module keeps in
+    eval mode keep their statistics: those are the ones it is trained with.
+
     Args:
         module: A LightningModule, whose `training_step` is run, or any module, which is called with
             the batch or the first element of it.
         batches: Batches as a dataloader yields them.
+        loss_fn: `loss_fn(module, batch)` runs the module on a batch, where neither is the way.
 
     Raises:
         ValueError: If there are no batches.
@@ -59,7 +67,8 @@ def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> None:
     if not kept:
         raise ValueError("`batches` must hold at least one batch. Got none.")
     trainer = attached_trainer(module)
-    statistics = estimate_batch_norm(module, kept, at=None, step=runner(module), trainer=trainer)
+    step = runner(module) if loss_fn is None else lambda batch, index: loss_fn(module, batch)
+    statistics = estimate_batch_norm(module, kept, at=None, step=step, trainer=trainer)
     buffers = dict(module.named_buffers())
     put_back([buffers[name] for name in statistics], list(statistics.values()))
 
@@ -74,8 +83,8 @@ def estimate_batch_norm(
 ) -> dict[str, Tensor]:
     """Return the batch-norm statistics of a module on some batches; the module is left alone.
 
-    The running mean and variance of each batch norm become the mean over the batches of the
-    batches' mean and unbiased variance. No dropout; one forward pass a batch.
+    The module runs as in training, without dropout: in eval mode its forward pass may be another
+    one. One forward pass a batch.
 
     Args:
         module: Whose batch norms.
@@ -85,22 +94,25 @@ def estimate_batch_norm(
         trainer: Whose precision to run in.
 
     Returns:
-        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`.
+        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`; of batch
+        norms that are in eval mode while the module trains, those they have.
     """
     norms = batch_norms(module)
-    with Isolation(module, trainer=trainer, mode="eval", at=at) as isolation:
+    with Isolation(module, trainer=trainer, mode="train", at=at) as isolation:
         ready = [prepared(module, batch, trainer) for batch in batches]
         device = next(iter(isolation.params.values())).device
 
         def estimate() -> None:
-            with estimating(list(norms.values())), precision_context(trainer):
-                for index, batch in Batches(ready, device):
-                    step(clone_batch(batch), index)
+            with _as_in_training(module, trainer), _without_dropout(module):
+                moving = [norm for norm in norms.values() if norm.training]
+                with estimating(moving), precision_context(trainer):
+                    for index, batch in Batches(ready, device):
+                        step(clone_batch(batch), index)
 
         try:
             with torch.no_grad():
                 estimate()
-        except (MemoryError, torch.OutOfMemoryError):
+        except MEMORY:
             raise
         except Exception:  # the step takes gradients itself
             isolation.learn(Path(), 0.0)
@@ -116,6 +128,42 @@ def estimate_batch_norm(
     return statistics
 
 
+@contextmanager
+def _as_in_training(module: nn.Module, trainer: Any | None) -> Iterator[None]:
+    """Give the layers the train/eval flags that a validation has taken from them."""
+    kept = training_flags(trainer)
+    wanted = [(child, kept[name]) for name, child in module.named_modules() if name in kept]
+    with _flags(wanted):
+        yield
+
+
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """Put the layers that only drop something in training mode in eval mode."""
+    with _flags([(child, False) for child in module.modules() if _only_drops(child)]):
+        yield
+
+
+def _only_drops(child: nn.Module) -> bool:
+    """Return whether train and eval mode of a layer differ in dropout alone."""
+    if isinstance(child, (nn.RNNBase, nn.MultiheadAttention)):
+        return True
+    name = type(child).__name__  # those of packages: DropPath, DropBlock, ...
+    return ("Drop" in name or name == "StochasticDepth") and not any(True for _ in child.children())
+
+
+@contextmanager
+def _flags(wanted: list[tuple[nn.Module, bool]]) -> Iterator[None]:
+    before = [(child, child.training) for child, _ in wanted]
+    for child, training in wanted:
+        child.training = training
+    try:
+        yield
+    finally:
+        for child, training in before:
+            child.training = training
+
+
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the batch norms of a module that keep running statistics, by name."""
     return {
@@ -128,17 +176,16 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 @contextmanager
 def estimating(norms: list[_BatchNorm]) -> Iterator[None]:
     """Let batch norms average the statistics of the batches that pass, each with equal weight."""
-    before = [(norm, norm.momentum, norm.training) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-        norm.training = True
     try:
-        yield
+        with _flags([(norm, True) for norm in norms]):
+            yield
     finally:
-        for norm, momentum, training in before:
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.training = training
 
 
 def runner(module: nn.Module) -> Callable[[Any, int], Any]:
