@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -21,15 +22,16 @@ from lightning_landscape.callbacks.budget import Schedule, check_whole
 from lightning_landscape.callbacks.names import Named
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.batches import KeptBatch, keep_batch
+from lightning_landscape.engine.guards import MEMORY
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn
+from lightning_landscape.engine.probing import LossFn, ModuleObjective
 from lightning_landscape.measures.asymmetry import scoring_grid
 from lightning_landscape.measures.directions import Normalize, split_family
 from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.sequential import FIRST, check_precision, sequential_design
 from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, split_batches
 from lightning_landscape.measures.survey import Survey, survey
-from lightning_landscape.params import difference, group_names, trainable
+from lightning_landscape.params import Params, difference, group_names, trainable
 from lightning_landscape.ranks import everybody, lowest
 from lightning_landscape.reporting.arrays import survey_arrays
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
@@ -177,6 +179,7 @@ class AsymmetryMonitor(Monitor):
         self._train: list[KeptBatch] = []
         self._validation: list[KeptBatch] = []
         self._history: dict[str, list[tuple[int, Tensor]]] = {}
+        self._has_renewed = False  # said that kept batches are replaced
         self._said_so = False  # that validation batches are missing
         self._paced = 0.0  # seconds an evaluation took in the last probe, with its directions
 
@@ -261,6 +264,29 @@ class AsymmetryMonitor(Monitor):
         wanted = self.validation and trainer.state.fn == "fit" and not trainer.sanity_checking
         if wanted and len(self._validation) < self.n_batches:
             self.guarded(lambda: self._keep(self._validation, batch, index), "Keeping a batch")
+
+    @contextmanager
+    def opened(
+        self, trainer: Any, module: Any, batches: list[KeptBatch], *, at: Params | None = None
+    ) -> Iterator[ModuleObjective]:
+        """Open the module on kept batches; if its step fails on them, keep the next ones instead.
+
+        A step may expect what only later batches have.
+        """
+        try:
+            with super().opened(trainer, module, batches, at=at) as objective:
+                yield objective
+        except MEMORY:
+            raise
+        except Exception:
+            self._train, self._validation = [], []
+            if not self._has_renewed:
+                self._has_renewed = True
+                rank_zero_info(
+                    f"{self.title}: a probe failed on the batches it had kept. The next ones that "
+                    "are trained on take their place, now and whenever it fails again."
+                )
+            raise
 
     def probe(self, trainer: Any, module: Any, step: int) -> None:
         """Evaluate all slices, then report them."""

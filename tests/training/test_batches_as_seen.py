@@ -219,6 +219,31 @@ def test_training_is_bit_identical_where_hooks_change_batches():
     assert differences(plain, fit([swa, asymmetry, breakdown, Changing()])) == []
 
 
+def test_kept_batches_that_a_step_fails_on_are_replaced(probes, caplog):
+    class Curriculum(Regression):
+        """From the second epoch on its batches have targets, and it needs them."""
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.current_epoch:
+                batch["target"] = batch["x"].sum(1)
+
+        def loss(self, batch):
+            if self.training and self.current_epoch:
+                assert "target" in batch, "no target"
+            return super().loss(batch)
+
+    asymmetry = AsymmetryMonitor(every_n_steps=2, n_batches=2, n_directions=1, n_points=5)
+    caplog.set_level("INFO")
+    with pytest.warns(UserWarning, match="no target") as warned:
+        train(Curriculum(), asymmetry, max_epochs=3)
+    assert len([w for w in warned if "AsymmetryMonitor" in str(w.message)]) == 1
+    assert caplog.text.count("The next ones that are trained on take their place") == 1
+    full = [len(losses) for losses in probes]
+    assert full[0] == 2  # steps 2, 4 (fails), 6, 8
+    assert full[1] == 0
+    assert full[-1] == 2
+
+
 class Stops(Callback):
     def __init__(self, error):
         self.error = error
