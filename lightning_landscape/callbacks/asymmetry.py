@@ -233,6 +233,8 @@ class AsymmetryMonitor(Monitor):
                 "Use Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)]); in a YAML file its name, "
                 "`swa: swa`."
             )
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return  # all may thaw later
         with as_configuration():
             self._moving = tuple(family for family in self.families if _moves(family, module))
         for family in self.families:

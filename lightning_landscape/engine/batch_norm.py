@@ -100,7 +100,7 @@ def estimate_batch_norm(
     norms = batch_norms(module)
     with Isolation(module, trainer=trainer, mode="train", at=at) as isolation:
         ready = [prepared(module, batch, trainer) for batch in batches]
-        device = next(iter(isolation.params.values())).device
+        device = next(module.parameters(), torch.empty(0)).device
 
         def estimate() -> None:
             with _as_in_training(module, trainer), _without_dropout(module):

@@ -96,3 +96,9 @@ def test_without_an_estimate_the_error_is_the_users_and_nothing_changes():
         recalibrate_batch_norm(module, [torch.ones(1, 1)])
     assert statistics(module[0]) == (0.0, 1.0)
     assert module[0].momentum == 0.1
+
+
+def test_norms_of_a_frozen_module_are_estimated():
+    module = nn.Sequential(nn.BatchNorm1d(1)).requires_grad_(False)
+    recalibrate_batch_norm(module, BATCHES)
+    assert statistics(module[0]) == (4.0, 2.0)

@@ -244,6 +244,18 @@ def test_kept_batches_that_a_step_fails_on_are_replaced(probes, caplog):
     assert full[-1] == 2
 
 
+def test_a_module_that_thaws_after_the_start_is_measured(probes):
+    class Thaws(Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.requires_grad_(False)
+
+        def on_train_start(self, trainer, pl_module):
+            pl_module.requires_grad_(True)
+
+    train(Regression(), *monitors(), Thaws(), max_epochs=2)
+    assert [len(losses) for losses in probes] == [1, 1, 6]
+
+
 class Stops(Callback):
     def __init__(self, error):
         self.error = error
