@@ -1,4 +1,4 @@
-"""Results as matplotlib figures. No pyplot: nothing here touches a person's own figures."""
+"""Slices, their history, lines and planes as matplotlib figures. No pyplot."""
 
 from __future__ import annotations
 
@@ -9,23 +9,35 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.rates import median_interval
-from lightning_landscape.measures.slices import Slice
+from lightning_landscape.measures.slices import Slice, grid_index
+from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.words import family_verdict, flat_side
 from lightning_landscape.reporting.style import (
+    INK,
     MODES,
     QUIET,
     TRAIN,
     VALIDATION,
+    add_scale,
     cell_edges,
     new_figure,
-    set_caption,
+    set_labels,
+    set_rises,
     title_at,
 )
+
+_NOT_ASYMMETRIC = {
+    "symmetric": "symmetric",
+    "off-minimum": "still falling",
+    "unresolved": "unresolved",
+}
 
 
 def plot_slices(
@@ -38,48 +50,44 @@ def plot_slices(
     unit: str = "relative to the weights (filter norm)",
     step: int | None = None,
 ) -> Figure:
-    """Draw the slices along the directions of one family: each, their median and their spread.
+    """Plot the slices along the directions of one family: each, their median and middle half.
 
     Args:
         family: What the directions are called.
         slices: One slice a direction, on one grid.
         scores: Their scores.
-        rate: `rate`, `low`, `high` and `n`, as `AsymmetryRate.compute` gives them; of these and
-            perhaps of further directions.
+        rate: A survey's `rate`, of these and perhaps of further directions.
         validation: The same directions on validation batches, if there are any.
         unit: What alpha is measured in.
         step: The training step, for the title.
 
     Returns:
-        A figure.
+        A figure. The y axis is the rise of the loss above the one at 0.
     """
-    figure, axes = new_figure()
-    _draw_family(axes, slices, TRAIN, "train" if validation else None)
-    if validation:
-        _draw_family(axes, validation, VALIDATION, "validation")
-    axes.axvline(0.0, color=QUIET, linewidth=0.8, linestyle=":")
-    axes.set_xlabel(f"alpha: distance along the direction, {unit}")
-    axes.set_ylabel(_loss_label(slices[0]))
-    axes.set_title(title_at(f"{family}: {len(slices)} random directions", step), loc="left")
-    axes.legend(frameon=False, fontsize=8)
-    area, low, high = median_interval([score.area for score in scores])
-    interval = "" if math.isnan(low) else f", 95 % interval [{low:+.2f}, {high:+.2f}]"
-    lines = [
-        f"area (+1: the + side is steep): median {area:+.2f}{interval}",
-        f"asymmetric: {_share(rate)}{_unjudged(scores, rate)}",
-        MODES.get(slices[0].mode, slices[0].mode),
-    ]
+    lines = [(_area_line(scores), INK), *((text, INK) for text in _rate_lines(scores, rate))]
     n_nonfinite = sum(line.n_nonfinite for line in slices)
     if n_nonfinite:
-        lines.append(f"{n_nonfinite} losses were not finite: drawn as gaps")
-    set_caption(figure, lines)
+        lines.append((f"{n_nonfinite} losses were not finite: gaps", INK))
+    if validation:
+        lines += [("training batches", TRAIN), ("validation batches", VALIDATION)]
+    verdict = family_verdict(Survey(family, list(slices), [], list(scores), dict(rate)))
+    figure, axes = new_figure(f"{title_at(family, step)}: {verdict}", lines)
+    sets = [(slices, TRAIN), (validation, VALIDATION)] if validation else [(slices, TRAIN)]
+    ends = np.array([_plot_family(axes, part, colour) for part, colour in sets])
+    set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
+    axes.axvline(0.0, color=QUIET, linewidth=0.8, linestyle=":")
+    set_labels(
+        axes,
+        f"alpha: distance, {unit}\n{len(slices)} directions (thick: median), {_batches(slices[0])}",
+        "rise of the loss above alpha = 0",
+    )
     return figure
 
 
 def plot_history(
     family: str, steps: Sequence[int], alphas: torch.Tensor, rises: torch.Tensor
 ) -> Figure:
-    """Draw how the median slice changes while training goes on: alpha against training step.
+    """Plot how the median slice changes while training goes on: alpha against training step.
 
     Args:
         family: What the directions are called.
@@ -88,29 +96,27 @@ def plot_history(
         rises: The median over directions of `L(alpha) - L(0)`, `[n_probes, n_points]`.
 
     Returns:
-        A figure.
+        A figure. The colour scale ends at a power of ten, so that runs can be compared.
     """
-    figure, axes = new_figure()
+    note = f"{len(steps)} probes; symmetric where mirrored"
+    figure, axes = new_figure(
+        f"{family}: median slice", [(note, INK), ("blue: below the current loss", TRAIN)], right=1.0
+    )
     values = np.ma.masked_invalid(rises.T.numpy())
     largest = float(np.abs(values).max()) if values.count() else 1.0
-    largest = largest or 1.0
+    end = 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0
     mesh = axes.pcolormesh(
         cell_edges(np.asarray(steps, dtype=float)),
         cell_edges(alphas.numpy()),
         values,
-        norm=SymLogNorm(linthresh=largest / 100, vmin=-largest, vmax=largest),
+        norm=SymLogNorm(linthresh=end / 100, vmin=-end, vmax=end),
         cmap="RdBu_r",
     )
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, format="%.2g")
-    bar.set_label("rise of the loss, L(alpha) - L(0)")
-    bar.ax.minorticks_off()
+    ticks = [-end, -end / 10, -end / 100, 0, end / 100, end / 10, end]
+    add_scale(figure, axes, mesh, ticks, "rise of the loss")
     axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("training step")
-    axes.set_ylabel("alpha")
-    axes.set_title(f"{family}: median slice over training", loc="left")
-    set_caption(
-        figure, [f"{len(steps)} probes; blue: below the current loss; symmetric if mirrored"]
-    )
+    axes.locator_params(axis="x", nbins=4, integer=True)
+    set_labels(axes, "training step", "alpha")
     return figure
 
 
@@ -122,7 +128,7 @@ def plot_line(
     validation_score: LineScore | None = None,
     step: int | None = None,
 ) -> Figure:
-    """Draw the loss from the current weights (`t = 0`) to the average (`t = 1`) and beyond.
+    """Plot the loss from the current weights (`t = 0`) to the average (`t = 1`) and beyond.
 
     Args:
         train: The line on train batches.
@@ -132,55 +138,70 @@ def plot_line(
         step: The training step, for the title.
 
     Returns:
-        A figure.
+        A figure. The y axis is the rise of the loss above that of the current weights.
     """
-    figure, axes = new_figure()
-    named = [("train", train, score, TRAIN)]
+    named = [("training", train, score, TRAIN)]
     if validation is not None and validation_score is not None:
         named.append(("validation", validation, validation_score, VALIDATION))
-    lines = []
-    for name, line, its_score, colour in named:
-        mean, error = _mean_and_error(line)
-        axes.plot(line.alphas.numpy(), mean, color=colour, marker=".", markersize=4, label=name)
-        axes.fill_between(line.alphas.numpy(), mean - error, mean + error, color=colour, alpha=0.15)
-        if not math.isnan(its_score.minimum):
-            at = int((line.alphas - its_score.minimum).abs().argmin())
-            axes.plot(its_score.minimum, mean[at], marker="v", color=colour, markersize=9)
-        gap_error = "" if math.isnan(its_score.gap_stderr) else f" ± {its_score.gap_stderr:.2g}"
-        lines.append(
-            f"{name}: L(average) - L(current) = {its_score.gap:+.3g}{gap_error}; least at "
-            f"t = {its_score.minimum:.2f} (triangle); outward rise ratio "
-            f"{its_score.outward_ratio:.3g} (> 1: the average is on the flat side)"
-        )
-    for t, name in ((0.0, "current"), (1.0, "average")):
+    lines = [(_gap_line(name, its_score), colour) for name, _, its_score, colour in named]
+    lines.append((_side_line(score), INK))
+    figure, axes = new_figure(title_at("current weights to average", step), lines)
+    ends = np.array([_plot_line(axes, line, its, colour) for _, line, its, colour in named])
+    set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
+    for t, name, side in ((0.0, "current ", "right"), (1.0, " average", "left")):
         axes.axvline(t, color=QUIET, linewidth=0.8, linestyle=":")
         axes.annotate(
-            name, (t, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
-            textcoords="offset points", fontsize=8, color="0.35", ha="right" if t == 0 else "left",
+            name, (t, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), ha=side,
+            textcoords="offset points", fontsize=9, color=INK,
         )  # fmt: skip
-    axes.set_xlabel(f"t along the line; the distance from 0 to 1 is {score.distance:.3g} (L2)")
-    axes.set_ylabel(_loss_label(train))
-    axes.set_title(title_at("from the current to the SWA weights", step), loc="left", pad=14)
-    axes.legend(frameon=False, fontsize=8)
-    set_caption(figure, [*lines, f"bands: ± 1 standard error over batches; {train.mode} mode"])
+    set_labels(
+        axes,
+        f"t: distance from the current weights; 1 is {score.distance:.3g} (L2)\n"
+        f"band: ± 1 standard error; {_batches(train)}",
+        "rise of the loss above t = 0",
+    )
     return figure
 
 
-def _draw_family(axes: Axes, slices: Sequence[Slice], colour: str, name: str | None) -> None:
+def _plot_family(axes: Axes, slices: Sequence[Slice], colour: str) -> tuple[float, float]:
+    """Plot each rise thin, their median thick and their middle half; return the rises' ends."""
     alphas = slices[0].alphas.numpy()
-    means = np.stack([line.mean.numpy() for line in slices])
-    means = np.where(np.isfinite(means), means, np.nan)
-    for mean in means:
-        axes.plot(alphas, mean, color=colour, linewidth=0.6, alpha=0.35)
-    middle, low, high = _quantiles(means)
-    prefix = f"{name}, " if name else ""
-    axes.plot(
-        alphas, middle, color=colour, linewidth=2, marker=".", label=f"{prefix}median direction"
-    )
+    rises = np.stack([_rise(line) for line in slices])
+    paths = [np.column_stack([alphas, rise]) for rise in rises]
+    thin = LineCollection(paths, colors=colour, linewidths=0.6, alpha=0.4)
+    axes.add_collection(thin, autolim=False)
+    middle, low, high = _quantiles(rises)
+    axes.plot(alphas, middle, color=colour, linewidth=2, marker=".", label="median direction")
     if len(slices) > 1:
-        axes.fill_between(
-            alphas, low, high, color=colour, alpha=0.2, label=f"{prefix}middle half of directions"
-        )
+        axes.fill_between(alphas, low, high, color=colour, alpha=0.2, linewidth=0)
+    return _ends(rises)
+
+
+def _plot_line(axes: Axes, line: Slice, score: LineScore, colour: str) -> tuple[float, float]:
+    """Plot the rise with its error, and a triangle where it is least; return its ends."""
+    t, rise = line.alphas.numpy(), _rise(line)
+    losses = line.losses.numpy()
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    n = losses.shape[1]
+    error = losses.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(losses))
+    axes.plot(t, rise, color=colour, marker=".", markersize=4)
+    axes.fill_between(t, rise - error, rise + error, color=colour, alpha=0.15, linewidth=0)
+    if not math.isnan(score.minimum):
+        at = grid_index(line.alphas, score.minimum)
+        axes.plot(t[at], rise[at], marker="v", color=colour, markersize=8)
+    return _ends(rise)
+
+
+def _rise(line: Slice) -> np.ndarray:
+    """Return `L(alpha) - L(0)`, nan where either is not finite."""
+    mean = line.mean.numpy()
+    rise = mean - mean[grid_index(line.alphas, 0.0)]
+    return np.where(np.isfinite(rise), rise, np.nan)
+
+
+def _ends(rises: np.ndarray) -> tuple[float, float]:
+    known = rises[np.isfinite(rises)]
+    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
 
 
 def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -190,28 +211,45 @@ def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return out[0], out[1], out[2]
 
 
-def _mean_and_error(line: Slice) -> tuple[np.ndarray, np.ndarray]:
-    losses = line.losses.numpy()
-    losses = np.where(np.isfinite(losses), losses, np.nan)
-    n = losses.shape[1]
-    error = losses.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(losses))
-    return losses.mean(axis=1), error
-
-
-def _loss_label(line: Slice) -> str:
+def _batches(line: Slice) -> str:
     n = line.losses.shape[1]
-    return f"loss, mean of {n} batch{'es' if n > 1 else ''}"
+    return f"{n} batch{'es' if n > 1 else ''}, {MODES.get(line.mode, line.mode)}"
 
 
-def _unjudged(scores: Sequence[AsymmetryScore], rate: Mapping[str, Any]) -> str:
-    off = sum(score.verdict == "off-minimum" for score in scores)
-    shown = f" of the {len(scores)} drawn here" if rate["n"] > len(scores) else ""
-    return f"; {off}{shown} still lead downhill and do not count" if off else ""
+def _area_line(scores: Sequence[AsymmetryScore]) -> str:
+    area, low, high = median_interval([score.area for score in scores])
+    interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
+    side = ", + side steep" if low > 0 else ", \N{MINUS SIGN} side steep" if high < 0 else ""
+    return f"area {area:+.2f}{interval}{side}"
 
 
-def _share(rate: Mapping[str, Any]) -> str:
+def _rate_lines(scores: Sequence[AsymmetryScore], rate: Mapping[str, Any]) -> list[str]:
     n, share = int(rate["n"]), float(rate["rate"])
     if not n:
-        return "nothing was measured"
-    interval = f"[{100 * float(rate['low']):.0f}, {100 * float(rate['high']):.0f}] %"
-    return f"{100 * share:.0f} % of {n} directions, 95 % interval {interval}"
+        return ["nothing was measured"]
+    interval = f"[{100 * float(rate['low']):.0f}, {100 * float(rate['high']):.0f}]"
+    first = f"asymmetric: {round(share * n)} of {n} directions, {100 * share:.0f} % {interval}"
+    counts = {
+        text: [score.verdict for score in scores].count(verdict)
+        for verdict, text in _NOT_ASYMMETRIC.items()
+    }
+    others = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
+    shown = f"of the {len(scores)} shown" if n > len(scores) else "not asymmetric"
+    return [first, f"{shown}: {others}"] if others else [first]
+
+
+def _gap_line(name: str, score: LineScore) -> str:
+    error = "" if math.isnan(score.gap_stderr) else f" ± {score.gap_stderr:.2g}"
+    least = "beyond the grid" if math.isnan(score.minimum) else f"at t = {score.minimum:.2f}"
+    return f"{name}: {score.gap:+.3g}{error} at the average, least {least}"
+
+
+def _side_line(score: LineScore) -> str:
+    side = flat_side(score)
+    if not side:
+        return "no verdict on which of the two is on the flat side"
+    where = "flat" if side > 0 else "steep"
+    return (
+        f"average on the {where} side: outward rises' ratio {score.outward_ratio:.2g}, "
+        f"near {score.outward_ratio_near:.2g}"
+    )

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
+from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_landscape.reporting.style import MODES, new_figure, set_caption
+from lightning_landscape.reporting.style import (
+    INK,
+    MODES,
+    SMALL,
+    VALIDATION,
+    add_scale,
+    new_figure,
+    set_labels,
+)
 
 _LEVELS = 14
 
@@ -41,29 +51,26 @@ def plot_plane(
     Returns:
         A figure.
     """
-    figure, axes = new_figure()
+    lines = [(f"lines: equal shares of the points; {MODES.get(mode, mode)}", INK)]
+    figure, axes = new_figure(title, lines, right=1.0)
     values = np.ma.masked_invalid(mean.numpy().T)
-    if values.count():
-        levels = np.unique(np.quantile(values.compressed(), np.linspace(0, 1, _LEVELS)))
-        if len(levels) > 1:
-            filled = axes.contourf(
-                alphas1.numpy(), alphas2.numpy(), values, levels=levels, cmap="viridis"
-            )
-            axes.contour(
-                alphas1.numpy(), alphas2.numpy(), values, levels=levels, colors="w", linewidths=0.4
-            )
-            bar = figure.colorbar(filled, ax=axes, pad=0.02, format="%.3g", ticks=levels[::3])
-            bar.set_label("loss, mean over the batches")
+    levels = np.unique(np.quantile(values.compressed(), np.linspace(0, 1, _LEVELS)))
+    if len(levels) > 1:
+        x, y, ranks = alphas1.numpy(), alphas2.numpy(), np.linspace(0, 1, len(levels))
+        there = partial(np.interp, xp=levels, fp=ranks)
+        back = partial(np.interp, xp=ranks, fp=levels)
+        norm = FuncNorm((there, back), vmin=levels[0], vmax=levels[-1])
+        filled = axes.contourf(x, y, values, levels=levels, cmap="viridis", norm=norm)
+        axes.contour(x, y, values, levels=levels, colors="w", linewidths=0.4)
+        ticks = levels[:: math.ceil(len(levels) / 6)]
+        add_scale(figure, axes, filled, ticks.tolist(), "loss, mean over the batches")
     for k, (name, (x, y)) in enumerate((marks or {}).items()):
-        axes.plot(x, y, marker="o^sD"[k % 4], color="#d1661b", markeredgecolor="w", markersize=8)
+        axes.plot(x, y, marker="o^sD"[k % 4], color=VALIDATION, markeredgecolor="w", markersize=8)
         axes.annotate(
-            name, (x, y), xytext=(6, 6), textcoords="offset points", color="w", fontsize=9
+            name, (x, y), xytext=(6, 6), textcoords="offset points", color="w", fontsize=SMALL
         )
     axes.set_aspect("equal", adjustable="datalim" if marks is None else "box")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.set_title(title, loc="left")
+    axes.locator_params(nbins=5)
+    set_labels(axes, *labels)
     axes.grid(visible=False)
-    set_caption(figure, [MODES.get(mode, mode)])
     return figure

@@ -11,11 +11,18 @@ import torch
 
 from lightning_landscape._lightning import rank_zero_warn
 from lightning_landscape.reporting.arrays import npz_content
+from lightning_landscape.reporting.board import (
+    chart_layout,
+    described,
+    torch_writer,
+    write_layout,
+    write_png,
+)
 from lightning_landscape.reporting.files import folder_of_run, write_whole
 from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record, write_record
 from lightning_landscape.reporting.style import Figure, pixels, png
-from lightning_landscape.reporting.tags import written
+from lightning_landscape.reporting.tags import describe, written
 
 
 class WarnOnce:
@@ -32,9 +39,14 @@ class WarnOnce:
 
     def __call__(self, kind: str, message: str) -> None:
         """Warn, unless there was a warning of this kind."""
-        if kind not in self._warned:
-            self._warned.add(kind)
+        if self.first(kind):
             rank_zero_warn(message)
+
+    def first(self, kind: str) -> bool:
+        """Return whether this is the first time that this kind of thing is asked about."""
+        known = kind in self._warned
+        self._warned.add(kind)
+        return not known
 
     @contextmanager
     def guard(self, kind: str, message: str) -> Iterator[None]:
@@ -82,9 +94,15 @@ class Output:
         self._trainer.callback_metrics.update(
             {tag: torch.tensor(value) for tag, value in named.items()}
         )
+        about = {self.tag(tag): describe(written(tag)) for tag in scalars}
         for logger in self._trainer.loggers:
+            writer = None
             with self._forgiving(logger):
+                writer = torch_writer(logger)
+            with self._forgiving(logger), described(writer, lambda tag: about.get(tag, "")):
                 logger.log_metrics(dict(named), step=self.step)
+            with self._forgiving(logger):
+                self._lay_out(writer)
 
     def figure(self, tag: str, make: Callable[[], Figure]) -> None:
         """Show a figure in every logger that can, or write a PNG file if none of them can.
@@ -168,6 +186,14 @@ class Output:
                 "further failures in this folder are not reported.",
             )
 
+    def _lay_out(self, writer: Any | None) -> None:
+        """Arrange the charts that there are by now in Custom Scalars, unless the user did."""
+        if writer is None or not self._trainer.is_global_zero:
+            return
+        layout = chart_layout(self._trainer.callback_metrics)
+        if layout and self._warn_once.first(f"{writer.log_dir} {layout}"):
+            write_layout(writer, layout)
+
     @contextmanager
     def _forgiving(self, logger: Any) -> Iterator[None]:
         """Warn once about a logger that raises."""
@@ -184,7 +210,9 @@ class Output:
 def _show(logger: Any, tag: str, figure: Figure, step: int) -> bool:
     """Show a figure in the way the logger can; return whether it can."""
     experiment: Any = getattr(logger, "experiment", None)  # a plain logger need not have one
-    if hasattr(experiment, "add_image"):  # TensorBoard; its add_figure would import pyplot
+    if (writer := torch_writer(logger)) is not None:
+        write_png(writer, tag, png(figure), step)
+    elif hasattr(experiment, "add_image"):  # TensorBoard; its add_figure would import pyplot
         experiment.add_image(tag, pixels(figure), step, dataformats="HWC")
     elif hasattr(experiment, "add_figure"):
         experiment.add_figure(tag, figure, step)

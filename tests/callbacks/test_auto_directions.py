@@ -19,17 +19,12 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape import (
     AsymmetryMonitor,
-    AsymmetryRate,
-    Slice,
     load_slices,
-    score_asymmetry,
-    symmetric_grid,
 )
 from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
 from lightning_landscape.callbacks.budget import Budget
 from lightning_landscape.measures import survey
 from lightning_landscape.measures.sequential import sequential_design
-from lightning_landscape.reporting.figures_asymmetry import plot_slices
 
 # -- the monitor -----------------------------------------------------------------------------------
 
@@ -142,19 +137,6 @@ def test_files_hold_the_eight_whole_slices(tmp_path):
     slices = load_slices(f"{logger.log_dir}/landscape/landscape-step=11.npz")
     assert [len(line.alphas) for line in slices] == [9] * 8
     assert not any(line.n_nonfinite for line in slices)
-
-
-def test_a_figure_tells_the_directions_it_draws_from_those_of_the_rate():
-    grid = symmetric_grid(0.6, 9)
-    slices = [Slice(grid, grid + shift) for shift in (0.0, 1.0)]  # both lead downhill
-    scores = [score_asymmetry(line) for line in slices]
-    rate = AsymmetryRate(precision=0.1)
-    for score in (*scores, None):
-        rate.update(score)
-    figure = plot_slices("sign", slices, scores, rate.compute())
-    caption = " ".join(figure._supxlabel.get_text().split())
-    assert "0 % of 3 directions" in caption
-    assert "2 of the 2 drawn here still lead downhill" in caption
 
 
 def test_the_cost_is_said_as_a_range(caplog):

@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,7 +27,6 @@ from lightning_landscape.measures.steps import (
     successive_cosine,
 )
 from lightning_landscape.objective import FunctionObjective
-from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
 from lightning_landscape.reporting.scalars import step_scalars
 
 near = functools.partial(pytest.approx, rel=1e-5)
@@ -745,90 +743,6 @@ def product(depth=4, etas=DEFAULT_ETAS["update"]):
     net = {f"layer{k}.weight": torch.ones(1, 1, dtype=torch.float64) for k in range(depth)}
     objective = FunctionObjective(lambda p: -torch.stack(list(p.values())).prod(), net)
     return measure_breakdown(objective, {name: 0.1 * w for name, w in net.items()}, etas)
-
-
-def words(figure):
-    FigureCanvasAgg(figure).draw()  # raises if something cannot be drawn
-    axes, caption = figure.axes[0], " ".join(figure._supxlabel.get_text().split())
-    box = axes.get_legend()
-    legend = [text.get_text() for text in box.get_texts()] if box else []
-    return " | ".join(
-        [axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel(), caption, *legend]
-    )
-
-
-def test_the_figure_shows_every_layer_the_model_the_step_and_the_three_numbers_together():
-    text = words(plot_breakdown("update", product(), step=7))
-    assert "gradient breakdown along update, step 7" in text
-    assert "deep relative trust (model)" in text
-    assert "the step taken" in text
-    assert "the step taken 0.1, descent limit beyond 0.4, break-even beyond 0.4" in text
-    assert "layer0.weight (first" in text
-    assert "layer3.weight (last" in text
-    assert "train mode" in text
-
-
-def test_the_lines_of_the_figure_are_the_breakdown_and_the_model():
-    found = product()
-    lines = {
-        str(line.get_label()): line.get_ydata()
-        for line in plot_breakdown("update", found).axes[0].get_lines()
-    }
-    np.testing.assert_allclose(lines["deep relative trust (model)"], found.model)
-    np.testing.assert_allclose(lines["layer1.weight"], found.breakdown[1])
-
-
-def test_the_descent_limit_is_drawn_where_it_is():
-    bowl = FunctionObjective(lambda p: (p["w"] ** 2).sum() / 2, {"w": torch.ones(1, 2)})
-    found = measure_breakdown(bowl, {"w": -0.8 * torch.ones(1, 2)}, DEFAULT_ETAS["update"])
-    lines = plot_breakdown("update", found).axes[0].get_lines()
-    at = next(line for line in lines if "descent limit" in str(line.get_label())).get_xdata()
-    assert list(at) == near([1.25, 1.25])
-
-
-@pytest.mark.parametrize("direction", ["update", "generator/update"])
-def test_an_update_shows_the_step_taken_whosever_it_is(direction):
-    assert "the step taken" in words(plot_breakdown(direction, product()))
-
-
-@pytest.mark.parametrize("direction", ["gradient", "generator/gradient"])
-def test_a_direction_that_is_no_step_shows_no_step_taken(direction):
-    text = words(plot_breakdown(direction, product(etas=DEFAULT_ETAS["gradient"])))
-    assert "the step taken" not in text
-
-
-def test_values_that_are_not_finite_are_gaps_and_counted():
-    sick = FunctionObjective(lambda p: p["w"].sqrt().sum(), {"w": torch.ones(1, 1)})
-    found = measure_breakdown(sick, {"w": -torch.ones(1, 1)}, [0.5, 1.5, 2.0])
-    assert "2 values were not finite: drawn as gaps" in words(plot_breakdown("update", found))
-
-
-def test_a_module_of_vectors_alone_has_figures_without_layers():
-    line = FunctionObjective(lambda p: p["w"].sum(), {"w": torch.ones(3)})
-    found = measure_breakdown(line, {"w": -torch.ones(3)}, [1.0])
-    assert "0 layers" in words(plot_breakdown("update", found))
-    assert "1 probes" in words(plot_breakdown_history("update", [3], [], torch.zeros(1, 0)))
-
-
-def test_the_history_has_the_first_layer_on_top_and_gaps_where_nothing_was_measured():
-    values = torch.tensor([[0.1, 0.2], [math.nan, 0.4]])
-    figure = plot_breakdown_history("update", [9, 19], ["first", "last"], values)
-    text, axes = words(figure), figure.axes[0]
-    assert "gradient breakdown along update, eta = 1" in text
-    assert "training step" in text
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "last"]
-    drawn = axes.collections[0].get_array()
-    assert drawn.mask.tolist() == [[False, True], [False, False]]
-
-
-def test_of_very_many_layers_some_are_named_and_the_figure_says_which():
-    layers = [f"blocks.{k}.a_long_name.for_a_layer.weight" for k in range(100)]
-    figure = plot_breakdown_history("update", [1], layers, torch.rand(1, 100))
-    assert "100 layers, every 5th is named" in words(figure)
-    shown = figure.axes[0].get_yticklabels()
-    assert len(shown) == 20
-    assert max(len(label.get_text()) for label in shown) <= 26
 
 
 # --- the step as a direction --------------------------------------------------------------------
