@@ -36,6 +36,7 @@ from lightning_landscape.ranks import everybody, lowest
 from lightning_landscape.reporting.arrays import survey_arrays
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
 from lightning_landscape.reporting.output import Output
+from lightning_landscape.reporting.results import record_surveys
 from lightning_landscape.reporting.scalars import family_scalars, line_scalars
 
 if TYPE_CHECKING:
@@ -305,7 +306,9 @@ class AsymmetryMonitor(Monitor):
             scalars |= self._report_line(output, result.line, draws=draws)
         output.arrays(self.name, survey_arrays(result.families, result.line))
         seconds, overhead = self.cost_scalars(time.monotonic() - began)
-        output.scalars({**scalars, "seconds": seconds, "overhead": overhead})
+        cost = {"seconds": seconds, "overhead": overhead}
+        output.scalars({**scalars, **cost})
+        record_surveys(output, result.families, result.line, cost)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""

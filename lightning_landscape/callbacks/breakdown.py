@@ -39,6 +39,7 @@ from lightning_landscape.ranks import everybody
 from lightning_landscape.reporting.arrays import breakdown_arrays
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
 from lightning_landscape.reporting.output import Output
+from lightning_landscape.reporting.results import breakdown_data
 from lightning_landscape.reporting.scalars import breakdown_scalars, shown_column, step_scalars
 from lightning_landscape.reporting.texts import breakdown_text
 from lightning_landscape.sharding import reshard, sharded_modules
@@ -324,6 +325,9 @@ class GradientBreakdownMonitor(Monitor):
         rows = self._history.setdefault(report.label, [])
         rows.append((output.step, dict(zip(found.names, breakdown, strict=True))))
         output.text(f"{report.label}/summary", breakdown_text(found, report.sizes))
+        output.record(
+            "breakdown", report.label, breakdown_data(found, report.sizes, mode=self.mode)
+        )
         return breakdown_scalars(report.label, found) | step_scalars(report.sizes, report.who)
 
     def _draw(self, output: Output, module: Any, report: _Report) -> None:

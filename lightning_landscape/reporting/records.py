@@ -59,7 +59,8 @@ class Record:
     monitor: str = "landscape"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", _plain(self.data))
+        if not isinstance(self.data, _Plain):
+            object.__setattr__(self, "data", _Plain(_plain(self.data)))
         if self.kind not in REQUIRED:
             raise ValueError(
                 f"A record's `kind` must be one of {sorted(REQUIRED)}. Got {self.kind!r}."
@@ -95,7 +96,7 @@ class Record:
             )
         try:
             head = (str(content["kind"]), str(content["name"]), int(content["step"]))
-            return cls(*head, dict(content["data"]), str(content["monitor"]))
+            return cls(*head, _Plain(content["data"]), str(content["monitor"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"A record lacks a field or has a wrong one: {error!r}.") from error
 
@@ -110,10 +111,7 @@ class Record:
         Raises:
             ValueError: If the bytes are no record, or one of a later version.
         """
-        try:
-            return cls.from_dict(json.loads(zlib.decompress(content)))
-        except (zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"This record cannot be read: {error}.") from error
+        return _decode(content)[0]
 
 
 def write_record(writer: Any, record: Record) -> bool:
@@ -152,16 +150,42 @@ def collect(contents: Iterable[tuple[str, bytes]]) -> tuple[list[Record], list[s
     Args:
         contents: Pairs of what to call a record and its bytes.
     """
-    found: dict[tuple[str, int], Record] = {}
-    problems = []
+    problems: list[str] = []
+    found = {(record.tag, record.step): record for record, _ in _readable(contents, problems)}
+    return list(found.values()), problems
+
+
+def collect_json(contents: Iterable[tuple[str, bytes]]) -> tuple[str, list[str]]:
+    """Return what `collect` does with the records as the text of a JSON list, which is quicker."""
+    problems: list[str] = []
+    texts = {(record.tag, record.step): text for record, text in _readable(contents, problems)}
+    return f"[{','.join(texts.values())}]", problems
+
+
+def _readable(
+    contents: Iterable[tuple[str, bytes]], problems: list[str]
+) -> Iterator[tuple[Record, str]]:
     for name, content in contents:
         try:
-            record = Record.from_bytes(content)
+            yield _decode(content)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-        else:
-            found[record.tag, record.step] = record
-    return list(found.values()), problems
+
+
+def _decode(content: bytes) -> tuple[Record, str]:
+    try:
+        text = zlib.decompress(content).decode()
+        return Record.from_dict(json.loads(text, parse_constant=_refuse)), text
+    except (zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"This record cannot be read: {error}.") from error
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"This record cannot be read: {word} is no JSON.")
+
+
+class _Plain(dict[str, Any]):
+    """What is known to be plain JSON with short numbers."""
 
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore, compare_ends
@@ -19,6 +19,9 @@ from lightning_landscape.measures.words import (
     family_verdict,
     is_resolved,
 )
+
+if TYPE_CHECKING:
+    from lightning_landscape.reporting.output import Output
 
 _MEDIANS = ("area", "area_corrected", "ratio", "rise_radius")
 
@@ -80,6 +83,24 @@ def breakdown_data(
     """
     step = None if sizes is None else sizes.to_dict()
     return {**found.to_dict(), "step": step, "mode": mode, "words": found.summary()}
+
+
+def record_surveys(
+    output: Output, surveys: Mapping[str, Survey], line: Sequence[Slice], cost: Mapping[str, float]
+) -> None:
+    """Write the records of one probe: each family, the line to the average, and what it cost.
+
+    Args:
+        output: Where to.
+        surveys: What was found, by family.
+        line: The line to the average on train batches, then on validation batches; empty without.
+        cost: `seconds`, and what else is known.
+    """
+    for family, found in surveys.items():
+        output.record("family", family, family_data(found))
+    if line:
+        output.record("line", "swa", line_data(*line))
+    output.record("cost", "probe", cost)
 
 
 def _directions(slices: Sequence[Slice]) -> dict[str, Any]:

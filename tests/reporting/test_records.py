@@ -60,7 +60,16 @@ def test_what_is_no_record_is_refused_with_the_reason(changes, what):
         Record.from_dict({**COST.to_dict(), **changes})
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", zlib.compress(b"{"), zlib.compress(b"[]")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nonsense",
+        zlib.compress(b"{"),
+        zlib.compress(b"[]"),
+        zlib.compress(b'{"version": NaN}'),
+    ],
+)
 def test_bytes_that_are_no_record_are_refused(content):
     with pytest.raises(ValueError, match="record"):
         Record.from_bytes(content)

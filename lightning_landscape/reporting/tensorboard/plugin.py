@@ -19,7 +19,7 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import Request, Response
 
-from lightning_landscape.reporting.records import PLUGIN, collect
+from lightning_landscape.reporting.records import PLUGIN, collect_json
 
 STATIC = Path(__file__).parent / "static"
 _ALL = 1_000_000_000  # steps of a tag: `read_tensors` must be told a number
@@ -91,13 +91,12 @@ class LandscapePlugin(base_plugin.TBPlugin):
         return response(environ, start_response)
 
     def _answer(
-        self, make: Callable[[Request], Any], environ: dict[str, Any], start_response: Any
+        self, make: Callable[[Request], str], environ: dict[str, Any], start_response: Any
     ) -> Iterable[bytes]:
-        """Serve what `make` returns as JSON; an error is told to the viewer, and to the log."""
+        """Serve the JSON that `make` returns; an error is told to the viewer, and to the log."""
         request = Request(environ)
         try:
-            content, code = json.dumps(make(request)), 200
-            response = http_util.Respond(request, content, "application/json", code)
+            response = http_util.Respond(request, make(request), "application/json")
         except errors.NotFoundError as error:
             response = _text(request, str(error), 404)
         except Exception as error:  # TensorBoard goes on, whatever happens here
@@ -105,12 +104,12 @@ class LandscapePlugin(base_plugin.TBPlugin):
             response = _text(request, f"{type(error).__name__}: {error}", 500)
         return response(environ, start_response)
 
-    def _runs(self, request: Request) -> dict[str, Any]:
+    def _runs(self, request: Request) -> str:
         tags = self._tags(request)
         latest = {run: max(t.max_wall_time for t in own.values()) for run, own in tags.items()}
-        return {"runs": [{"run": run, "latest": latest[run]} for run in sorted(latest)]}
+        return json.dumps({"runs": [{"run": run, "latest": latest[run]} for run in sorted(latest)]})
 
-    def _records(self, request: Request) -> dict[str, Any]:
+    def _records(self, request: Request) -> str:
         run, after = request.args.get("run", ""), float(request.args.get("after", 0))
         if run not in self._tags(request, [run]):
             raise errors.NotFoundError(f"The run {run!r} has no records.")
@@ -124,12 +123,9 @@ class LandscapePlugin(base_plugin.TBPlugin):
         data = [(tag, datum) for tag, own in read.get(run, {}).items() for datum in own]
         data.sort(key=lambda pair: pair[1].wall_time)
         new = [(tag, datum) for tag, datum in data if datum.wall_time > after]
-        records, problems = collect((f"{tag} at step {d.step}", _bytes(d)) for tag, d in new)
-        return {
-            "records": [record.to_dict() for record in records],
-            "problems": problems,
-            "latest": data[-1][1].wall_time if data else after,
-        }
+        records, problems = collect_json((f"{tag} at step {d.step}", _bytes(d)) for tag, d in new)
+        rest = {"problems": problems, "latest": data[-1][1].wall_time if data else after}
+        return f'{{"records": {records}, {json.dumps(rest)[1:]}'
 
     def _tags(self, request: Request, runs: list[str] | None = None) -> dict[str, Any]:
         if self._data is None:

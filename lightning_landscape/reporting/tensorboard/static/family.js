@@ -34,6 +34,7 @@ export class FamilyCard extends Card {
     if (!shown.length) return;
     this.say(shown);
     this.fillNumbers(shown);
+    if (changes.history) this.wanted = this.range();
     const pair = this.pair(this.key);
     if (pair) this.showDifference(pair);
     else this.showSlices(shown);
@@ -82,7 +83,7 @@ export class FamilyCard extends Card {
     this.chart.show(lines, {
       ...this.axes(data),
       yLabel: isWhole(state) ? `loss, mean of ${data.n_batches} batches` : "rise of the loss",
-      yRange: state.fixed ? this.range(shown) : null,
+      yRange: state.fixed ? this.wanted : null,
     });
   }
 
@@ -109,9 +110,9 @@ export class FamilyCard extends Card {
   }
 
   /** The range of the medians over the whole training, so that curves can be compared. */
-  range(shown) {
-    const { store, state } = this.context;
-    const lists = shown.flatMap(({ run }) => store.history(run, this.key).flatMap(({ data }) => {
+  range() {
+    const { runs, store, state } = this.context;
+    const lists = runs.flatMap((run) => store.history(run, this.key).flatMap(({ data }) => {
       return [data, state.validation ? data.validation : null].filter(Boolean).map((part) => {
         const zero = isWhole(state) ? 0 : Number(part.median[data.alphas.indexOf(0)]);
         return [...part.median, ...part.low, ...part.high].map((value) => Number(value) - zero);

@@ -27,6 +27,7 @@ export class LineCard extends Card {
     if (!shown.length) return;
     this.say(shown);
     this.fillNumbers(shown);
+    if (changes.history) this.wanted = this.range();
     const pair = this.pair(this.key);
     if (pair) this.showDifference(pair);
     else this.showLines(shown);
@@ -53,7 +54,7 @@ export class LineCard extends Card {
       return { ...line, low: edge(-1), high: edge(1) };
     }));
     const label = isWhole(state) ? "loss" : "rise of the loss";
-    this.chart.show(lines, { ...this.axes(), yLabel: label, yRange: state.fixed ? this.range(shown) : null });
+    this.chart.show(lines, { ...this.axes(), yLabel: label, yRange: state.fixed ? this.wanted : null });
   }
 
   showDifference([first, second]) {
@@ -73,9 +74,9 @@ export class LineCard extends Card {
     };
   }
 
-  range(shown) {
-    const { store, state } = this.context;
-    const lists = shown.flatMap(({ run }) => store.history(run, this.key).flatMap((record) => sets(record).map(([, part]) => {
+  range() {
+    const { runs, store, state } = this.context;
+    const lists = runs.flatMap((run) => store.history(run, this.key).flatMap((record) => sets(record).map(([, part]) => {
       const zero = isWhole(state) ? 0 : Number(part.mean[record.data.alphas.indexOf(0)]);
       return part.mean.map((value) => Number(value) - zero);
     })));
