@@ -1,18 +1,17 @@
-"""A share, to a wanted precision: draw one by one and stop once the interval is narrow.
+"""A share to a wanted precision: sample one by one, stop once the interval is narrow.
 
-An interval made for a fixed number of draws is wrong where the draws decide when to stop: it misses
-more often than it says. The one here knows the rule it was stopped by. Order the ways a series can
-end, from low to high: the sooner it stopped for few successes the lower, the sooner for many the
-higher, between them those that went on, by their successes. The interval ends at the shares under
-which this end of the series, or one further out, has half of the allowed error. With a fixed
-number of draws that is Clopper's and Pearson's interval.
+An interval made for a fixed number of draws misses more often than it says where the draws decide
+when to stop. The interval here accounts for the stopping rule. Outcomes `(k, n)`, `k` successes in
+`n` draws, are ordered: early stops with few successes lowest, early stops with many highest, all
+others between them by `k`. The interval inverts the tail probabilities in that order: its ends are
+the shares under which the outcome that was found, or one further out, has half of the allowed
+error. With a fixed number of draws that is the interval of Clopper and Pearson.
 
-It covers every share as often as it says. Turning failures of a series into successes never lowers
-its place in the order, so the chance of an end this low or lower falls as the share grows. A share
-lies above the interval only when, under that share, the end is among the lowest, whose chance is
-half of the error; and likewise below. Nothing in the argument knows how long a series may become.
-So it may also be cut off after a number of draws that was fixed before the first of them: the
-interval is then wider than wanted and as valid.
+It covers every share as often as it says. More successes never lower the place of a series in the
+order, so the chance of an outcome this low or lower falls as the share grows. A share lies above
+the interval only if its outcome is among the lowest, whose chance under that share is half of the
+error; and likewise below. The argument does not need the length of the series: it may be cut off
+after a number of draws that was fixed before the first. The interval is then wider, and as valid.
 
 References:
     Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from lightning_landscape import SWA, load_swa_weights, recalibrate_batch_norm
+from lightning_landscape import SWA, Slice, compare_ends, load_swa_weights, recalibrate_batch_norm
 
 QUIET = {
     "accelerator": "cpu",
@@ -417,3 +417,15 @@ def test_bad_settings_are_refused_at_once(options, message):
 def test_a_share_of_nothing_is_refused_at_the_start():
     with pytest.raises(MisconfigurationException, match="share of `max_epochs` or `max_steps`"):
         train(SWA(0.5), max_epochs=-1, max_time="00:00:00:01")
+
+
+def test_the_summary_of_an_average_grows_with_what_is_known():
+    swa, t = SWA(0), torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    line = compare_ends(Slice(t, torch.tensor([5.0, 1.0, 0.5, 1.5]), distance=2.0))
+    assert "averaged nothing yet" in swa.summary()
+    swa.update(nn.Linear(1, 1))
+    assert "No verdict: the line to the average was not measured" in swa.summary()
+    swa.remember_line([line], step=9)
+    swa.update(nn.Linear(1, 1))  # the line stays that of its own step
+    assert "At step 9, with 1 sets of weights averaged:\nThe average is 2" in swa.summary()
+    assert "no validation batches were measured" in swa.summary()
