@@ -11,14 +11,11 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lightning_landscape.sharding import can_recover
 from lightning_landscape.undo import Undo, undone
 
 if TYPE_CHECKING:
@@ -33,7 +30,6 @@ __all__ = [
     "attached_trainer",
     "batch_place",
     "batch_size",
-    "check_strategy",
     "collected",
     "dummy_loggers",
     "epoch_metrics",
@@ -41,7 +37,6 @@ __all__ = [
     "has_transfer_hooks",
     "import_cli",
     "is_batch_iterator",
-    "is_compiled",
     "lightning_bases",
     "lightning_modules",
     "logger_step",
@@ -53,10 +48,9 @@ __all__ = [
     "prepare_batch",
     "rank_zero_info",
     "rank_zero_warn",
-    "rates_kept",
+    "takes_argument",
     "takes_batch_index",
     "training_flags",
-    "user_step",
     "validation_loader",
 ]
 
@@ -157,58 +151,6 @@ def lightning_modules(module: nn.Module) -> list[Any]:
     return [child for child in module.modules() if isinstance(child, _MODULES)]
 
 
-_MAY_SHARD = (
-    "Use ModelParallelStrategy(data_parallel_size=n, tensor_parallel_size=1) with torch's "
-    "fully_shard (FSDP2), or 'ddp' where the weights fit on one device."
-)
-_UNTRIED = (
-    "XLA records what is done to the weights and runs it later, which no test here has ever seen. "
-    "Use a GPU or CPU accelerator."
-)
-_REFUSED = {
-    "FSDPStrategy": "FSDP1 keeps the weights in flat shards without names and shapes, which cannot "
-    f"be moved one by one. {_MAY_SHARD}",
-    "DeepSpeedStrategy": "DeepSpeed's engine keeps the weights, and copies of them, to itself: "
-    f"what is moved in the module need not be what runs. {_MAY_SHARD}",
-    "XLAStrategy": _UNTRIED,
-    "SingleDeviceXLAStrategy": _UNTRIED,
-}
-
-
-def check_strategy(trainer: Any, who: str) -> None:
-    """Raise if the weights are kept in a way that cannot be probed or averaged.
-
-    By class name: the packages some strategies need, and their twins under the other name of
-    Lightning, are not there to be imported.
-
-    Raises:
-        ConfigurationError: With the reason, and what to use instead.
-    """
-    strategy = trainer.strategy
-    names = [cls.__name__ for cls in type(strategy).__mro__]
-    reasons = [_REFUSED[name] for name in names if name in _REFUSED]
-    if "ModelParallelStrategy" in names:
-        reasons += _reasons_against_sharding(strategy)
-    if reasons:
-        raise ConfigurationError(
-            f"`strategy` must be one that {who} can work with. Got {type(strategy).__name__}: "
-            f"{reasons[0]}"
-        )
-
-
-def _reasons_against_sharding(strategy: Any) -> Iterator[str]:
-    if (size := strategy.device_mesh["tensor_parallel"].size()) > 1:
-        yield (
-            f"{size} processes share each batch (tensor_parallel_size), and would count it {size} "
-            f"times. {_MAY_SHARD}"
-        )
-    if not can_recover():
-        yield (
-            "this torch cannot put FSDP2 right after a pass that failed: the next training step "
-            "would be made with moved weights. Use torch 2.13 or newer, or 'ddp'."
-        )
-
-
 def attached_trainer(module: nn.Module) -> Any | None:
     """Return the trainer a module was last used with, if any."""
     return getattr(module, "_trainer", None)
@@ -228,9 +170,11 @@ def mute(module: nn.Module, trainer: Any | None, undo: Undo) -> None:
     """
     modules = lightning_modules(module)
     if trainer is not None:
+        for child in modules:
+            undo.keep_items(child.__dict__, "_trainer")
+            child.__dict__["_trainer"] = trainer
         _throw_results_away(modules, trainer, undo)
         _silence(trainer, undo)
-        _keep_rates(trainer, undo)
         _keep_settings(trainer, undo)
     for child in modules:
         undo.keep_items(child.__dict__, "log", "log_dict")
@@ -268,35 +212,6 @@ def _silent(logger: Any) -> Any:
     return type("DummyLogger", (dummy,), same)()
 
 
-@contextmanager
-def rates_kept(trainer: Any | None) -> Iterator[None]:
-    """Leave schedulers and learning rates as they are: a module may step its schedulers itself."""
-    with undone() as undo:
-        if trainer is not None:
-            _keep_rates(trainer, undo)
-        yield
-
-
-def _keep_rates(trainer: Any, undo: Undo) -> None:
-    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    states = [_copied(scheduler.state_dict()) for scheduler in schedulers]
-    settings = [{key: group[key] for key in group if key != "params"} for group in groups]
-    contents = [_copied(values) for values in settings]
-
-    def put_back() -> None:
-        for scheduler, state in zip(schedulers, states, strict=True):
-            if not _alike(scheduler.state_dict(), state):
-                scheduler.load_state_dict(state)
-        for group, values, content in zip(groups, settings, contents, strict=True):
-            group.update(values)
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):  # the very tensor: a graph may know it
-                    value.copy_(content[key])
-
-    undo.add(put_back)
-
-
 def _keep_settings(trainer: Any, undo: Undo) -> None:
     """Put back what a step sets on its trainer and the loops, and writes among the metrics."""
     connector = trainer._logger_connector
@@ -306,25 +221,6 @@ def _keep_settings(trainer: Any, undo: Undo) -> None:
         for key, value in owner.__dict__.items():
             if key.endswith("_metrics") and type(value) is dict:
                 undo.keep_all(value)
-
-
-def _copied(value: Any) -> Any:
-    """Copy what a state dict is made of, not the objects it may refer to."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if type(value) is dict:
-        return {key: _copied(child) for key, child in value.items()}
-    return [_copied(child) for child in value] if type(value) is list else value
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if type(a) is dict:
-        return type(b) is dict and a.keys() == b.keys() and all(_alike(a[k], b[k]) for k in a)
-    if type(a) is list:
-        return type(b) is list and len(a) == len(b) and all(map(_alike, a, b))
-    return a is b or a == b
 
 
 @contextmanager
@@ -377,7 +273,7 @@ def training_flags(trainer: Any | None) -> Mapping[str, bool]:
 
 def takes_batch_index(step: Callable[..., Any]) -> bool:
     """Return whether a validation step takes the index of its batch."""
-    return _takes(step, "batch_idx", min_args=2)
+    return takes_argument(step, "batch_idx", min_args=2)
 
 
 def _throw_results_away(
@@ -409,43 +305,8 @@ def _results_loop(trainer: Any) -> Any:
     return loop.epoch_loop if trainer.training else loop.epoch_loop.val_loop
 
 
-def user_step(module: nn.Module) -> Callable[[Any, int], Any]:
-    """Return `training_step` as a function of the batch and its index, whatever it takes.
-
-    Raises:
-        ConfigurationError: If the module cannot be asked for the loss of a batch.
-    """
-    step = getattr(module, "training_step", None)
-    if not isinstance(module, _MODULES) or step is None:
-        raise ConfigurationError(_NEEDS_LOSS_FN.format(f"{type(module).__name__} has none"))
-    if not module.automatic_optimization:
-        raise ConfigurationError(
-            _NEEDS_LOSS_FN.format(
-                f"{type(module).__name__} optimises manually, so that calling it would step the "
-                "optimizers"
-            )
-        )
-    if _takes(step, "dataloader_iter", explicit=True):
-        raise ConfigurationError(
-            _NEEDS_LOSS_FN.format(f"{type(module).__name__}'s takes a `dataloader_iter`")
-        )
-    # the eager step: a compiled one would be compiled once more for a batch of another shape
-    context = getattr(module, "_compiler_ctx", None) or {}
-    step = context.get("original_training_step", step)
-    if _takes(step, "batch_idx", min_args=2):
-        return step
-    return lambda batch, index: step(batch)
-
-
-_NEEDS_LOSS_FN = (
-    "`loss_fn` is needed where a `training_step(batch, batch_idx)` cannot be called for its loss: "
-    "{}. Pass loss_fn=function with\n"
-    "    def function(module, batch):\n"
-    "        return ...  # what `training_step` minimises on the batch: a tensor with one element"
-)
-
-
-def _takes(step: Callable[..., Any], name: str, **options: Any) -> bool:
+def takes_argument(step: Callable[..., Any], name: str, **options: Any) -> bool:
+    """Return whether a hook or step takes an argument of a name, as Lightning finds out."""
     path = f"{_LIGHTNING}.utilities.signature_utils"
     return _import(path, "is_param_in_hook_signature")(step, name, **options)
 
@@ -534,27 +395,6 @@ def batch_place(trainer: Any, step: str) -> tuple[int, int]:
 def is_batch_iterator(argument: object) -> bool:
     """Return whether a step gets an iterator (`dataloader_iter`) in the place of a batch."""
     return type(argument).__name__ == "_DataFetcherWrapper"
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether the module or one inside is compiled, or a method of theirs."""
-    return bool(getattr(module, "_compiler_ctx", None)) or any(
-        hasattr(child, "_orig_mod")
-        or getattr(child, "_compiled_call_impl", None) is not None
-        or (FunctionType in map(type, vars(child).values()) and _any_compiled(vars(child)))
-        or _has_compiled_method(type(child))
-        for child in module.modules()
-    )
-
-
-@cache
-def _has_compiled_method(cls: type) -> bool:
-    return any(_any_compiled(vars(base)) for base in cls.__mro__)
-
-
-def _any_compiled(namespace: Mapping[str, Any]) -> bool:
-    functions = (value for value in namespace.values() if type(value) is FunctionType)
-    return any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)
 
 
 def logger_step(trainer: Trainer) -> int:

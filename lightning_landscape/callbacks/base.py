@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 from lightning_landscape._lightning import (
     ConfigurationError,
-    check_strategy,
     logger_step,
     rank_zero_info,
     rank_zero_warn,
@@ -25,6 +24,7 @@ from lightning_landscape.callbacks.budget import (
     predicted_cost,
 )
 from lightning_landscape.callbacks.names import Named
+from lightning_landscape.callbacks.strategies import check_strategy
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import (

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from lightning_landscape._lightning import (
     ConfigurationError,
     attached_trainer,
-    check_strategy,
     logger_step,
     rank_zero_warn,
     validation_loader,
 )
 from lightning_landscape.callbacks.budget import Schedule, check_whole
 from lightning_landscape.callbacks.names import Named
+from lightning_landscape.callbacks.strategies import check_strategy
 from lightning_landscape.callbacks.swa_validation import SecondPass
 from lightning_landscape.engine.batch_norm import batch_norms, estimate_batch_norm, runner
 from lightning_landscape.engine.batches import KeptBatch, keep_batch

@@ -20,11 +20,11 @@ from lightning_landscape._lightning import (
     has_hook,
     lightning_modules,
     new_results,
-    rates_kept,
     takes_batch_index,
 )
 from lightning_landscape.engine.batches import bytes_of, clone_batch
 from lightning_landscape.engine.checkpoints import checkpoints_unmoved, compiling_nothing
+from lightning_landscape.engine.rates import rates_kept
 from lightning_landscape.engine.rng import rng_at, unchanged_rng
 from lightning_landscape.engine.snapshot import Places, Snapshot, put_back
 from lightning_landscape.params import Params

@@ -15,12 +15,12 @@ from lightning_landscape._lightning import (
     attached_trainer,
     precision_context,
     training_flags,
-    user_step,
 )
 from lightning_landscape.engine.batches import Batches, KeptBatch, clone_batch, prepared
 from lightning_landscape.engine.guards import MEMORY
-from lightning_landscape.engine.isolation import Isolation
+from lightning_landscape.engine.isolation import isolated
 from lightning_landscape.engine.snapshot import put_back
+from lightning_landscape.engine.steps import user_step
 from lightning_landscape.engine.weights import Path
 from lightning_landscape.params import Params
 
@@ -98,7 +98,7 @@ def estimate_batch_norm(
         norms that are in eval mode while the module trains, those they have.
     """
     norms = batch_norms(module)
-    with Isolation(module, trainer=trainer, mode="train", at=at) as isolation:
+    with isolated(module, trainer=trainer, mode="train", at=at) as isolation:
         ready = [prepared(module, batch, trainer) for batch in batches]
         device = next(module.parameters(), torch.empty(0)).device
 
@@ -115,7 +115,7 @@ def estimate_batch_norm(
         except MEMORY:
             raise
         except Exception:  # the step takes gradients itself
-            isolation.learn(Path(), 0.0)
+            isolation.record(Path(), 0.0)
             isolation.move(Path(), 0.0)
             with torch.enable_grad():
                 estimate()
@@ -124,7 +124,7 @@ def estimate_batch_norm(
             for name, norm in norms.items()
             for buffer in ("running_mean", "running_var")
         }
-        isolation.learn(Path(), 0.0)
+        isolation.record(Path(), 0.0)
     return statistics
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lightning_landscape._lightning import mute, rank_zero_warn
 from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved
 from lightning_landscape.engine.gradients import Gradients
+from lightning_landscape.engine.rates import keep_rates
 from lightning_landscape.engine.rng import differing_rng, rng_states, seed_all, set_rng_states
 from lightning_landscape.engine.snapshot import Changes, Snapshot, put_back
 from lightning_landscape.engine.weights import Path, Weights
@@ -134,6 +135,8 @@ class Isolation:
         undo.add(torch.clear_autocast_cache)
         undo.add(weights.put_back)
         undo.add(_flags_of(self._module))
+        if self._trainer is not None:
+            keep_rates(self._trainer, undo)
         mute(self._module, self._trainer, undo)
         self._set_mode()
         weights.stand(self._at)

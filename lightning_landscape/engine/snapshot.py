@@ -14,34 +14,26 @@ compared in milliseconds.
 
 from __future__ import annotations
 
-import gc
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from operator import is_, itemgetter
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from lightning_landscape.engine.contents import (
-    HOOKS,
-    REGISTRIES,
     attributes_of,
     differing_keys,
-    has_attributes,
     has_slots,
-    kind_of,
-    read,
     same_content,
     set_attribute,
     space_of,
     write,
 )
 from lightning_landscape.engine.guards import MEMORY, describe_error
+from lightning_landscape.engine.places import HOOKS_KEY, HOOKS_OF_TENSORS, Places, set_hooks
+from lightning_landscape.engine.recorded import Recorded
 from lightning_landscape.engine.tensors import (
     copier,
     differing,
@@ -51,13 +43,8 @@ from lightning_landscape.engine.tensors import (
     surely_same,
     version_of,
 )
-from lightning_landscape.engine.walk import ATOMS, boundary, children, is_opaque
-from lightning_landscape.sharding import is_freed
 
 __all__ = ["Changes", "Places", "Snapshot", "put_back", "same_bits"]
-
-_PLAIN_CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
-_HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 @dataclass
@@ -82,7 +69,7 @@ class Changes:
         return Changes(*(a - b for a, b in _pairs(self, other)))
 
 
-class Snapshot:
+class Snapshot(Recorded):
     """The state reachable from some objects; of the tensors in `besides` their hooks alone.
 
     Args:
@@ -93,32 +80,6 @@ class Snapshot:
         given_up: What could not be read or put back, by name, and why.
         outside: What is not looked into, by name, and why.
     """
-
-    def __init__(self, roots: Iterable[tuple[str, Any]], besides: Iterable[Tensor] = ()) -> None:
-        self.given_up: dict[str, str] = {}
-        self.outside: dict[str, str] = {}
-        self._besides = {id(tensor): tensor for tensor in besides}
-        self._seen: dict[int, Any] = {}  # held, so that no id is used again
-        self._tensors: list[Tensor] = []
-        self._versions: list[int] = []
-        self._contents: list[Tensor] = []
-        self._tracked: list[bool] = []
-        self._values: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []  # containers: most of a module's are, and quickly compared
-        self._hooked: list[Tensor] = []
-        self._hooks: tuple[list[Any], ...] = tuple([] for _ in _HOOKS_OF_TENSORS)
-        self._namespaces: list[tuple[Any, dict[str, Any]]] = []
-        self._sizes: list[int] = []  # of their __dict__; -1 where there are slots too
-        self._names: dict[str, list[str]] = {kind: [] for kind in vars(Changes())}
-        self._pending: deque[tuple[Any, str]] = deque()
-        self.include(roots)
-
-    def include(self, roots: Iterable[tuple[str, Any]]) -> None:
-        """Take in what is reachable from more objects, as they are now."""
-        with _collector_paused():
-            self._pending.extend((root, name) for name, root in roots)
-            while self._pending:  # not by recursion: a linked list may be long
-                self._visit(*self._pending.popleft())
 
     def leaves(self) -> list[Tensor]:
         """Return the tensors a backward pass would leave gradients in."""
@@ -155,7 +116,7 @@ class Snapshot:
         )
         if any(map(len, self._empty)):
             changes.filled.update(i for i, container in enumerate(self._empty) if len(container))
-        for name, saved_hooks in zip(_HOOKS_OF_TENSORS, self._hooks, strict=True):
+        for name, saved_hooks in zip(HOOKS_OF_TENSORS, self._hooks, strict=True):
             hooks = [getattr(tensor, name) for tensor in self._hooked]
             if not all(map(is_, hooks, saved_hooks)):
                 pairs = enumerate(zip(hooks, saved_hooks, strict=True))
@@ -177,7 +138,7 @@ class Snapshot:
             self._attempt(self._name("filled", i), _empty, self._empty[i])
         for i in changes.hooks:
             saved = [hooks[i] for hooks in self._hooks]
-            self._attempt(self._name("hooks", i), _set_hooks, self._hooked[i], saved)
+            self._attempt(self._name("hooks", i), set_hooks, self._hooked[i], saved)
         indices = list(changes.tensors)
         self._rewriter(indices)()
         for i in indices:
@@ -201,7 +162,7 @@ class Snapshot:
         for i, key in changes.keys:
             owner = self._namespaces[i][0]
             found[id(owner), key] = owner
-        found.update({(id(t), _HOOKS): t for t in (self._hooked[i] for i in changes.hooks)})
+        found.update({(id(t), HOOKS_KEY): t for t in (self._hooked[i] for i in changes.hooks)})
         groups = (
             [self._tensors[i] for i in changes.tensors],
             [self._values[i][0] for i in changes.values],
@@ -278,179 +239,14 @@ class Snapshot:
 
         return reset
 
-    def _visit(self, value: Any, name: str) -> None:
-        if type(value) in ATOMS or id(value) in self._seen:
-            return
-        self._seen[id(value)] = value
-        if isinstance(value, nn.Module):
-            self._visit_module(value, name)
-        elif isinstance(value, Tensor):
-            self._visit_tensor(value, name)
-        elif kind_of(type(value)) is not None:
-            self._visit_value(value, name)
-        else:
-            self._visit_object(value, name)
-
-    def _visit_module(self, module: nn.Module, name: str) -> None:
-        attributes = module.__dict__
-        self._seen[id(attributes)] = attributes
-        own = attributes_of(module)
-        self._add_namespace(module, own, name)
-        pending = self._pending
-        for hooks in map(attributes.get, HOOKS):
-            if hooks:
-                pending.append((hooks, name))
-            elif hooks is not None:
-                self._add_empty(hooks, name)
-        prefix = f"{name}." if name else ""
-        for registry in REGISTRIES:
-            held = getattr(module, registry)
-            if isinstance(held, dict):  # else a scripted module, which holds them in C++
-                self._seen[id(held)] = held
-                self._add_value(held, name)
-            for key, value in held.items():
-                if value is not None:
-                    pending.append((value, prefix + key))
-        for key, value in own.items():
-            if type(value) not in ATOMS:
-                pending.append((value, prefix + key))
-
-    def _visit_tensor(self, tensor: Tensor, name: str) -> None:
-        if is_lazy(tensor) or is_freed(tensor):  # nothing there
-            return
-        space = space_of(tensor)
-        self._seen[id(space)] = space
-        self._add_value(space, name)
-        self._pending.extend((value, name) for value in space.values())
-        if tensor.requires_grad or id(tensor) in self._besides:
-            self._hooked.append(tensor)
-            self._names["hooks"].append(f"the hooks of {name}")
-            for key, hooks in zip(_HOOKS_OF_TENSORS, self._hooks, strict=True):
-                hooks.append(getattr(tensor, key))
-                self._pending.append((hooks[-1], f"the hooks of {name}"))
-        if id(tensor) in self._besides:
-            return
-        try:
-            content = tensor.detach().clone()
-        except MEMORY:
-            raise
-        except Exception as error:
-            self.given_up[name] = describe_error(error)
-            return
-        self._tensors.append(tensor)
-        self._versions.append(version_of(tensor))
-        self._contents.append(content)
-        self._tracked.append(tensor.requires_grad)
-        self._names["tensors"].append(name)
-
-    def _visit_value(self, value: Any, name: str) -> None:
-        """Record a container, an array, a generator or the like, and what it holds."""
-        if reason := boundary(value) if type(value) is dict else None:
-            self.outside[name] = reason
-            return
-        if not isinstance(value, np.ndarray) or value.flags.writeable:
-            self._add_value(value, name)
-        self._visit_attributes(value, name)
-        self._visit_children(value, name)
-
-    def _visit_object(self, value: Any, name: str) -> None:
-        if reason := boundary(value):
-            self.outside[name] = reason
-        elif is_opaque(value):
-            self.outside[name] = f"a {type(value).__name__}: of no kind that is known"
-        else:
-            self._visit_attributes(value, name)
-            self._visit_children(value, name)
-
-    def _visit_attributes(self, value: Any, name: str) -> None:
-        if not has_attributes(type(value)):
-            return
-        space = space_of(value)
-        self._seen[id(space)] = space
-        attributes = attributes_of(value)
-        self._add_namespace(value, attributes, name)
-        self._pending.extend((child, f"{name}.{key}") for key, child in attributes.items())
-
-    def _visit_children(self, value: Any, name: str) -> None:
-        pending = self._pending
-        for child in children(value):
-            if type(child) not in ATOMS:
-                pending.append((child, name))
-
-    def _add_namespace(self, owner: Any, saved: dict[str, Any], name: str) -> None:
-        self._namespaces.append((owner, saved))
-        self._sizes.append(-1 if has_slots(type(owner)) else len(space_of(owner)))
-        self._names["keys"].append(name)
-
-    def _add_value(self, value: Any, name: str) -> None:
-        if type(value) in _PLAIN_CONTAINERS and not value:
-            self._add_empty(value, name)
-            return
-        try:
-            content = read(value)
-        except MEMORY:
-            raise
-        except Exception as error:
-            self.given_up[name] = describe_error(error)
-            return
-        self._values.append((value, content))
-        self._names["values"].append(name)
-
-    def _add_empty(self, container: Any, name: str) -> None:
-        self._empty.append(container)
-        self._names["filled"].append(name or f"an empty {type(container).__name__}")
-
-
-class Places:
-    """Attributes, tensors, containers and generators, whose contents can be taken and set.
-
-    Args:
-        found: What holds the contents, by its identity and, for an attribute, the name of it.
-    """
-
-    def __init__(self, found: dict[tuple[int, str], Any] | None = None) -> None:
-        self._found = found or {}
-
-    def __or__(self, other: Places) -> Places:
-        return Places({**self._found, **other._found})
-
-    def read(self) -> list[Any]:
-        """Return a copy of the contents."""
-        return [_read(place, key) for (_, key), place in self._found.items()]
-
-    def write(self, contents: list[Any]) -> None:
-        """Set the contents to what was read before; places found since are left as they are."""
-        for ((_, key), place), content in zip(self._found.items(), contents, strict=False):
-            _write(place, key, content)
-
 
 _MISSING = object()
-_HOOKS = "the hooks of a tensor"  # in the place of an attribute's name
 
 
 def _is_as_saved(space: dict[str, Any], saved: dict[str, Any], size: int) -> bool:
     """Return whether a `__dict__` surely holds what it did; quick, and wrong only by saying no."""
     same = map(is_, map(space.get, saved, repeat(_MISSING)), saved.values())
     return len(space) == size and all(same)
-
-
-def _read(place: Any, key: str) -> Any:
-    if key == _HOOKS:
-        return [getattr(place, name) for name in _HOOKS_OF_TENSORS]
-    if key:
-        return attributes_of(place).get(key, _MISSING)
-    return read(place)
-
-
-def _write(place: Any, key: str, content: Any) -> None:
-    if key == _HOOKS:
-        _set_hooks(place, content)
-    elif key:
-        set_attribute(place, key, {} if content is _MISSING else {key: content})
-    elif isinstance(place, Tensor):
-        put_back([place], [content])
-    else:
-        write(place, content)
 
 
 def _may_differ(tensor: Tensor, content: Tensor) -> bool:
@@ -460,11 +256,6 @@ def _may_differ(tensor: Tensor, content: Tensor) -> bool:
         return True
 
 
-def _set_hooks(tensor: Tensor, saved: list[Any]) -> None:
-    for name, hooks in zip(_HOOKS_OF_TENSORS, saved, strict=True):
-        setattr(tensor, name, hooks)
-
-
 def _empty(container: Any) -> None:
     container.clear()
 
@@ -472,15 +263,3 @@ def _empty(container: Any) -> None:
 def _pairs(a: Changes, b: Changes) -> Iterator[tuple[set[Any], set[Any]]]:
     for name, mine in vars(a).items():
         yield mine, getattr(b, name)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    # most of the time of a large snapshot went into the collector walking it half built
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

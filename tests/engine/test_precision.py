@@ -25,8 +25,9 @@ from lightning_landscape import (
     GradientBreakdownMonitor,
     probing,
 )
-from lightning_landscape._lightning import is_compiled, loss_scale, precision_context
+from lightning_landscape._lightning import loss_scale, precision_context
 from lightning_landscape.engine.batches import clone_batch
+from lightning_landscape.engine.compiled import is_compiled
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

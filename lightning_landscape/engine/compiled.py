@@ -1,0 +1,31 @@
+"""Whether a module was compiled: it must then run as it was compiled, or training changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether the module or one inside is compiled, or a method of theirs."""
+    return bool(getattr(module, "_compiler_ctx", None)) or any(
+        hasattr(child, "_orig_mod")
+        or getattr(child, "_compiled_call_impl", None) is not None
+        or (FunctionType in map(type, vars(child).values()) and _any_compiled(vars(child)))
+        or _has_compiled_method(type(child))
+        for child in module.modules()
+    )
+
+
+@cache
+def _has_compiled_method(cls: type) -> bool:
+    return any(_any_compiled(vars(base)) for base in cls.__mro__)
+
+
+def _any_compiled(namespace: Mapping[str, Any]) -> bool:
+    functions = (value for value in namespace.values() if type(value) is FunctionType)
+    return any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)

@@ -1,0 +1,165 @@
+"""One evaluation: the passes of a module over fixed batches, where its weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from lightning_landscape._lightning import loss_scale, precision_context
+from lightning_landscape.engine.batch_norm import batch_norms, estimating
+from lightning_landscape.engine.batches import Batches, clone_batch
+from lightning_landscape.engine.compiled import is_compiled
+from lightning_landscape.engine.isolation import Isolation
+from lightning_landscape.engine.steps import Step
+from lightning_landscape.params import widest
+from lightning_landscape.sharding import is_sharded
+
+T = TypeVar("T")
+
+
+class Evaluator:
+    """The passes of an isolated module over its batches.
+
+    Attributes:
+        with_graph: Whether losses are computed with a graph, though nobody goes backward.
+        by_backward: Whether gradients are taken by `backward` instead of `autograd.grad`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        isolation: Isolation,
+        step: Step,
+        batches: Batches,
+        *,
+        recalibrated: bool,
+        trainer: Any | None,
+    ) -> None:
+        self._isolation = isolation
+        self._step = step
+        self._trainer = trainer
+        self._batches = batches
+        self._norms = list(batch_norms(module).values()) if recalibrated else []
+        # without gradients a compiled step would not run as it was compiled
+        self.with_graph = is_compiled(module)
+        # what is differentiated are the whole tensors, which only a backward pass leads to shards
+        self.by_backward = any(map(is_sharded, isolation.params.values()))
+
+    def forward(self) -> Tensor:
+        """Return the losses, float64 `[n_batches]`."""
+        return _wide(self.run(_copied))
+
+    def run(self, read: Callable[[Tensor], T]) -> list[T]:
+        """Return the losses, each read before the next batch: its step may write to it."""
+        if torch.is_grad_enabled() is not self.with_graph:
+            with torch.set_grad_enabled(self.with_graph):
+                return self.run(read)
+        self._recalibrate()
+        with precision_context(self._trainer):
+            return [read(self._loss(i, batch)) for i, batch in self._batches]
+
+    def forward_with_outputs(self) -> Tensor:
+        """Return the losses, and with them a number for each output of each module.
+
+        Two kernels that give other bits often agree in the loss, by chance.
+        """
+        sums: list[Tensor] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            for tensor in output if isinstance(output, (tuple, list)) else [output]:
+                if type(tensor) is Tensor and tensor.is_floating_point():
+                    sums.append(tensor.detach().sum(dtype=widest(tensor.device)))
+
+        hook = register_module_forward_hook(note)
+        try:
+            losses = self.forward()
+            return torch.cat([losses, *(total.reshape(1).to(losses.device) for total in sums)])
+        finally:
+            hook.remove()
+
+    def gradient(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the losses, and the gradient of their mean in the order of the weights."""
+        self._isolation.take_gradients_away()  # a step may have frozen a weight, at some weights
+        self._recalibrate()
+        weights = list(self._isolation.trainable.values())
+        total: list[Tensor] = []
+        scale, losses = loss_scale(self._trainer), []
+        for i, batch in self._batches:
+            with precision_context(self._trainer), torch.enable_grad():
+                loss = self._loss(i, batch)
+            losses.append(_copied(loss))
+            share = loss / (len(self._batches) / scale)
+            shares = self._differentiate(share, weights)
+            if total:
+                torch._foreach_add_(total, shares)
+            else:  # each let go of before the next is copied: all would be a gradient more
+                shares.reverse()
+                total = [torch.zeros_like(weight).add_(shares.pop()) for weight in weights]
+        if scale != 1:
+            torch._foreach_div_(total, scale)
+        return _wide(losses), total
+
+    def _differentiate(self, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
+        if not loss.requires_grad:
+            return [torch.zeros_like(weight) for weight in weights]
+        keep = self._isolation.keeps_graph
+        if not self.by_backward:
+            return list(
+                torch.autograd.grad(
+                    loss, weights, retain_graph=keep, allow_unused=True, materialize_grads=True
+                )
+            )
+        before = [weight.grad for weight in weights]  # of a step that goes backward itself
+        for weight in weights:
+            weight.grad = None
+        loss.backward(retain_graph=keep)
+        gradients = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights
+        ]
+        for weight, gradient in zip(weights, before, strict=True):
+            weight.grad = gradient
+        return gradients
+
+    def _loss(self, index: int, batch: Any) -> Tensor:
+        output = self._step(batch, index)
+        loss = output
+        if not isinstance(output, Tensor) and isinstance(output, Mapping):
+            loss = output.get("loss", output)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(
+                "The step must return its loss as a tensor with one element, or a dict with that "
+                f"under 'loss'. Got {_shown(loss)}."
+            )
+        return loss.reshape(()) if loss.ndim else loss
+
+    def _recalibrate(self) -> None:
+        if not self._norms:
+            return
+        with (
+            estimating(self._norms),
+            precision_context(self._trainer),
+            torch.set_grad_enabled(self.with_graph),  # the step may take gradients itself
+        ):
+            for i, batch in self._batches.calibrating():
+                self._loss(i, clone_batch(batch))
+
+
+def _copied(loss: Tensor) -> Tensor:
+    return loss.detach().clone()
+
+
+def _wide(losses: list[Tensor]) -> Tensor:
+    stacked = torch.stack(losses)
+    return (stacked.cpu() if stacked.device.type == "mps" else stacked).double()
+
+
+def _shown(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a dict of {list(output)}"
+    return "None: this batch was skipped" if output is None else type(output).__name__

@@ -1,0 +1,62 @@
+"""Attributes, tensors, containers and generators, whose contents can be taken and set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_landscape.engine.contents import attributes_of, read, set_attribute, write
+from lightning_landscape.engine.tensors import put_back
+
+HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+HOOKS_KEY = "the hooks of a tensor"  # in the place of an attribute's name
+_MISSING = object()
+
+
+class Places:
+    """Attributes, tensors, containers and generators, whose contents can be taken and set.
+
+    Args:
+        found: What holds the contents, by its identity and, for an attribute, the name of it.
+    """
+
+    def __init__(self, found: dict[tuple[int, str], Any] | None = None) -> None:
+        self._found = found or {}
+
+    def __or__(self, other: Places) -> Places:
+        return Places({**self._found, **other._found})
+
+    def read(self) -> list[Any]:
+        """Return a copy of the contents."""
+        return [_read(place, key) for (_, key), place in self._found.items()]
+
+    def write(self, contents: list[Any]) -> None:
+        """Set the contents to what was read before; places found since are left as they are."""
+        for ((_, key), place), content in zip(self._found.items(), contents, strict=False):
+            _write(place, key, content)
+
+
+def _read(place: Any, key: str) -> Any:
+    if key == HOOKS_KEY:
+        return [getattr(place, name) for name in HOOKS_OF_TENSORS]
+    if key:
+        return attributes_of(place).get(key, _MISSING)
+    return read(place)
+
+
+def _write(place: Any, key: str, content: Any) -> None:
+    if key == HOOKS_KEY:
+        set_hooks(place, content)
+    elif key:
+        set_attribute(place, key, {} if content is _MISSING else {key: content})
+    elif isinstance(place, Tensor):
+        put_back([place], [content])
+    else:
+        write(place, content)
+
+
+def set_hooks(tensor: Tensor, saved: list[Any]) -> None:
+    """Let a tensor have the hooks it had."""
+    for name, hooks in zip(HOOKS_OF_TENSORS, saved, strict=True):
+        setattr(tensor, name, hooks)

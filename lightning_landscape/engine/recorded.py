@@ -1,0 +1,206 @@
+"""The records of everything that is reached from some objects: what there is, and what it holds."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_landscape.engine.contents import (
+    HOOKS,
+    REGISTRIES,
+    attributes_of,
+    has_attributes,
+    has_slots,
+    kind_of,
+    read,
+    space_of,
+)
+from lightning_landscape.engine.guards import MEMORY, describe_error
+from lightning_landscape.engine.places import HOOKS_OF_TENSORS
+from lightning_landscape.engine.tensors import version_of
+from lightning_landscape.engine.walk import ATOMS, boundary, children, is_opaque
+from lightning_landscape.sharding import is_freed
+
+_PLAIN_CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
+
+
+class Recorded:
+    """Flat lists of places and of what they hold, one list per kind.
+
+    Args:
+        roots: Modules, or anything else, with the names they go by in messages.
+        besides: Tensors whose contents somebody else looks after; of these the hooks alone.
+
+    Attributes:
+        given_up: What could not be read or put back, by name, and why.
+        outside: What is not looked into, by name, and why.
+    """
+
+    def __init__(self, roots: Iterable[tuple[str, Any]], besides: Iterable[Tensor] = ()) -> None:
+        self.given_up: dict[str, str] = {}
+        self.outside: dict[str, str] = {}
+        self._besides = {id(tensor): tensor for tensor in besides}
+        self._seen: dict[int, Any] = {}  # held, so that no id is used again
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
+        self._contents: list[Tensor] = []
+        self._tracked: list[bool] = []
+        self._values: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # containers: most of a module's are, and quickly compared
+        self._hooked: list[Tensor] = []
+        self._hooks: tuple[list[Any], ...] = tuple([] for _ in HOOKS_OF_TENSORS)
+        self._namespaces: list[tuple[Any, dict[str, Any]]] = []
+        self._sizes: list[int] = []  # of their __dict__; -1 where there are slots too
+        self._names: dict[str, list[str]] = {
+            kind: [] for kind in ("tensors", "values", "filled", "hooks", "keys")
+        }
+        self._pending: deque[tuple[Any, str]] = deque()
+        self.include(roots)
+
+    def include(self, roots: Iterable[tuple[str, Any]]) -> None:
+        """Take in what is reachable from more objects, as they are now."""
+        with _collector_paused():
+            self._pending.extend((root, name) for name, root in roots)
+            while self._pending:  # not by recursion: a linked list may be long
+                self._visit(*self._pending.popleft())
+
+    def _visit(self, value: Any, name: str) -> None:
+        if type(value) in ATOMS or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            self._visit_module(value, name)
+        elif isinstance(value, Tensor):
+            self._visit_tensor(value, name)
+        elif kind_of(type(value)) is not None:
+            self._visit_value(value, name)
+        else:
+            self._visit_object(value, name)
+
+    def _visit_module(self, module: nn.Module, name: str) -> None:
+        attributes = module.__dict__
+        self._seen[id(attributes)] = attributes
+        own = attributes_of(module)
+        self._add_namespace(module, own, name)
+        pending = self._pending
+        for hooks in map(attributes.get, HOOKS):
+            if hooks:
+                pending.append((hooks, name))
+            elif hooks is not None:
+                self._add_empty(hooks, name)
+        prefix = f"{name}." if name else ""
+        for registry in REGISTRIES:
+            held = getattr(module, registry)
+            if isinstance(held, dict):  # else a scripted module, which holds them in C++
+                self._seen[id(held)] = held
+                self._add_value(held, name)
+            for key, value in held.items():
+                if value is not None:
+                    pending.append((value, prefix + key))
+        for key, value in own.items():
+            if type(value) not in ATOMS:
+                pending.append((value, prefix + key))
+
+    def _visit_tensor(self, tensor: Tensor, name: str) -> None:
+        if is_lazy(tensor) or is_freed(tensor):  # nothing there
+            return
+        space = space_of(tensor)
+        self._seen[id(space)] = space
+        self._add_value(space, name)
+        self._pending.extend((value, name) for value in space.values())
+        if tensor.requires_grad or id(tensor) in self._besides:
+            self._hooked.append(tensor)
+            self._names["hooks"].append(f"the hooks of {name}")
+            for key, hooks in zip(HOOKS_OF_TENSORS, self._hooks, strict=True):
+                hooks.append(getattr(tensor, key))
+                self._pending.append((hooks[-1], f"the hooks of {name}"))
+        if id(tensor) in self._besides:
+            return
+        try:
+            content = tensor.detach().clone()
+        except MEMORY:
+            raise
+        except Exception as error:
+            self.given_up[name] = describe_error(error)
+            return
+        self._tensors.append(tensor)
+        self._versions.append(version_of(tensor))
+        self._contents.append(content)
+        self._tracked.append(tensor.requires_grad)
+        self._names["tensors"].append(name)
+
+    def _visit_value(self, value: Any, name: str) -> None:
+        """Record a container, an array, a generator or the like, and what it holds."""
+        if reason := boundary(value) if type(value) is dict else None:
+            self.outside[name] = reason
+            return
+        if not isinstance(value, np.ndarray) or value.flags.writeable:
+            self._add_value(value, name)
+        self._visit_attributes(value, name)
+        self._visit_children(value, name)
+
+    def _visit_object(self, value: Any, name: str) -> None:
+        if reason := boundary(value):
+            self.outside[name] = reason
+        elif is_opaque(value):
+            self.outside[name] = f"a {type(value).__name__}: of no kind that is known"
+        else:
+            self._visit_attributes(value, name)
+            self._visit_children(value, name)
+
+    def _visit_attributes(self, value: Any, name: str) -> None:
+        if not has_attributes(type(value)):
+            return
+        space = space_of(value)
+        self._seen[id(space)] = space
+        attributes = attributes_of(value)
+        self._add_namespace(value, attributes, name)
+        self._pending.extend((child, f"{name}.{key}") for key, child in attributes.items())
+
+    def _visit_children(self, value: Any, name: str) -> None:
+        pending = self._pending
+        for child in children(value):
+            if type(child) not in ATOMS:
+                pending.append((child, name))
+
+    def _add_namespace(self, owner: Any, saved: dict[str, Any], name: str) -> None:
+        self._namespaces.append((owner, saved))
+        self._sizes.append(-1 if has_slots(type(owner)) else len(space_of(owner)))
+        self._names["keys"].append(name)
+
+    def _add_value(self, value: Any, name: str) -> None:
+        if type(value) in _PLAIN_CONTAINERS and not value:
+            self._add_empty(value, name)
+            return
+        try:
+            content = read(value)
+        except MEMORY:
+            raise
+        except Exception as error:
+            self.given_up[name] = describe_error(error)
+            return
+        self._values.append((value, content))
+        self._names["values"].append(name)
+
+    def _add_empty(self, container: Any, name: str) -> None:
+        self._empty.append(container)
+        self._names["filled"].append(name or f"an empty {type(container).__name__}")
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    # most of the time of a large snapshot went into the collector walking it half built
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,100 @@
+"""Ctrl-C at any line of a probe: nothing was moved, and no later probe moves anything."""
+
+import contextlib
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import HostileModule, differences
+from test_faults import hostile_batch
+from test_probing import direction_of, everything
+
+import lightning_landscape
+from lightning_landscape import probing
+
+PACKAGE = str(Path(lightning_landscape.__file__).parent)
+TOLERATED = 4 / 2424
+
+
+def watched():
+    module = HostileModule()
+    module.auxiliary = lambda loss: None
+    return module
+
+
+def probe(module, seed=0):
+    with probing(module, [hostile_batch()], seed=seed) as objective:
+        for alpha in (0.0, 0.5, 1.0):
+            objective.losses(direction_of(module), alpha)
+        objective.gradient(direction_of(module), 0.5)
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at one executed line of the package; counts lines without."""
+
+    def __init__(self, at=None):
+        self.at, self.n = at, 0
+
+    def __call__(self, frame, event, arg):
+        return self.line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def line(self, frame, event, arg):
+        if event == "line":
+            self.n += 1
+            if self.n == self.at:
+                sys.settrace(None)
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self.line
+
+    def __enter__(self):
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(None)
+
+
+def interrupted(at):
+    """Return what differs after a probe that was interrupted, and what a later probe changes."""
+    module = watched()
+    before = everything(module)
+    with Interrupt(at) as interrupt:
+        with contextlib.suppress(KeyboardInterrupt):
+            probe(module)
+    gc.collect()
+    traces = differences(before, everything(module))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(10.0)
+    probe(module)
+    moved = [n for n, p in module.named_parameters() if not bool((p == 10.0).all())]
+    return interrupt.where, traces, moved
+
+
+def lines_of_a_probe():
+    module = watched()
+    probe(module)  # what is remembered of classes makes the first one longer
+    with Interrupt() as interrupt:
+        probe(module)
+    return interrupt.n
+
+
+def check(places):
+    found = [interrupted(at) for at in places]
+    assert [(where, moved) for where, _, moved in found if moved] == []
+    traces = [(where, trace) for where, trace, _ in found if trace]
+    assert len(traces) <= TOLERATED * len(places), traces
+
+
+@pytest.mark.tried("faults", "an interrupt at any line of a probe; later probes move nothing")
+def test_an_interrupt_at_some_lines_leaves_no_trace():
+    n = lines_of_a_probe()
+    check(range(1, n, n // 40))
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_every_seventh_line_leaves_no_trace():
+    check(range(1, lines_of_a_probe(), 7))
