@@ -25,6 +25,7 @@ from lightning_landscape.engine.gradients import Gradients
 from lightning_landscape.engine.rates import keep_rates
 from lightning_landscape.engine.rng import differing_rng, rng_states, seed_all, set_rng_states
 from lightning_landscape.engine.snapshot import Changes, Snapshot, put_back
+from lightning_landscape.engine.walk import UNREMARKABLE
 from lightning_landscape.engine.weights import Path, Weights
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import recover, reshard, sharded_modules
@@ -158,6 +159,12 @@ class Isolation:
     def include(self, name: str, value: object) -> None:
         """Hold something else still too, as it is now."""
         self._snapshot.include([(name, value)])
+
+    @property
+    def outside(self) -> dict[str, str]:
+        """What is not looked into, by name, and why; constants and classes left out."""
+        found = self._snapshot.outside
+        return {name: why for name, why in found.items() if why not in UNREMARKABLE}
 
     @property
     def params(self) -> dict[str, Tensor]:

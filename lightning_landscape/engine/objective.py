@@ -82,6 +82,11 @@ class ModuleObjective:
         """The trainable weights that were found on opening, wherever it stands; only to read."""
         return self._isolation.live
 
+    @property
+    def outside(self) -> dict[str, str]:
+        """What the module holds that is not looked into, by name, and why."""
+        return self._isolation.outside
+
     def at(self, params: Params) -> Objective:
         """Return the same loss, standing at other weights; use it before asking for the next."""
         check_direction(params, self._params)

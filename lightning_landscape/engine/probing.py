@@ -15,6 +15,7 @@ from lightning_landscape._lightning import (
     as_configuration,
     attached_trainer,
     has_transfer_hooks,
+    rank_zero_warn,
 )
 from lightning_landscape.engine.batches import KeptBatch, clone_batch, prepared
 from lightning_landscape.engine.isolation import Mode, isolated
@@ -100,6 +101,8 @@ def probing(
         module, kept, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
     ) as objective:
         objective.verifies = verify == "always"
+        if objective.verifies:
+            _name_outside(module, objective.outside)
         yield objective
 
 
@@ -130,6 +133,15 @@ def opened(
         objective = ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
         yield objective
         objective.close()
+
+
+def _name_outside(module: nn.Module, outside: dict[str, str]) -> None:
+    if outside:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in outside.items())
+        rank_zero_warn(
+            f"A probe of {type(module).__name__} does not look into {len(outside)} things that it "
+            f"holds. What a step writes there stays. {shown}"
+        )
 
 
 def _check_weights(module: nn.Module, at: Params) -> None:

@@ -49,19 +49,31 @@ def loss_step(module: nn.Module, loss_fn: LossFn | None, *, trainer: Any | None 
     if loss_fn is not None:
         return lambda batch, index: loss_fn(module, batch)
     step = user_step(module)
-    if trainer is None and attached_trainer(module) is None:
-        _check_needs_no_trainer(module)
-    return step
+    if trainer is not None or attached_trainer(module) is not None:
+        return step
+    _check_needs_no_trainer(module)
+    return lambda batch, index: _without_trainer(module, step, batch, index)
 
 
 def _check_needs_no_trainer(module: Any) -> None:
     code = getattr(getattr(module.training_step, "__func__", None), "__code__", None)
     if code is not None and "trainer" in code.co_names and "_trainer" not in code.co_names:
-        raise ConfigurationError(
-            f"`trainer` is needed: the `training_step` of {type(module).__name__} reads "
-            "`self.trainer`, and the module is attached to none. Pass trainer=Trainer(...), or a "
-            "`loss_fn` that does without."
-        )
+        raise ConfigurationError(_NEEDS_TRAINER.format(type(module).__name__))
+
+
+def _without_trainer(module: Any, step: Step, batch: Any, index: int) -> Any:
+    try:
+        return step(batch, index)
+    except RuntimeError as error:
+        if "is not attached to a `Trainer`" in str(error):
+            raise ConfigurationError(_NEEDS_TRAINER.format(type(module).__name__)) from error
+        raise
+
+
+_NEEDS_TRAINER = (
+    "`trainer` is needed: the `training_step` of {} reads `self.trainer`, and the module is "
+    "attached to none. Pass trainer=Trainer(...), or a `loss_fn` that does without."
+)
 
 
 def user_step(module: nn.Module) -> Callable[[Any, int], Any]:

@@ -39,8 +39,8 @@ _OUTSIDE = {
         *(f"lightning.pytorch.{room}" for room in ("accelerators", "plugins", "profilers")),
         *(f"lightning.fabric.{room}" for room in ("loggers", "strategies", "accelerators")),
         *(f"lightning.fabric.{room}" for room in ("plugins", "fabric")),
-        "lightning_landscape",
     ),
+    "part of this package": ("lightning_landscape",),
     "a client of a logging service": (
         *("torch.utils.tensorboard", "tensorboard", "tensorboardX", "wandb", "mlflow"),
         *("comet_ml", "neptune", "clearml", "aim", "ray"),
@@ -68,6 +68,7 @@ _READ_ONLY = {
     "a constant": ("inspect", "typing", "importlib", "datetime", "decimal", "re", "pathlib"),
     "a cache or an iterator inside Python": ("functools._lru_cache_wrapper", "itertools"),
 }
+UNREMARKABLE = frozenset({"a constant", "a class or a module", "part of this package"})
 _STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _TWINS = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
 _TRANSPARENT = (

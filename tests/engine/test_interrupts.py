@@ -61,9 +61,8 @@ def interrupted(at):
     """Return what differs after a probe that was interrupted, and what a later probe changes."""
     module = watched()
     before = everything(module)
-    with Interrupt(at) as interrupt:
-        with contextlib.suppress(KeyboardInterrupt):
-            probe(module)
+    with Interrupt(at) as interrupt, contextlib.suppress(KeyboardInterrupt):
+        probe(module)
     gc.collect()
     traces = differences(before, everything(module))
     with torch.no_grad():

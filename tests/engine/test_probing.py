@@ -24,9 +24,11 @@ from lightning_landscape import AsymmetryMonitor, probing
 from lightning_landscape._lightning import ConfigurationError
 from lightning_landscape.engine.batch_norm import estimate_batch_norm
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
+from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.probing import opened
 from lightning_landscape.engine.snapshot import same_bits
 from lightning_landscape.measures.slices import evaluate_slice, symmetric_grid
+from lightning_landscape.reporting.output import Output
 
 ALPHAS = (0.5, 0.0, -1.0, 0.5, 0.0)
 MODES = ("train", "eval", "recalibrated")
@@ -1165,7 +1167,7 @@ def test_numbers_are_those_of_training(precision):
         assert differences(probed, real) == []
 
 
-def test_what_is_measured_in_fit_can_be_measured_again(tmp_path):
+def test_what_is_measured_in_fit_can_be_measured_again(tmp_path, monkeypatch):
     class Kept(Dropout):
         def write(self, loss, batch):
             return loss * (1 + torch.rand(()))
@@ -1173,10 +1175,9 @@ def test_what_is_measured_in_fit_can_be_measured_again(tmp_path):
     monitor = AsymmetryMonitor(
         families=("gaussian",), n_directions=1, n_points=5, n_batches=2, on_error="raise"
     )
-    slices = []
-    report = monitor._report_family
-    monitor._report_family = lambda trainer, family, measured, step, **options: (
-        slices.append(measured.slices[0][0]) or report(trainer, family, measured, step, **options)
+    measured = []
+    monkeypatch.setattr(
+        Output, "arrays", lambda self, kind, arrays: measured.append(arrays["gaussian/losses"][0])
     )
     module = Kept()
     trainer = Trainer(max_epochs=2, callbacks=[monitor], **QUIET)
@@ -1187,9 +1188,9 @@ def test_what_is_measured_in_fit_can_be_measured_again(tmp_path):
     direction = monitor_direction(again)
     with probing(again, again.inputs()) as objective:
         line = evaluate_slice(objective, direction, monitor.alphas)
-    assert len(slices) == 2
-    assert line.losses.equal(slices[1].losses)
-    assert not line.losses.equal(slices[0].losses)
+    assert len(measured) == 2
+    assert line.losses.tolist() == measured[1].tolist()
+    assert line.losses.tolist() != measured[0].tolist()
 
 
 def monitor_direction(module):
@@ -1370,3 +1371,121 @@ def test_a_step_may_return_every_loss_in_the_same_tensor(by):
             "gradient": lambda: objective.gradient()[0],
         }[by]()
     assert found.tolist() == [1.0, 2.0]
+
+
+# ------------------------------------------------------------------------ steps that read more
+
+
+class ReadsTrainer(Step):
+    def write(self, loss, batch):
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + self.trainer.global_step)
+
+
+class ReadsTrainerElsewhere(Step):
+    def write(self, loss, batch):
+        return loss * (1 + self.trainer.global_step)
+
+
+@pytest.mark.parametrize("module", [ReadsTrainer, ReadsTrainerElsewhere])
+def test_a_step_that_reads_its_trainer_can_be_given_one(module):
+    module = module()
+    trainer = Trainer(**QUIET)
+    with unchanged(module), probing(module, module.inputs(), trainer=trainer) as objective:
+        assert objective.losses().isfinite().all()
+    assert module._trainer is None
+
+
+def test_a_step_that_reads_its_trainer_is_refused_without_one():
+    module = ReadsTrainer()
+    with (
+        unchanged(module),
+        pytest.raises(ConfigurationError, match="Pass trainer=Trainer"),
+        probing(module, module.inputs()),
+    ):
+        raise AssertionError("unreachable")
+
+
+def test_a_step_whose_helpers_read_the_trainer_is_told_what_to_do():
+    module = ReadsTrainerElsewhere()
+    with (
+        unchanged(module),
+        probing(module, module.inputs()) as objective,
+        pytest.raises(ConfigurationError, match="Pass trainer=Trainer"),
+    ):
+        objective.losses()
+
+
+class Meddles(Step):
+    """Sets this and that on its trainer, and reads where its logger writes."""
+
+    def build(self):
+        self.folders = []
+
+    def write(self, loss, batch):
+        self.trainer.limit_val_batches = 7
+        self.trainer.gradient_clip_val = 3.0
+        self.trainer.fit_loop.max_epochs = 99
+        self.trainer.callback_metrics["mine"] = loss.detach()
+        FOLDERS.append((self.logger.log_dir, self.logger.save_dir, self.logger.version))
+
+
+FOLDERS = []
+
+
+def test_a_logger_stays_where_it_is_and_settings_of_the_trainer_go_back(tmp_path):
+    module = Meddles()
+    logger = CSVLogger(tmp_path, name="mine", version=3)
+    trainer = Trainer(max_epochs=1, **{**QUIET, "logger": logger})
+    FOLDERS.clear()
+    with unchanged(module), probing(module, module.inputs(), trainer=trainer) as objective:
+        objective.losses()
+    assert set(FOLDERS) == {(logger.log_dir, logger.save_dir, 3)}
+    assert (trainer.limit_val_batches, trainer.gradient_clip_val) == (1.0, None)
+    assert trainer.fit_loop.max_epochs == 1
+    assert "mine" not in trainer.callback_metrics
+    assert trainer.loggers == [logger]
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**70])
+def test_any_seed_can_be_used(seed):
+    module = Dropout()
+    with unchanged(module), probing(module, module.inputs(), seed=seed) as objective:
+        assert objective.losses().equal(objective.losses())
+
+
+def test_what_is_not_looked_into_is_named_when_everything_is_verified():
+    module = Step()
+    module.stream = iter([1.0])
+    with (
+        pytest.warns(UserWarning, match=r"does not look into.*stream: an iterator"),
+        probing(module, module.inputs(), verify="always"),
+    ):
+        pass
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("never")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("mine"), "ValueError: mine (test_probing.py, line"),
+        (ValueError(), "ValueError, without a message (test_probing.py, line"),
+        (Mute(), "Mute, whose message cannot be read (test_probing.py, line"),
+    ],
+)
+def test_an_exception_is_described_by_type_text_and_line(error, told):
+    with pytest.raises(type(error)) as raised:
+        raise error
+    assert describe_error(raised.value).startswith(told)
+
+
+def test_the_line_named_is_the_innermost_of_the_users_code():
+    with pytest.raises(RuntimeError) as raised:
+        F.linear(torch.ones(2), torch.ones(3, 3))
+    assert "(test_probing.py, line" in describe_error(raised.value)
