@@ -40,7 +40,6 @@ __all__ = [
     "lightning_bases",
     "lightning_modules",
     "logger_step",
-    "loss_scale",
     "mute",
     "new_results",
     "overrides",
@@ -323,19 +322,6 @@ def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     if type(plugin) in _PLAIN_PRECISION and not vars(plugin):  # nobody gave it another context
         return _NO_CONTEXT
     return plugin.train_step_context()
-
-
-_HEADROOM = 64.0
-
-
-def loss_scale(trainer: Any | None) -> float:
-    """Return what to scale a loss by before its gradient is taken; 1 without a GradScaler.
-
-    In half precision small gradients would vanish. Less than training scales by, which keeps its
-    scale close to where gradients overflow: those of moved weights are larger.
-    """
-    scaler = None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale() / _HEADROOM
 
 
 _TRANSFER_HOOKS = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from lightning_landscape._lightning import loss_scale, precision_context
+from lightning_landscape._lightning import precision_context
 from lightning_landscape.engine.batch_norm import batch_norms, estimating
 from lightning_landscape.engine.batches import Batches, clone_batch
 from lightning_landscape.engine.compiled import is_compiled
@@ -19,6 +19,9 @@ from lightning_landscape.params import widest
 from lightning_landscape.sharding import is_sharded
 
 T = TypeVar("T")
+
+
+_HEADROOM = 64.0  # below what training scales a loss by
 
 
 class Evaluator:
@@ -163,3 +166,13 @@ def _shown(output: object) -> str:
     if isinstance(output, Mapping):
         return f"a dict of {list(output)}"
     return "None: this batch was skipped" if output is None else type(output).__name__
+
+
+def loss_scale(trainer: Any | None) -> float:
+    """Return what to scale a loss by before its gradient is taken; 1 without a GradScaler.
+
+    In half precision small gradients would vanish. Less than training scales by, which keeps its
+    scale close to where gradients overflow: those of moved weights are larger.
+    """
+    scaler = None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale() / _HEADROOM
