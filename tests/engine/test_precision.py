@@ -25,9 +25,10 @@ from lightning_landscape import (
     GradientBreakdownMonitor,
     probing,
 )
-from lightning_landscape._lightning import loss_scale, precision_context
+from lightning_landscape._lightning import precision_context
 from lightning_landscape.engine.batches import clone_batch
 from lightning_landscape.engine.compiled import is_compiled
+from lightning_landscape.engine.evaluator import loss_scale
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
