@@ -41,17 +41,17 @@ def compare(train: Callable[..., Any], folder: Path, **options: Any) -> Any:
         **options: What `watchers` takes.
 
     Returns:
-        The trainer of the watched run.
+        How many probes each monitor made, in words.
     """
     plain, _, _ = _run(train, folder / "plain", [])
     again, _, _ = _run(train, folder / "again", [])
     assert differences(plain, again) == [], "the client itself is not deterministic"
-    watched, trainer, said = _run(train, folder / "watched", watchers(**options))
+    ours = watchers(**options)
+    watched, trainer, said = _run(train, folder / "watched", ours)
     different = differences(plain, watched)
     assert different == [], different
     assert said == [], said
-    _assert_measured(folder / "watched" / "landscape")
-    return trainer
+    return _counted(folder / "watched" / "landscape", ours[1], trainer)
 
 
 def watchers(
@@ -63,6 +63,22 @@ def watchers(
     asymmetry = AsymmetryMonitor(n_directions=1, n_points=5, swa=swa, validation=True, **options)
     breakdown = GradientBreakdownMonitor(directions=DIRECTIONS, etas=(0.5, 1.0), **options)
     return [swa, asymmetry, breakdown]
+
+
+def _counted(folder: Path, monitor: AsymmetryMonitor, trainer: Any) -> str:
+    """Return how many probes were made; fail if fewer than were asked for, or without numbers."""
+    _assert_measured(folder)
+    every = monitor.schedule.every_n_steps
+    asked = monitor.n_steps // every if every else trainer.current_epoch
+    kinds = ("gaussian/losses", "gradient/breakdown")
+    counts = [sum(_holds(file, kind) for file in folder.glob("*.npz")) for kind in kinds]
+    assert min(counts) >= asked, (counts, asked)
+    return f"{counts[0]} probes of slices, {counts[1]} of steps"
+
+
+def _holds(file: Path, kind: str) -> bool:
+    with np.load(file) as arrays:
+        return any(name.endswith(kind) for name in arrays.files)
 
 
 def _assert_measured(folder: Path) -> None:

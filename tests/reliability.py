@@ -147,7 +147,8 @@ class Recorder:
         elif report.skipped:
             case = case._replace(why=str(report.longrepr[2]).removeprefix("Skipped: "))
         elif report.when == "call":
-            case = case._replace(outcome="held", why="")
+            why = dict(report.user_properties).get("probes", "")
+            case = case._replace(outcome="held", why=why)
         self.cases[report.nodeid] = case
 
     def pytest_sessionfinish(self, session):

@@ -260,9 +260,9 @@ CLIENTS = {
         for what, (train, options) in CLIENTS.items()
     ],
 )
-def test_training_a_client_is_bit_identical(train, options, tmp_path, monkeypatch):
+def test_training_a_client_is_bit_identical(train, options, tmp_path, monkeypatch, record_property):
     monkeypatch.chdir(tmp_path)  # some write where they stand
-    compare(train, tmp_path, **options)
+    record_property("probes", compare(train, tmp_path, **options))
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs
