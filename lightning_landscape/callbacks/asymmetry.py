@@ -65,7 +65,7 @@ class AsymmetryMonitor(Monitor):
     logs
 
     - `landscape/<family>/rate`, `rate_low`, `rate_high`: the share of asymmetric directions with
-      its 95 % Wilson interval; a direction that still leads downhill (`off_minimum`, their share)
+      its exact 95 % interval; a direction that still leads downhill (`off_minimum`, their share)
       or that the batches cannot resolve does not count as asymmetric;
     - `landscape/<family>/area`, `area_corrected`, `ratio`: medians over the directions of the
       scores of `score_asymmetry`; `area_low`, `area_high`: the 95 % interval of that median, from 6
