@@ -28,9 +28,8 @@ from lightning_landscape import (
     score_asymmetry,
     symmetric_grid,
 )
-from lightning_landscape.callbacks.asymmetry import direction_generator
 from lightning_landscape.measures.asymmetry import cannot_count
-from lightning_landscape.measures.rates import _wilson
+from lightning_landscape.measures.directions import direction_generator
 from lightning_landscape.measures.sequential import FIRST, sequential_design
 from lightning_landscape.measures.slices import evaluate_pairs
 
@@ -50,6 +49,13 @@ def outcomes(stops, n_most, shares):
         ends |= {(k, n): chance for k, chance in reached.items() if ended[k]}
         going_on = {k: chance for k, chance in reached.items() if not ended[k]}
     return ends
+
+
+def wilson(k, n):
+    """Wilson's 95 % interval."""
+    z = 1.959964
+    centre, half = (k + z**2 / 2) / (n + z**2), math.sqrt(k * (n - k) / n + z**2 / 4)
+    return centre - half * z / (n + z**2), centre + half * z / (n + z**2)
 
 
 def mixture(k, n):
@@ -103,9 +109,6 @@ def clopper_pearson(k, n):
 
 def exact_table():
     design = sequential_design(PRECISION)
-
-    def wilson(k, n):
-        return _wilson(k, n, 0.95)
 
     rules = {
         "fixed, Wilson": (lambda k, n: False, fixed_number(wilson), wilson),
@@ -189,7 +192,7 @@ def plane(odds):
 
 def show(name, rate, spent):
     found = {key: float(value) for key, value in rate.compute().items()}
-    fixed = N_POINTS * fixed_number(lambda k, n: _wilson(k, n, 0.95))
+    fixed = N_POINTS * fixed_number(lambda k, n: wilson(k, n))
     print(
         f"{name:<34}{found['rate']:>6.0%} [{found['low']:.0%}, {found['high']:.0%}]"
         f"{found['n']:>5.0f}{spent:>7}{fixed:>8}{fixed / spent:>8.1f}x"
