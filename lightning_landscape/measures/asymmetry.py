@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_landscape.measures.notebook import score_html
 from lightning_landscape.measures.quantiles import student
 from lightning_landscape.measures.slices import Slice, grid_index, on_grid, symmetric_grid
 
@@ -78,6 +79,9 @@ class AsymmetryScore:
     ratio: float
     flat_side: int
     verdict: Verdict
+
+    def _repr_html_(self) -> str:
+        return score_html(self)
 
     def to_dict(self) -> dict[str, float | int | str]:
         """Return everything as plain numbers and strings."""

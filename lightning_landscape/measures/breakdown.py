@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.measures.gradients import Start, gradient_direction
+from lightning_landscape.measures.notebook import breakdown_html
 from lightning_landscape.measures.words_breakdown import describe_breakdown, where_finite
 from lightning_landscape.objective import Objective, check_direction, gather_losses
 from lightning_landscape.params import Params
@@ -99,6 +100,9 @@ class GradientBreakdown:
     break_even: float
     trust_lr: float
     relative_step: float
+
+    def _repr_html_(self) -> str:
+        return breakdown_html(self)
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""

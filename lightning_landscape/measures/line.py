@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from lightning_landscape.measures.notebook import line_score_html
 from lightning_landscape.measures.slices import Slice, grid_index, joins_two_ends, on_grid
 from lightning_landscape.measures.words import describe_line
 
@@ -48,6 +49,9 @@ class LineScore:
     outward_ratio_near: float
     outward_stderr: float
     sign_agreement: float
+
+    def _repr_html_(self) -> str:
+        return line_score_html(self)
 
     def to_dict(self) -> dict[str, float]:
         """Return everything as plain numbers."""

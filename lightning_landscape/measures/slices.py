@@ -10,6 +10,7 @@ from operator import lt
 import torch
 from torch import Tensor
 
+from lightning_landscape.measures.notebook import slice_html
 from lightning_landscape.objective import (
     LossAlong,
     Objective,
@@ -95,6 +96,9 @@ class Slice:
             return math.nan
         candidates = self.alphas[loss == loss[loss.isfinite()].min()]
         return float(candidates[candidates.abs().argmin()])
+
+    def _repr_html_(self) -> str:
+        return slice_html(self)
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""

@@ -22,6 +22,7 @@ from lightning_landscape.measures.directions import (
     sample_direction,
     split_family,
 )
+from lightning_landscape.measures.notebook import survey_html
 from lightning_landscape.measures.rates import AsymmetryRate, median_interval
 from lightning_landscape.measures.sequential import FIRST, check_precision, sequential_design
 from lightning_landscape.measures.slices import (
@@ -76,6 +77,9 @@ class Survey:
     def rise_radius(self) -> tuple[float, float, float]:
         """The median `rise_radius` over the directions, and its 95 % interval."""
         return median_interval([score.rise_radius for score in self.scores])
+
+    def _repr_html_(self) -> str:
+        return survey_html(self)
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""

@@ -1,0 +1,127 @@
+"""Results in a notebook: the sentence, the numbers and a picture as HTML that needs no script."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_landscape.measures.words import describe_line, describe_survey, number
+from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
+
+if TYPE_CHECKING:
+    from lightning_landscape.measures.asymmetry import AsymmetryScore
+    from lightning_landscape.measures.breakdown import GradientBreakdown
+    from lightning_landscape.measures.line import LineScore
+    from lightning_landscape.measures.slices import Slice
+    from lightning_landscape.measures.survey import Survey
+
+
+def slice_html(line: Slice) -> str:
+    """Return the losses along a line, with their standard error over the batches."""
+    n, mean = line.losses.shape[1], line.mean.tolist()
+    band = None
+    if n > 1:
+        error = (line.losses.std(dim=1) / math.sqrt(n)).tolist()
+        band = (_plus(mean, error, -1), _plus(mean, error, 1))
+    many = "es" if n > 1 else ""
+    label = f"mean of {n} batch{many}" + (", ± 1 standard error" if band else "")
+    chart = line_chart(
+        [Line(line.alphas.tolist(), mean, label, band=band)],
+        x_label="alpha",
+        y_label="loss",
+        title="Loss along a line",
+        marks=[(0.0, "current weights")],
+    )
+    what = f" along {line.label}" if line.label else ""
+    gaps = f" Losses that are not finite, {line.n_nonfinite}, are gaps." if line.n_nonfinite else ""
+    return _said(f"The loss{what} is least at alpha = {number(line.minimum)}.{gaps}") + chart
+
+
+def score_html(score: AsymmetryScore) -> str:
+    """Return what a score of one direction says, the rises of both sides, and its numbers."""
+    rises = [score.rise_minus, 0.0, score.rise_plus]
+    chart = line_chart(
+        [Line([-1.0, 0.0, 1.0], rises, "rise of the loss at both ends")],
+        x_label="alpha / radius",
+        y_label="rise of the loss",
+        title="Rise of the loss at both ends of the slice",
+        marks=[(0.0, "current weights")],
+    )
+    area = f"{number(score.area)} ± {number(score.stderr, 2)}"
+    said = f"This direction is {score.verdict}: its area is {area} (+1: the + side is steep)."
+    return _said(said) + chart + _table(score.to_dict())
+
+
+def line_score_html(score: LineScore) -> str:
+    """Return what a line between two sets of weights says, its losses at both, and its numbers."""
+    gap, error = score.gap, score.gap_stderr
+    band = None if math.isnan(error) else ([0.0, gap - error], [0.0, gap + error])
+    chart = line_chart(
+        [Line([0.0, 1.0], [0.0, gap], "loss minus that of the current weights", band=band)],
+        x_label="t along the line",
+        y_label="difference of the loss",
+        title="Loss at both ends of the line",
+        marks=[(0.0, "current"), (1.0, "average")],
+    )
+    return _said(describe_line(score)) + chart + _table(score.to_dict())
+
+
+def breakdown_html(found: GradientBreakdown) -> str:
+    """Return how much each layer's gradient changes along a direction, beside the model."""
+    etas, n = found.etas.tolist(), len(found.names)
+    hues = [260 - 220 * k / max(n - 1, 1) for k in range(n)]
+    lines = [
+        Line(etas, values, name if n <= 8 else "", f"hsl({hue:.0f},45%,50%)")
+        for name, values, hue in zip(found.names, found.breakdown.tolist(), hues, strict=True)
+    ]
+    model = Line(etas, found.model.tolist(), "deep relative trust (model)", "#888", dashed=True)
+    chart = line_chart(
+        [*lines, model],
+        x_label="eta: how far along the direction",
+        y_label="change of the gradient",
+        title="Gradient breakdown of each layer",
+        log_x=True,
+        log_y=True,
+    )
+    return _said(found.summary()) + chart
+
+
+def survey_html(found: Survey) -> str:
+    """Return the slices along the directions of a family, and what they say."""
+    lines = []
+    for slices, colour, name in (
+        (found.slices, BLUE, "train batches"),
+        (found.validation, ORANGE, "validation batches"),
+    ):
+        for k, line in enumerate(slices):
+            label = f"{len(slices)} directions, {name}" if k == 0 else ""
+            lines.append(Line(line.alphas.tolist(), line.mean.tolist(), label, colour, 1.2, 0.6))
+    chart = line_chart(
+        lines,
+        x_label="alpha",
+        y_label="loss",
+        title=f"Loss along the directions of {found.family}",
+        marks=[(0.0, "current weights")],
+    )
+    return _said(f"{found.family}: {describe_survey(found)}") + chart
+
+
+def _plus(values: Sequence[float], errors: Sequence[float], side: int) -> list[float]:
+    return [value + side * error for value, error in zip(values, errors, strict=True)]
+
+
+def _said(text: str) -> str:
+    return "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
+
+
+def _table(values: Mapping[str, float | int | str]) -> str:
+    rows: Iterable[tuple[str, str]] = (
+        (name, value if isinstance(value, str) else number(value)) for name, value in values.items()
+    )
+    cells = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in rows
+    )
+    return f"<table>{cells}</table>"
