@@ -21,7 +21,7 @@ from lightning_landscape.callbacks.base import Monitor, OnError
 from lightning_landscape.callbacks.budget import Schedule, check_whole
 from lightning_landscape.callbacks.names import Named
 from lightning_landscape.engine.batch_norm import batch_norms
-from lightning_landscape.engine.batches import KeptBatch, keep_batch
+from lightning_landscape.engine.batches import KeptBatch, clone_batch, keep_batch
 from lightning_landscape.engine.guards import MEMORY
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import LossFn, ModuleObjective
@@ -428,7 +428,7 @@ class AsymmetryMonitor(Monitor):
         """Say at the start that a batch norm cannot take its statistics from one sample."""
         if self.mode == "eval" or not batch_norms(module) or not self._train:
             return
-        if batch_size(self._train[0].data) != 1:
+        if batch_size(clone_batch(self._train[0].data)) != 1:  # it reads an iterator to its end
             return
         try:
             with self.opened(trainer, module, self._train) as objective:

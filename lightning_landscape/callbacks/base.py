@@ -247,6 +247,8 @@ class Monitor(Named):
         try:
             action()
         except Exception as error:
+            if self.on_error == "raise" and isinstance(error, StopIteration):
+                raise RuntimeError(f"{what} of {self.title} failed") from error  # ends no epoch
             if self.on_error == "raise":
                 raise
             if not self._warned:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
-from lightning_landscape.engine.probing import ModuleObjective
+from lightning_landscape.engine.evaluator import Evaluator
 
 HOOKS = {"training_step", "validation_step"}
 
@@ -141,7 +141,7 @@ def monitors(**options):
 def probes(monkeypatch):
     """The losses of the first evaluation of each probe, which is made where the weights are."""
     found = []
-    init, loss = ModuleObjective.__init__, ModuleObjective._loss
+    init, loss = Evaluator.__init__, Evaluator._loss
 
     def opened(self, *args, **kwargs):
         init(self, *args, **kwargs)
@@ -153,8 +153,8 @@ def probes(monkeypatch):
             found[-1].append(value.item())
         return value
 
-    monkeypatch.setattr(ModuleObjective, "__init__", opened)
-    monkeypatch.setattr(ModuleObjective, "_loss", noted)
+    monkeypatch.setattr(Evaluator, "__init__", opened)
+    monkeypatch.setattr(Evaluator, "_loss", noted)
     return found
 
 
@@ -217,6 +217,49 @@ def test_training_is_bit_identical_where_hooks_change_batches():
     plain = fit([Changing()])
     swa, asymmetry, breakdown = monitors()
     assert differences(plain, fit([swa, asymmetry, breakdown, Changing()])) == []
+
+
+class FromIterators(Regression):
+    """Its batches are iterators, which it reads; it has a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.append(nn.BatchNorm1d(1))
+
+    def loss(self, batch):
+        return super().loss({"x": next(batch)})
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(self.loss(batch).item())
+
+
+def iterators():
+    x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    return [
+        DataLoader(rows, batch_size=4, collate_fn=lambda r: iter([torch.stack(r)]))
+        for rows in (x[:12], x[12:])
+    ]
+
+
+def test_batches_that_are_iterators_are_measured_and_never_read(probes, monkeypatch):
+    monkeypatch.setitem(globals(), "loaders", iterators)
+    plain, watched = FromIterators(), FromIterators()
+    watched.load_state_dict(plain.state_dict())
+    train(plain, max_epochs=2)
+    train(watched, *monitors()[1:], max_epochs=2)
+    assert watched.returned == plain.returned
+    assert len(watched.returned) == 6
+    assert [len(losses) for losses in probes] == [1, 1, 6]
+
+
+def test_a_probe_that_runs_out_of_items_does_not_end_the_epoch():
+    class RunsOut(Regression):
+        def loss(self, batch):
+            return next(iter([])) if "log" in vars(self) else super().loss(batch)
+
+    asymmetry = AsymmetryMonitor(every_n_steps=1, n_directions=1, n_points=5, on_error="raise")
+    with pytest.raises(RuntimeError, match="of AsymmetryMonitor failed"):
+        train(RunsOut(), asymmetry)
 
 
 def test_kept_batches_that_a_step_fails_on_are_replaced(probes, caplog):
