@@ -30,11 +30,13 @@ def describe(run: str, records: Sequence[Record]) -> str:
         if record.kind == kind
         for heading in [f"<h3>{_TITLES[kind]} {html.escape(record.name)}, step {record.step}</h3>"]
     ]
-    return f"<article><h2>{html.escape(run)}</h2>{''.join(parts)}</article>"
+    said = [_words(record) for record in latest.values() if record.kind == "words"]
+    return f"<article><h2>{html.escape(run)}</h2>{''.join(said + parts)}</article>"
 
 
 def _words(record: Record) -> str:
-    lines = str(record.data.get("words", "")).splitlines()
+    field = "text" if record.kind == "words" else "words"
+    lines = str(record.data.get(field, "")).splitlines()
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 

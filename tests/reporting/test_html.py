@@ -94,6 +94,11 @@ def test_a_frame_holds_the_whole_page_for_a_notebook():
     assert text.unescape(content) == page({"cnn": RUN})
 
 
+def test_a_page_of_words_alone_is_a_page():
+    words = Record("words", "summary", 0, {"text": "The first line.\nThe second."})
+    assert "<p>The second.</p>" in page({"plane": [words]})
+
+
 def test_the_bundle_has_no_import_and_no_export_left():
     assert not re.search(r"^(import|export) ", bundle(), re.MULTILINE)
 

@@ -33,8 +33,9 @@ export class BreakdownCard extends Card {
     this.layers = h("div", { className: "values" });
     this.chart = new Chart({ title: "Change of the gradient", of: title });
     this.map = new HeatMap({ title: "History of the layers", of: title, onclick: context.goTo, height: 170 });
-    this.body.append(this.numbers);
-    this.add(this.chart, this.map);
+    this.add(this.chart);
+    this.body.append(this.sentences, this.numbers);
+    this.add(this.map);
     this.summary = h("summary");
     this.body.append(h("details", {}, this.summary, this.layers));
   }

@@ -11,7 +11,7 @@ export class Card {
     this.sentences = h("div", { className: "words" });
     this.body = h("div", { className: "body" });
     this.element = h("section", { className: "card" },
-      h("h3", { textContent: title }), note ? h("p", { className: "note", textContent: note }) : null, this.sentences, this.body);
+      h("h3", { textContent: title }), note ? h("p", { className: "note", textContent: note }) : null, this.body);
   }
 
   add(...parts) {

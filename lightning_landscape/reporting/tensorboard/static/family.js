@@ -24,8 +24,9 @@ export class FamilyCard extends Card {
     this.chart = new Chart({ title: "Loss along the directions", of: title });
     this.trend = new Chart({ title: "Asymmetry over training", of: title, onclick: context.goTo, height: 170 });
     this.maps = new Map();
-    this.body.append(this.numbers);
-    this.add(this.chart, this.trend);
+    this.add(this.chart);
+    this.body.append(this.sentences, this.numbers);
+    this.add(this.trend);
   }
 
   update(changes) {

@@ -1,6 +1,6 @@
 // What the step shows at a glance: a row for each run, a verdict in each cell.
 
-import { interval, show, signed } from "./format.js";
+import { interval, percent, show, signed } from "./format.js";
 import { h, table } from "./dom.js";
 import { swatch } from "./chart.js";
 
@@ -23,9 +23,21 @@ export function glance({ store, runs, step, colours }) {
   ]));
   return [
     h("h3", { textContent: `At a glance: step ${step}` }),
-    table(head, rows),
-    h("p", { className: "note" }, `${SIGNS.good} better · ${SIGNS.bad} worse, or beyond the limit · ${SIGNS.plain} neither good nor bad by itself · ${SIGNS.none} no verdict`),
+    rows.length ? table(head, rows) : null,
+    ...remarks(store, runs, step),
+    h("p", { className: "note" }, `${SIGNS.good} better · ${SIGNS.bad} worse · ${SIGNS.plain} neither good nor bad by itself · ${SIGNS.none} no verdict`),
   ];
+}
+
+/** What monitors said in words of their own, and what the probe cost. */
+function remarks(store, runs, step) {
+  const of = (kind) => store.keys(kind).flatMap(({ key, monitor }) => runs.map((run) => ({ run, monitor, record: store.at(run, key, step) })));
+  const said = of("words").filter(({ record }) => record).map(({ run, record }) => `${run}: ${record.data.text}`);
+  const costs = of("cost").filter(({ record }) => record).map(({ run, monitor, record: { data } }) => {
+    const share = data.overhead === undefined ? "" : `, ${percent(data.overhead)} of the training time so far`;
+    return `${run}: this probe of ${monitor} took ${show(data.seconds)} s${share}.`;
+  });
+  return [...said.map((textContent) => h("p", { className: "said", textContent })), ...costs.map((textContent) => h("p", { className: "note", textContent }))];
 }
 
 function chip(kind, record) {
@@ -48,13 +60,14 @@ const VERDICTS = {
     const unresolved = Number(data.rate.unresolved);
     if (off > 0.5) return { tone: "none", text: "no verdict: the loss still falls along most directions" };
     if (unresolved > 0.5) return { tone: "none", text: `no verdict: the batches differ too much, area ${interval(data.area)}` };
-    return { tone: "plain", text: `area ${interval(data.area)}` };
+    const none = data.verdict === "no verdict";
+    return { tone: none ? "none" : "plain", text: `${data.verdict}: area ${interval(data.area)}` };
   },
   breakdown(data) {
     const limit = Number(data.descent_limit);
     if (Number.isNaN(limit)) return { tone: "none", text: "no verdict: not finite" };
     if (!data.etas.includes(1)) return { tone: "plain", text: `descent up to ${show(limit * Number(data.relative_step))}` };
-    if (limit >= 1) return { tone: "good", text: "step within the descent limit" };
-    return { tone: "bad", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
+    if (limit >= 1) return { tone: "plain", text: "step within the descent limit" };
+    return { tone: "plain", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
   },
 };

@@ -17,8 +17,9 @@ export class LineCard extends Card {
     this.numbers = h("div", { className: "numbers" });
     this.chart = new Chart({ title: "Loss along the line", of: title });
     this.trend = new Chart({ title: "Average minus current, over training (below 0: the average is lower)", of: title, onclick: context.goTo, height: 170 });
-    this.body.append(this.numbers);
-    this.add(this.chart, this.trend);
+    this.add(this.chart);
+    this.body.append(this.sentences, this.numbers);
+    this.add(this.trend);
   }
 
   update(changes) {
