@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_landscape._lightning import ConfigurationError
 from lightning_landscape.callbacks.before_steps import BeforeSteps
+from lightning_landscape.callbacks.strategies import check_trainer
 from lightning_landscape.reporting.output import Output, WarnOnce
 
 __all__ = ["Named"]
@@ -30,6 +31,7 @@ class Named(BeforeSteps):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse a name that another callback has; warn once together, not once each."""
+        check_trainer(trainer, type(self).__name__)
         super().setup(trainer, pl_module, stage)
         named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
         self._warn_once = named[0]._warn_once if named and named[0] is not self else WarnOnce()

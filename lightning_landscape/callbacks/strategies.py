@@ -26,6 +26,20 @@ _REFUSED = {
 }
 
 
+def check_trainer(trainer: Any, who: str) -> None:
+    """Raise if a callback was given to something else than a Trainer, such as Fabric.
+
+    Raises:
+        ConfigurationError: With what to use instead.
+    """
+    if not hasattr(trainer, "callbacks"):
+        raise ConfigurationError(
+            f"`trainer` must be a Lightning Trainer for {who} to work with. Got "
+            f"{type(trainer).__name__}. In a loop of your own, use `with probing(module, batches, "
+            "loss_fn=...) as objective`."
+        )
+
+
 def check_strategy(trainer: Any, who: str) -> None:
     """Raise if the weights are kept in a way that cannot be probed or averaged.
 

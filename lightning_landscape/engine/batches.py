@@ -54,6 +54,8 @@ class Batches:
         return self._each([kept for kept in self._batches if kept.calibrates])
 
     def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
+        if self._device.type == "cpu" and not self._eaten:
+            return iter([(kept.index, kept.data) for kept in batches])
         return ((kept.index, self._ready(kept)) for kept in batches)
 
     def _ready(self, kept: KeptBatch) -> Any:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchmetrics
 from hostile import GAN, HostileModule, Samples, differences, gan_loss, rng_fingerprint
+from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from test_snapshot import seen
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from lightning_landscape import AsymmetryMonitor, probing
+from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor, probing
 from lightning_landscape._lightning import ConfigurationError
 from lightning_landscape.engine.batch_norm import estimate_batch_norm
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
@@ -1489,3 +1490,18 @@ def test_the_line_named_is_the_innermost_of_the_users_code():
     with pytest.raises(RuntimeError) as raised:
         F.linear(torch.ones(2), torch.ones(3, 3))
     assert "(test_probing.py, line" in describe_error(raised.value)
+
+
+@pytest.mark.parametrize("callback", [SWA(), AsymmetryMonitor(), GradientBreakdownMonitor()])
+def test_a_callback_of_fabric_says_to_use_probing(callback):
+    fabric = Fabric(accelerator="cpu", callbacks=[callback])
+    with pytest.raises(ConfigurationError, match=r"Got Fabric.*use `with probing"):
+        fabric.call("setup", fabric, Step(), "fit")
+
+
+def test_a_module_that_fabric_wraps_can_be_probed():
+    module = Fabric(accelerator="cpu").setup_module(nn.Linear(3, 1))
+    with probing(
+        module, [torch.ones(2, 3)], loss_fn=lambda module, x: module(x).square().mean()
+    ) as objective:
+        assert objective.gradient()[0].isfinite().all()
