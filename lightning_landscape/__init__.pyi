@@ -6,7 +6,8 @@ from .analysis.trajectory import Trajectory, layer_sign_agreement, project_traje
 from .analysis.verb import LandscapeCLI
 from .callbacks.asymmetry import AsymmetryMonitor
 from .callbacks.breakdown import GradientBreakdownMonitor
-from .callbacks.swa import SWA, load_swa_weights
+from .callbacks.swa import SWA
+from .callbacks.swa_files import load_swa_weights
 from .engine.batch_norm import recalibrate_batch_norm
 from .engine.probing import probing
 from .fromage import Fromage, fromage

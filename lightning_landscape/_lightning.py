@@ -39,6 +39,7 @@ __all__ = [
     "is_batch_iterator",
     "lightning_bases",
     "lightning_modules",
+    "live_results",
     "logger_step",
     "mute",
     "new_results",
@@ -85,6 +86,7 @@ _MISCONFIGURATIONS: tuple[Any, ...] = tuple(
 
 rank_zero_warn: Callable[..., None] = _import(f"{_FABRIC}.utilities.rank_zero", "rank_zero_warn")
 rank_zero_info: Callable[..., None] = _import(f"{_FABRIC}.utilities.rank_zero", "rank_zero_info")
+
 
 if not TYPE_CHECKING:
     Callback = type(
@@ -254,6 +256,11 @@ def epoch_metrics(results: Any, loaders: list[int | None]) -> dict[str, float]:
         results.dataloader_idx = index
         metrics |= results.metrics(on_step=False)["callback"]
     return {name: float(value) for name, value in metrics.items()}
+
+
+def live_results(trainer: Any) -> Any:
+    """Return what was logged so far in the validation that a trainer is in."""
+    return _results_loop(trainer)._results
 
 
 def validation_loader(trainer: Any, index: int) -> int | None:

@@ -6,7 +6,7 @@ ranks say whether they have failed, and fail together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -24,6 +24,7 @@ __all__ = [
     "everybody",
     "gather_batches",
     "lowest",
+    "lowest_of_each",
     "n_ranks",
 ]
 
@@ -104,11 +105,16 @@ def everybody(ready: bool, device: torch.device) -> bool:
 
 def lowest(number: int, device: torch.device) -> int:
     """Return the lowest number of all ranks; one small collective, none on a single rank."""
+    return lowest_of_each([number], device)[0]
+
+
+def lowest_of_each(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """Return the lowest of all ranks for each of some numbers; one small collective for all."""
     if n_ranks() == 1:
-        return number
-    found = torch.tensor(number, device=device)
+        return list(numbers)
+    found = torch.tensor(numbers, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MIN)
-    return int(found)
+    return [int(number) for number in found]
 
 
 def gather_batches(losses: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from lightning_landscape.measures.sequential import FIRST, check_precision, sequ
 from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, split_batches
 from lightning_landscape.measures.survey import Survey, survey
 from lightning_landscape.params import Params, difference, group_names, trainable
-from lightning_landscape.ranks import everybody, lowest
+from lightning_landscape.ranks import lowest, lowest_of_each
 from lightning_landscape.reporting.arrays import survey_arrays
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
 from lightning_landscape.reporting.output import Output
@@ -338,8 +338,11 @@ class AsymmetryMonitor(Monitor):
                 "AsymmetryMonitor: validation=True, and no validation batch was seen yet: this "
                 "probe is on training batches only."
             )
-        batches = [*self._train, *self._validation]
-        if not everybody(bool(self._train), module.device):
+        # as many of each kind as every rank has: their losses are gathered together
+        kept = [len(self._train), len(self._validation)]
+        n_train, n_validation = lowest_of_each(kept, module.device)
+        batches = [*self._train[:n_train], *self._validation[:n_validation]]
+        if not n_train:
             return None
         with self.opened(trainer, module, batches) as objective:
             if not self.n_evaluations:
@@ -350,7 +353,7 @@ class AsymmetryMonitor(Monitor):
                 return None
             began, made = time.monotonic(), objective.n_evaluations
             n_most = self._affordable(max(objective.seconds, self._paced), module.device)
-            validation = [False] * len(self._train) + [True] * len(self._validation)
+            validation = [False] * n_train + [True] * n_validation
             families = (
                 {}
                 if not self._moving

@@ -1,5 +1,6 @@
 """The average: what is in it, when, how it comes back from a checkpoint and is taken home."""
 
+import copy
 import pickle
 
 import pytest
@@ -247,7 +248,7 @@ def test_averaged_holds_the_average_and_puts_everything_back_bit_for_bit():
 def test_the_average_brings_batch_norm_statistics_of_its_own():
     swa = SWA(0, bn_batches=3)
     module, _ = train(swa, max_epochs=3)
-    kept = [batch.data["x"] for batch in swa._kept.values()]
+    kept = [batch.data["x"] for batch in swa.averaging.kept.values()]
     with swa.averaged(module), torch.no_grad():
         inputs = [module.net[0](x) for x in kept]
         # each batch norm's statistics: the mean over the batches of their means and variances
@@ -277,6 +278,21 @@ def test_a_fit_of_another_module_begins_anew():
     train(swa)
     module, _ = train(swa, max_epochs=1)
     assert_same(swa.weights, copied(module))
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [copy.copy, copy.deepcopy, lambda swa: pickle.loads(pickle.dumps(swa))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_begins_anew_with_another_network(copy):
+    swa = SWA(0)
+    train(swa, max_epochs=3)
+    before, twin = swa.weights, copy(swa)
+    module, _ = train(twin, max_epochs=1)
+    assert twin.n_averaged == 1
+    assert_same(twin.weights, copied(module))
+    assert_same(swa.weights, before)
 
 
 def test_it_can_be_sent_to_another_process():
@@ -314,6 +330,18 @@ def test_a_resumed_run_has_the_average_of_the_uninterrupted_one(tmp_path, option
     assert resumed.n_averaged == whole.n_averaged
     for name, tensor in whole.weights.items():
         assert torch.equal(resumed.weights[name], tensor)
+
+
+@pytest.mark.parametrize("key", list(SWA().state_dict()))
+def test_a_checkpoint_that_lacks_a_key_is_loaded_with_a_warning(key):
+    swa, older = SWA(0), SWA(0)
+    train(swa)
+    state = swa.state_dict()
+    del state[key]
+    with pytest.warns(UserWarning, match=rf"lacks {key} of SWA\(name='swa'\)"):
+        older.load_state_dict(state)
+    assert older.n_averaged == (0 if key in ("n_averaged", "weights") else 4)
+    train(older, max_epochs=1)  # and goes on
 
 
 @pytest.mark.tried("configuration", "two SWA callbacks in one Trainer")
@@ -387,6 +415,42 @@ def test_a_loss_fn_runs_the_batches_that_batch_norm_is_estimated_on():
         assert torch.allclose(module.net[1].running_mean, means.mean(0), atol=1e-6)
 
 
+@pytest.mark.tried("configuration", "SWA where batch norms need a loss_fn: refused at the start")
+def test_a_loss_fn_that_batch_norm_needs_is_asked_for_at_the_start():
+    with pytest.raises(MisconfigurationException, match="`loss_fn` is needed"):
+        train(SWA(0, apply_at_end=True), module=ByHand())
+    train(SWA(0), module=ByHand())  # nothing is validated, and nothing asked for
+
+
+def test_statistics_are_estimated_on_batches_that_are_given():
+    swa = SWA(0, validate=False)
+    module, _ = train(swa)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    batches = [Still()[slice(0, 6)], Still()[slice(6, 12)]]
+    with swa.averaged(module, batches):
+        means = torch.stack([module.net[0](batch["x"]).mean(0) for batch in batches])
+        torch.testing.assert_close(module.net[1].running_mean, means.mean(0))
+        recalibrate_batch_norm(module, batches[:1])
+        module.net(batches[0]["x"])  # in training mode, which moves running statistics
+    assert all(torch.equal(tensor, before[n]) for n, tensor in module.state_dict().items())
+    with pytest.raises(ValueError, match="`batches` must hold at least one"):
+        swa.averaged(module, []).__enter__()
+
+
+def test_weights_are_handed_out_where_statistics_cannot_be_estimated():
+    swa = SWA(0, validate=False, loss_fn=lambda module, batch: 1 / 0)
+    module, _ = train(swa)
+    swa.averaging.kept.clear()
+    for use in (swa.apply_to, lambda module: swa.averaged(module).__enter__()):
+        with pytest.warns(
+            UserWarning, match="without batch-norm statistics of its own: ValueError"
+        ):
+            use(module)
+        assert_same(copied(module), swa.weights)
+    with pytest.warns(UserWarning, match="its own: ZeroDivisionError"):
+        swa.averaged(module, [Still()[slice(0, 6)]]).__enter__()
+
+
 def test_recalibrating_on_nothing_is_refused():
     with pytest.raises(ValueError, match="`batches` must hold at least one"):
         recalibrate_batch_norm(nn.BatchNorm1d(2), [])
@@ -401,6 +465,7 @@ def test_recalibrating_on_nothing_is_refused():
         ({"every_n_epochs": 1, "every_n_steps": 1}, "exclude each other"),
         ({"every_n_steps": 0}, "`every_n_steps` must be a whole number"),
         ({"average": "median"}, "`average` must be"),
+        ({"window": 0}, "`window` must be a whole number"),
         ({"decay": 1.0}, "`decay` must be"),
         ({"bn_batches": 0}, "`bn_batches` must be"),
         ({"device": "cud"}, "`device` must be one this machine has"),

@@ -84,6 +84,8 @@ def test_the_values_are_those_of_a_validation_of_the_average(n_validation, loade
         if name.startswith("swa/")
     }
     assert ours.pop("n_averaged") == 3
+    control = {name: ours.pop(name) for name in list(ours) if name.startswith("control/")}
+    assert {name.removeprefix("control/") for name in control} == set(ours)
     judge = Trainer(logger=False, **QUIET, enable_checkpointing=False)
     with swa.averaged(model):
         judge.validate(model, validation, verbose=False)

@@ -1,0 +1,235 @@
+"""An average of a module's weights: taken step by step, held in the module for a while, saved."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from lightning_landscape.engine.snapshot import put_back
+from lightning_landscape.params import Params
+from lightning_landscape.sharding import (
+    distribute_like,
+    full,
+    local,
+    reshard,
+    shard_of,
+    sharded_modules,
+)
+
+# it returns a Tensor; a LightningCLI would refuse functions that are not annotated to
+Average: TypeAlias = Literal["equal", "ema", "latest"] | Callable[[Tensor, Tensor, int], Any]
+_Update: TypeAlias = Callable[[Any, Any, int], Any]
+
+
+class WeightAverage:
+    """The average of the weights that a module had at some moments.
+
+    Parameters are averaged in float32 or wider. Each is averaged over the updates it was there
+    for: a layer that is added later has the mean of its own values, and one that is gone is
+    forgotten.
+
+    Args:
+        average: `"equal"`, the mean of all; `"ema"`, an exponential moving average; `"latest"`, the
+            mean of the last `window`; or a function of the average so far, the new weights and the
+            number of sets so far that returns the new average.
+        decay: Weight of the past in an exponential moving average.
+        window: How many sets `"latest"` keeps. With their mean it holds one copy more.
+        device: Where the average lives; beside the weights if None.
+
+    Attributes:
+        n_averaged: Number of updates.
+    """
+
+    def __init__(
+        self,
+        average: Average = "equal",
+        *,
+        decay: float = 0.999,
+        window: int = 5,
+        device: str | None = None,
+    ) -> None:
+        self.n_averaged = 0
+        self._window = window if average == "latest" else 0
+        self._device = device
+        self._average: Average = average
+        self._decay = decay
+        self._weights: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}  # in how many updates each was there
+        self._sets: deque[dict[str, Tensor]] = deque()  # the last ones, of "latest"; never written
+
+    def update(self, module: nn.Module) -> None:
+        """Take the module's present weights into the average; one pass over them."""
+        reshard(sharded_modules(module))
+        live = {name: tensor.detach() for name, tensor in averaged_parameters(module).items()}
+        if self._window:
+            self._weights = {}  # before another set is copied: never more than `window` + 1 copies
+            if len(self._sets) == self._window:
+                self._sets.popleft()
+            self._sets.append({n: _wide(t, self._device, copy=True) for n, t in live.items()})
+        else:
+            self._take_in(live)
+        self.n_averaged += 1
+
+    @property
+    def weights(self) -> Params:
+        """The average by parameter name; not a copy."""
+        if self._window and not self._weights:
+            mean = WeightAverage()
+            for weights in self._sets:
+                mean._take_in(weights)
+            self._weights = mean._weights
+        return self._weights
+
+    def check(self, module: nn.Module, buffers: Params | None = None) -> None:
+        """Compare the average, and buffers that belong to it, with a module.
+
+        Raises:
+            ValueError: If the names or the shapes are others.
+        """
+        live, known = averaged_parameters(module), dict(module.named_buffers())
+        rule = "`module` must have the parameters that were averaged, and no others."
+        hint = f"Is {type(module).__name__} the module that was trained?"
+        expected = {**self.weights, **(buffers or {})}
+        if missing := [name for name in expected if name not in live and name not in known]:
+            raise ValueError(f"{rule} It lacks {_some(missing)}. {hint}")
+        if further := [name for name in live if name not in expected]:
+            raise ValueError(f"{rule} The average lacks {_some(further)}. {hint}")
+        for name, value in expected.items():
+            shape = (live[name] if name in live else known[name]).shape
+            if value.shape != shape:
+                raise ValueError(
+                    f"{rule} {name!r} has the shape {tuple(shape)}, in the average it has "
+                    f"{tuple(value.shape)}. {hint}"
+                )
+
+    @contextmanager
+    def swapped(self, module: nn.Module, buffers: Params | None = None) -> Iterator[None]:
+        """Hold the average in a module; put its weights and all of its buffers back.
+
+        Args:
+            module: A module that `check` accepts.
+            buffers: Buffers that belong to the average, by name.
+        """
+        pairs = self._pairs(module, buffers or {})
+        before = {tensor: tensor.detach().clone() for tensor in pairs}
+        with _buffers_kept(module):
+            try:
+                put_back(list(pairs), list(pairs.values()))
+                yield
+            finally:
+                reshard(sharded_modules(module))
+                put_back(list(before), list(before.values()))
+
+    def apply_to(self, module: nn.Module, buffers: Params | None = None) -> None:
+        """Leave the average in a module that `check` accepts, and buffers that belong to it."""
+        pairs = self._pairs(module, buffers or {})
+        put_back(list(pairs), list(pairs.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that another average needs to go on from here."""
+        weights = {name: full(tensor) for name, tensor in self.weights.items()}
+        if not self._window:
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
+        state = {
+            "n_averaged": self.n_averaged,
+            "weights": weights,
+            "counts": dict(self._counts),
+        }
+        if self._window:
+            state["sets"] = [{n: full(t) for n, t in weights.items()} for weights in self._sets]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; tensors find their device at the next update."""
+        weights = dict(state["weights"])
+        self.n_averaged = state["n_averaged"]
+        counts = dict.fromkeys(weights, state["n_averaged"]) | state.get("counts", {})
+        self._counts = {name: int(counts[name]) for name in weights}
+        self._weights = {name: tensor.clone() for name, tensor in weights.items()}
+        if self._window:
+            sets = state.get("sets") or ([weights] if weights else [])
+            self._weights, self._sets = {}, deque(map(dict, sets[-self._window :]))
+
+    def _take_in(self, live: Params) -> None:
+        for name, tensor in live.items():
+            known = self._weights.get(name)
+            if known is None or known.shape != tensor.shape:
+                self._weights[name] = _wide(tensor, self._device, copy=True)
+                self._counts[name] = 0
+            else:  # one from a checkpoint is whole, and in host memory
+                home = self._device or tensor.device
+                self._weights[name] = distribute_like(known, tensor).to(home)
+        for gone in self._weights.keys() - live.keys():
+            del self._weights[gone], self._counts[gone]
+        update = _update_rule(self._average, self._decay)
+        by_count: dict[int, list[str]] = {}
+        for name in live:
+            by_count.setdefault(self._counts[name], []).append(name)
+            self._counts[name] += 1
+        for count, names in by_count.items():
+            if count:
+                averages = [self._weights[name] for name in names]
+                news = [_wide(live[name], self._weights[name].device) for name in names]
+                update(averages, news, count)
+
+    def _pairs(self, module: nn.Module, buffers: Params) -> dict[Tensor, Tensor]:
+        """Return the module's tensors and what the average has for them."""
+        self.check(module, buffers)
+        reshard(sharded_modules(module))
+        live, known = averaged_parameters(module), dict(module.named_buffers())
+        with torch.no_grad():
+            pairs = {
+                local(live[name]): shard_of(value, live[name]).to(local(live[name]))
+                for name, value in self.weights.items()
+            }
+            return pairs | {known[n]: value.to(known[n]) for n, value in buffers.items()}
+
+
+def averaged_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that can be averaged, by name; frozen ones too."""
+    named = module.named_parameters()
+    return {name: p for name, p in named if p.is_floating_point() or p.is_complex()}
+
+
+def _update_rule(average: Average, decay: float) -> _Update:
+    """Return what takes new tensors into averages, given their number so far."""
+    if average == "ema":
+        return get_ema_multi_avg_fn(decay)
+    if not callable(average):
+        return get_swa_multi_avg_fn()
+
+    def update(averages: list[Tensor], news: list[Tensor], count: int) -> None:
+        for so_far, new in zip(averages, news, strict=True):
+            so_far.copy_(average(so_far, new, count))
+
+    return update
+
+
+def _wide(tensor: Tensor, device: Any = None, *, copy: bool = False) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.to(device=device or tensor.device, dtype=dtype, copy=copy)
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put every buffer back: the very tensors, and what they held."""
+    registered = [(child._buffers, dict(child._buffers)) for child in module.modules()]
+    tensors = [local(t) for _, own in registered for t in own.values() if t is not None]
+    contents = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        for registry, own in registered:
+            registry.clear()
+            registry.update(own)
+        put_back(tensors, contents)
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[:3]}{' and others' if len(names) > 3 else ''}"

@@ -1,0 +1,350 @@
+"""When SWA acts: the hooks of its callback."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_landscape._lightning import (
+    logger_step,
+    rank_zero_info,
+    rank_zero_warn,
+    validation_loader,
+)
+from lightning_landscape.callbacks.budget import Schedule
+from lightning_landscape.callbacks.names import Named
+from lightning_landscape.callbacks.strategies import check_strategy
+from lightning_landscape.callbacks.swa_files import save_average, state_key
+from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
+from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolved_start
+from lightning_landscape.callbacks.swa_statistics import NormedAverage
+from lightning_landscape.engine.batch_norm import batch_norms
+from lightning_landscape.engine.guards import describe_error
+from lightning_landscape.engine.probing import LossFn
+from lightning_landscape.engine.steps import user_step
+from lightning_landscape.measures.averaging import MetricSplit
+from lightning_landscape.ranks import n_ranks
+
+
+@dataclass
+class Progress:
+    """Where the averaging of a module has come to.
+
+    Attributes:
+        first_epoch: The first epoch that may be averaged.
+        first_step: And the first step, counted from 1.
+        n_steps: Optimizer steps so far, one for each batch that advanced the trainer.
+        last_epoch: The last epoch whose end was averaged.
+        last_global_step: The trainer's step after the last batch.
+        n_before: How many sets were averaged before this fit.
+        n_saved: How many were averaged in the last checkpoint.
+        is_watched: Whether a monitor measures the line to the average.
+        outcome: What a validation found that has not ended yet.
+        splits: How the average's metrics differed in the last validation.
+        splits_at: How many sets were averaged then, and the training step.
+        is_saving: Whether a checkpoint is being written.
+        has_warned: Whether there was a warning of a failure.
+    """
+
+    first_epoch: int = 0
+    first_step: int = 0
+    n_steps: int = 0
+    last_epoch: int = -1
+    last_global_step: int = 0
+    n_before: int = 0
+    n_saved: int = 0
+    is_watched: bool = False
+    outcome: Outcome | None = None
+    splits: list[MetricSplit] = field(default_factory=list)
+    splits_at: tuple[int, int] = (0, 0)
+    is_saving: bool = False
+    has_warned: bool = False
+
+
+class SWAHooks(Named):
+    """A callback that averages, and validates and saves what it averaged.
+
+    The first of several in a Trainer acts for all in what they do together, see `SWAGroup`.
+
+    Attributes:
+        averaging: The average, with its batch-norm statistics.
+        first_epoch: The first epoch that may be averaged.
+        splits: How the average's metrics differed in the last validation.
+        is_watched: Whether a monitor measures the line to the average.
+        splits_at: How many sets were averaged then, and the training step.
+    """
+
+    start: int | float
+    schedule: Schedule
+    validate: bool
+    bn_batches: int
+    apply_at_end: bool
+    save_at_end: bool
+    loss_fn: LossFn | None
+    averaging: NormedAverage
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._module: weakref.ref[nn.Module] | None = None
+        self._copied = False  # copies and pickles do not know what module they averaged
+        self._group: SWAGroup | None = None
+        self._progress = Progress()
+
+    def _forget(self) -> None:
+        self._progress = Progress()
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch that may be averaged."""
+        return self._progress.first_epoch
+
+    @property
+    def state_key(self) -> str:
+        """What the state goes by in a checkpoint; one for each name."""
+        return state_key(self.name)
+
+    @property
+    def n_averaged(self) -> int:
+        """How many sets of weights were averaged."""
+        return self.averaging.mean.n_averaged
+
+    def update(self, module: nn.Module) -> None:
+        """Take the module's present weights into the average."""
+        if self._module is None:
+            self._module = weakref.ref(module)
+        self.averaging.mean.update(module)
+
+    @abstractmethod
+    def apply_to(self, module: nn.Module) -> None:
+        """Leave the average in a module."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew with another module; a checkpoint is loaded after this."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        check_strategy(trainer, type(self).__name__)
+        if self._copied or (self._module is not None and self._module() is not pl_module):
+            self._forget()
+        self._copied = False
+        self._module = weakref.ref(pl_module)
+        self._progress.last_epoch, self._progress.n_before = -1, self.n_averaged
+        if trainer.global_step == 0:
+            self._progress.n_steps = 0
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find out when to begin; join the other SWA callbacks."""
+        progress = self._progress
+        progress.first_epoch, progress.first_step = resolved_start(self.start, trainer)
+        used = (self.validate and trainer.enable_validation) or self.apply_at_end
+        if self.loss_fn is None and (used or self.save_at_end) and batch_norms(pl_module):
+            user_step(pl_module)  # refuses a step that needs a `loss_fn`
+        members = [callback for callback in trainer.callbacks if isinstance(callback, SWAHooks)]
+        first = members[0]
+        watched = [getattr(callback, "swa", None) for callback in trainer.callbacks]
+        self._progress.is_watched = any(who is self or who == self.name for who in watched)
+        self._group = SWAGroup(members) if first is self else first._group
+        self.averaging.kept = first.averaging.kept
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count steps from here; let checkpoints that follow the average wait for it."""
+        self._progress.last_global_step = trainer.global_step
+        for callback in trainer.checkpoint_callbacks:
+            name = str(getattr(callback, "monitor", None))
+            if name.startswith(f"{self.name}/"):  # a missing metric would stop the fit
+                refuse_impatience(trainer, name, self.first_epoch)
+                trainer.callback_metrics.setdefault(name, torch.tensor(math.nan))
+
+    def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
+        """Keep the first batches of the epoch, where batch norms will need them."""
+        if (group := self._leading()) is not None:
+            self._guarded(lambda: group.keep(trainer, pl_module, batch, index))
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average after a step or, so that validation sees it, after the last batch of an epoch."""
+        if trainer.global_step != self._progress.last_global_step:
+            self._progress.last_global_step = trainer.global_step
+            self._progress.n_steps += 1
+            if self.schedule.due_after_step(self._progress.n_steps) and self._reached(trainer):
+                self._guarded(lambda: self.update(pl_module))
+        if trainer.is_last_batch:
+            self._end_epoch(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Average after an epoch that ended without a last batch, as with `max_steps`."""
+        self._end_epoch(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to validate the averages, if there are some."""
+        group = self._leading()
+        if group is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._guarded(lambda: group.begin(trainer, pl_module))
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Copy the batch for the module's own hook of this name, which may write to it."""
+        if (group := self._leading()) is not None:
+            self._guarded(lambda: group.take_for_hook(batch))
+
+    def before_validation_step(
+        self, trainer: Any, pl_module: Any, batch: Any, index: int, loader: int = 0
+    ) -> None:
+        """Copy the batch before the live step can write to it."""
+        if (group := self._leading()) is not None:
+            which = validation_loader(trainer, loader)
+            self._guarded(lambda: group.take(batch, index, which))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Run the batches that wait through the averages, a handful at a time."""
+        if (group := self._leading()) is not None:
+            self._guarded(group.catch_up)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the averages' metrics beside the user's own."""
+        if (group := self._leading()) is not None:
+            self._guarded(lambda: self._report(trainer, group))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Compare the average's metrics with the user's own, for the summary."""
+        outcome, self._progress.outcome = self._progress.outcome, None
+        if outcome is not None:
+            self._guarded(lambda: self._compare(trainer, outcome))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Apply and save the average if asked to; say so if there is none."""
+        if self.n_averaged == self._progress.n_before:
+            rank_zero_warn(
+                f"{self.state_key} averaged nothing: the fit ended before start={self.start}. The "
+                "trained weights are as they are. Start earlier, or train longer."
+            )
+        if (group := self._leading()) is not None:
+            self._guarded(lambda: group.refresh(pl_module))
+        if self.n_averaged > self._progress.n_before:
+            if self.save_at_end:
+                self._guarded(lambda: self._save(trainer))
+            if self.apply_at_end:
+                self._guarded(lambda: self.apply_to(pl_module))
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say so if the average is on no disk; the checkpoint callbacks have saved by now."""
+        if (
+            self.n_averaged > max(self._progress.n_before, self._progress.n_saved)
+            and not trainer.fast_dev_run
+        ):
+            rank_zero_info(
+                f"{self.state_key}: no checkpoint holds the final average. Save one now with "
+                "trainer.save_checkpoint(path), or train with SWA(save_at_end=True)."
+            )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the other processes."""
+        super().teardown(trainer, pl_module, stage)
+        self._leave()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the other processes."""
+        super().on_exception(trainer, pl_module, exception)
+        self._leave()
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save batch-norm statistics with the average they belong to."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if not state or not self.n_averaged:
+            return
+        self._progress.n_saved = self.n_averaged
+        # several processes estimate at validations: somebody may save on one of them alone;
+        # a step that saves is run to estimate, and would save, and be run to estimate
+        if self.averaging.kept and not self._progress.is_saving and n_ranks() == 1:
+            self._progress.is_saving = True
+            try:
+                self._guarded(lambda: self.averaging.refresh(pl_module))
+            finally:
+                self._progress.is_saving = False
+        state.update(self.averaging.statistics_state())
+
+    def _leading(self) -> SWAGroup | None:
+        """Return the group if this is the first of it, who acts for all."""
+        group = self._group
+        return group if group is not None and group.members[0] is self else None
+
+    def _leave(self) -> None:
+        if (group := self._leading()) is not None:
+            group.close()
+        self._group = None
+
+    def _report(self, trainer: Any, group: SWAGroup) -> None:
+        outcome = group.finish()
+        if outcome is not None:
+            for member in group.members:
+                member._log(trainer, outcome)
+
+    def _log(self, trainer: Any, outcome: Outcome) -> None:
+        if self.name not in outcome.averages:
+            return
+        self._progress.outcome = outcome
+        metrics = dict(outcome.averages[self.name].metrics)
+        for name in list(trainer.callback_metrics):
+            if name.startswith(f"{self.name}/control/"):  # of an earlier validation
+                del trainer.callback_metrics[name]
+        if outcome.control is not None:
+            metrics |= {f"control/{name}": v for name, v in outcome.control.metrics.items()}
+        metrics["n_averaged"] = float(self.n_averaged)
+        self.output(trainer, logger_step(trainer)).scalars(metrics)
+
+    def _compare(self, trainer: Any, outcome: Outcome) -> None:
+        self._progress.splits = outcome.splits(self.name, trainer)
+        self._progress.splits_at = (self.n_averaged, logger_step(trainer))
+
+    def _save(self, trainer: Any) -> None:
+        folder, state = trainer.log_dir or trainer.default_root_dir, self.state_dict()
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        path = save_average(folder, self.name, state, trainer.global_step)
+        self._progress.n_saved = self.n_averaged
+        rank_zero_info(f"{self.state_key} wrote its average to {path}, for load_swa_weights.")
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Do something that must not stop the training; warn once if it fails."""
+        try:
+            action()
+        except Exception as error:
+            if not self._progress.has_warned:
+                self._progress.has_warned = True
+                rank_zero_warn(
+                    f"{self.state_key} could not run the average: {describe_error(error)}. "
+                    "Your own training and validation go on as without it; further failures are "
+                    "not reported. To do without, use validate=False."
+                )
+
+    def _end_epoch(self, trainer: Any, module: Any) -> None:
+        epoch = trainer.current_epoch
+        if epoch == self._progress.last_epoch or not self.schedule.due_after_epoch(epoch):
+            return
+        if self._reached(trainer):
+            self._progress.last_epoch = epoch
+            self._guarded(lambda: self.update(module))
+
+    def _reached(self, trainer: Any) -> bool:
+        # the step under way counts, so that a share of the steps is that share of updates
+        return (
+            trainer.current_epoch >= self.first_epoch
+            and self._progress.n_steps >= self._progress.first_step
+        )
