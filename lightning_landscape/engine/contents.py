@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lightning_landscape._lightning import LIGHTNING_ATTRIBUTES
 from lightning_landscape.engine.guards import MEMORY
+from lightning_landscape.engine.tensors import cloned
 
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 HOOKS = tuple(
@@ -311,7 +312,7 @@ def _filled(owner: Any, slots: dict[str, Any]) -> dict[str, Any]:
 def read(place: Any) -> Any:
     """Return a copy of what a tensor or an object of a known kind holds."""
     if isinstance(place, Tensor):
-        return place.detach().clone()
+        return cloned(place)
     return _known(place).read(place)
 
 

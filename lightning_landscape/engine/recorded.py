@@ -24,7 +24,7 @@ from lightning_landscape.engine.contents import (
 )
 from lightning_landscape.engine.guards import MEMORY, describe_error
 from lightning_landscape.engine.places import HOOKS_OF_TENSORS
-from lightning_landscape.engine.tensors import version_of
+from lightning_landscape.engine.tensors import cloned, version_of
 from lightning_landscape.engine.walk import ATOMS, boundary, children, is_opaque
 from lightning_landscape.sharding import is_freed
 
@@ -124,7 +124,7 @@ class Recorded:
         if id(tensor) in self._besides:
             return
         try:
-            content = tensor.detach().clone()
+            content = cloned(tensor)
         except MEMORY:
             raise
         except Exception as error:

@@ -57,6 +57,15 @@ def differing(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> list[int
     return sorted(i for i in one_by_one if not surely_same(tensors[i], contents[i]))
 
 
+def cloned(tensor: Tensor) -> Tensor:
+    """Return a detached copy, also of a subclass that has a `clone` or `detach` of its own."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor.detach().clone()
+    with torch._C.DisableTorchFunctionSubclass():
+        twin = Tensor.clone(Tensor.detach(tensor))
+        return twin if type(twin) is type(tensor) else Tensor.as_subclass(twin, type(tensor))
+
+
 def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
     """Copy saved contents into tensors, without their version counters taking notice.
 
@@ -82,7 +91,7 @@ def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
             or data.dtype != content.dtype
             or data.layout is torch.sparse_coo  # `data` is then a copy that shares its parts
         ):
-            tensor.data = content.clone()
+            tensor.data = cloned(content)
         elif is_dense(tensor):
             places.append(data)
             written.append(content)

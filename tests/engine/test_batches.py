@@ -272,6 +272,20 @@ def test_every_evaluation_gets_all_that_an_iterator_has():
     assert first.tolist() == again.tolist() == [pytest.approx(2 * net(X).square().item())]
 
 
+def test_a_step_may_write_to_a_tensor_that_refuses_to_be_cloned():
+    batch = X.clone().as_subclass(type("Image", (torch.Tensor,), {"clone": refuse}))
+    net = nn.Linear(6, 1)
+
+    def loss(module, batch):
+        x = batch.as_subclass(torch.Tensor)
+        x.mul_(2.0)
+        return module(x).square().mean()
+
+    with probing(net, [batch], loss_fn=loss) as objective:
+        losses = [objective.losses().item() for _ in range(3)]
+    assert losses == [pytest.approx(net(2 * X).square().item())] * 3
+
+
 def test_a_generator_is_refused_and_left_alone():
     batch = (x for x in [X])
     with pytest.raises(TypeError, match="with a generator, which cannot: let `collate_fn`"):
