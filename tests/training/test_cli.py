@@ -56,6 +56,11 @@ def mean(average, new, n):
     return average + (new - average) / (n + 1)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # `save_at_end` writes where the run is
+
+
 # every setting, at a value that is not its default
 SETTINGS = {
     SWA: {
@@ -64,10 +69,12 @@ SETTINGS = {
         "every_n_steps": 2,
         "average": "ema",
         "decay": 0.5,
+        "window": 3,
         "validate": False,
         "bn_batches": 3,
         "device": "cpu",
         "apply_at_end": True,
+        "save_at_end": True,
         "name": "late",
         "loss_fn": "test_cli.double_loss",
     },

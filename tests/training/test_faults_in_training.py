@@ -37,11 +37,12 @@ CALLBACKS = {
     ],
     "SWA": lambda: [SWA(0, bn_batches=2)],
 }
-N_CALLS = {"AsymmetryMonitor": 7, "GradientBreakdownMonitor": 6, "SWA": 5}
+N_CALLS = {"AsymmetryMonitor": 7, "GradientBreakdownMonitor": 6, "SWA": 10}
 EACH = [(name, at) for name, n in N_CALLS.items() for at in range(1, n + 1)]
 SLOW = [(name, at) for name, at in EACH if at not in (1, 4)]  # in the default run: these two
 # these passes ask whether the step can do without a graph: an exception is an answer
-ASKED = {("AsymmetryMonitor", 2), ("GradientBreakdownMonitor", 2), ("SWA", 1), ("SWA", 2)}
+ASKED = {("AsymmetryMonitor", 2), ("GradientBreakdownMonitor", 2)}
+ASKED |= {("SWA", at) for at in (1, 2, 3, 4)}  # for the average and for the control
 ERRORS = {
     "an exception": ValueError("mine"),
     "out of memory": torch.OutOfMemoryError("mine"),
@@ -136,7 +137,7 @@ def test_a_termination_at_any_call_ends_the_fit_as_without_the_probe(name, at):
     assert found.warned == []
     hook = "on_train_epoch_end"
     if name == "SWA":  # estimates at the start of validation, runs its batches at the end
-        hook = "on_validation_epoch_start" if at <= 2 else "on_validation_epoch_end"
+        hook = "on_validation_epoch_start" if at <= 4 else "on_validation_epoch_end"
     assert differences(terminated(hook), found.watch.at_the_end) == []
 
 
