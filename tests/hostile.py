@@ -229,7 +229,7 @@ def assert_invisible_and_at_work(
         The numbers by tag, and the steps of each breakdown that was measured.
     """
     common = {"loss_fn": loss_fn, "mode": mode, "on_error": "raise"}
-    swa, numbers, sizes = SWA(0), Numbers(), {"n_directions": 1, "n_points": 5}
+    swa, numbers, sizes = SWA(0, loss_fn=loss_fn), Numbers(), {"n_directions": 1, "n_points": 5}
     asymmetry = AsymmetryMonitor(
         every_n_steps=2, families=("gaussian",), swa=swa, validation=validation, **sizes, **common
     )

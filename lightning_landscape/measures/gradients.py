@@ -37,7 +37,9 @@ class Start(NamedTuple):
         """
         losses, gradient = objective.gradient()
         params = objective.params if params is None else params
-        return cls({name: params[name] for name in gradient}, losses, gradient)
+        # a layer that the step itself has added is not among the weights before it
+        known = {name: params[name] for name in gradient if name in params}
+        return cls(known, losses, gradient)
 
 
 def gradient_direction(
