@@ -93,25 +93,15 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if not isinstance(value, Tensor):
-        twin = _copied_by_itself(value, memo)
-        memo[id(value)] = _copied_by_parts(value, memo) if twin is None else twin
+    if isinstance(value, Tensor):
+        twin = _copied_tensor(value, lambda t: Tensor.clone(t), memo)
+    elif hasattr(type(value), "__deepcopy__") and not isinstance(value, np.ndarray):
+        twin = type(value).__deepcopy__(value, memo)
     else:
-        memo[id(value)] = _copied_tensor(value, lambda t: Tensor.clone(t), memo)
+        twin = _copied_by_parts(value, memo)
+    memo[id(value)] = twin
     memo[id(memo)].append(value)
     return memo[id(value)]
-
-
-def _copied_by_itself(value: Any, memo: dict[int, Any]) -> Any:
-    """Return the copy that the value's own `__deepcopy__` makes; None if it has none or fails."""
-    if not hasattr(type(value), "__deepcopy__") or isinstance(value, np.ndarray):
-        return None
-    try:
-        return type(value).__deepcopy__(value, memo)
-    except MEMORY:
-        raise
-    except Exception:
-        return None
 
 
 def _copied_by_parts(value: Any, memo: dict[int, Any]) -> Any:

@@ -140,8 +140,8 @@ class Recorder(Callback):
 class Found(list):
     """Every `GradientBreakdown` that monitors find, and the direction it was found along."""
 
-    def __call__(self, objective, direction, etas):
-        found = measure_breakdown(objective, direction, etas)
+    def __call__(self, objective, direction, etas, **options):
+        found = measure_breakdown(objective, direction, etas, **options)
         self.append((found, direction))
         return found
 
@@ -401,7 +401,7 @@ def test_two_copies_of_the_weights_are_kept_where_the_last_step_cannot_be_forese
         def __init__(self):
             self.n_kept = []
 
-        def on_train_batch_start(self, *args):
+        def on_before_zero_grad(self, *args):  # between the step and its backward pass
             self.n_kept.append(len(monitor._windows))
 
     monitor, counting = watching(None, every_n_epochs=1), Counting()

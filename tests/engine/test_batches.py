@@ -177,6 +177,15 @@ def test_a_class_that_copies_itself_is_asked_to():
     assert clone_batch([CopiesItself(X)])[0].copies == 1
 
 
+def test_a_class_that_refuses_to_be_copied_is_not():
+    class Refuses:
+        def __deepcopy__(self, memo):
+            raise TypeError("not to be copied")
+
+    with pytest.raises(TypeError, match="not to be copied"):
+        clone_batch({"x": Refuses()})
+
+
 def test_settings_of_containers_are_kept():
     assert clone_batch(defaultdict(list))["new"] == []
     assert clone_batch(deque([1], maxlen=2)).maxlen == 2
