@@ -57,7 +57,9 @@ class Victim(LightningModule):
 
 def callbacks():
     swa = SWA(1)
-    monitor = AsymmetryMonitor(families=["sign"], n_directions=1, n_points=5, swa=swa)
+    monitor = AsymmetryMonitor(
+        every_n_epochs=1, families=["sign"], n_directions=1, n_points=5, swa=swa
+    )
     breakdown = GradientBreakdownMonitor(every_n_steps=3, directions="update", etas=[1.0])
     return [swa, monitor, breakdown]
 

@@ -1,31 +1,33 @@
-"""What both monitors share: when to probe, which batches to keep, what happens on failure."""
+"""What both monitors share: when to probe, what it may cost, and what happens on failure."""
 
 from __future__ import annotations
 
 import math
-import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from lightning_landscape._lightning import (
     ConfigurationError,
+    as_configuration,
     logger_step,
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_landscape.callbacks.before_steps import BeforeSteps
 from lightning_landscape.callbacks.budget import (
+    AUTO_SHARE,
     Budget,
     Schedule,
-    check_share,
-    check_whole,
-    predicted_cost,
+    describe_cost,
+    short,
 )
-from lightning_landscape.callbacks.names import Named
-from lightning_landscape.callbacks.strategies import check_strategy
+from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
+from lightning_landscape.checks import check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
+from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import (
     LossFn,
@@ -35,22 +37,62 @@ from lightning_landscape.engine.probing import (
     opened,
 )
 from lightning_landscape.params import Params
+from lightning_landscape.reporting.output import Output, WarnOnce
 
-__all__ = ["Monitor", "OnError"]
+__all__ = ["MaxOverhead", "Monitor", "Named", "OnError"]
 
 OnError = Literal["warn", "raise"]
+MaxOverhead: TypeAlias = float | Literal["auto"] | None
+Figures: TypeAlias = Literal["last", "all", False]
 
-# twice what they took where measured; guesses until they are timed
-_FIGURE_SECONDS, _FILE_SECONDS = 0.4, 0.1
+_OPENING = 5  # evaluations that it takes to open a module and to time one evaluation
+
+
+class Named(BeforeSteps):
+    """A callback with a name: the first part of its tags, and what its state goes by.
+
+    Args:
+        name: Different from the names of the others in the same Trainer.
+
+    Raises:
+        ConfigurationError: If it is empty; at the start of fit if another has it too.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
+        self.name = name
+        self._warn_once = WarnOnce()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse a name that another callback has; warn once together, not once each."""
+        check_trainer(trainer, type(self).__name__)
+        super().setup(trainer, pl_module, stage)
+        named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
+        self._warn_once = named[0]._warn_once if named and named[0] is not self else WarnOnce()
+        twins = [other for other in named if other is not self and other.name == self.name]
+        if stage == "fit" and twins:
+            raise ConfigurationError(
+                "`name` must be different for each of the callbacks of one Trainer. Got "
+                f"{self.name!r} for {type(self).__name__} and {type(twins[0]).__name__}: give one "
+                f"of them another, such as name='{self.name}2'."
+            )
+
+    def output(self, trainer: Any, step: int, **options: Any) -> Output:
+        """Return where the results of one probe go."""
+        return Output(trainer, self.name, step, self._warn_once, **options)
 
 
 class Monitor(Named):
     """A callback that probes the loss now and then while training goes on, and changes nothing.
 
-    A subclass says what a probe is (`probe`) and may check more at the start of fit (`check`).
+    A subclass says what a probe is (`probe`) and how many evaluations it takes (`n_least`), and may
+    check more at the start of fit (`check`).
     """
 
     default_name: ClassVar[str]
+    step_share: ClassVar[float]  # what an evaluation of a batch takes of a training step
 
     def __init__(
         self,
@@ -58,40 +100,32 @@ class Monitor(Named):
         *,
         mode: Mode,
         loss_fn: LossFn | None,
-        max_overhead: float | None,
+        max_overhead: MaxOverhead,
+        shares: bool,
+        figures: Figures,
+        verbose: bool,
         seed: int,
         on_error: OnError,
         name: str,
     ) -> None:
         super().__init__(name)
-        if mode not in get_args(Mode):
-            raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
-        if on_error not in get_args(OnError):
-            raise ConfigurationError(
-                f"`on_error` must be one of {list(get_args(OnError))}. Got {on_error!r}."
-            )
+        with as_configuration():
+            self.mode: Mode = check_choice("mode", mode, get_args(Mode))
+            self.on_error: OnError = check_choice("on_error", on_error, get_args(OnError))
+            self.figures: Figures = check_choice("figures", figures, ("last", "all", False))
+            self.seed = check_whole("seed", seed, least=0)
+            if max_overhead != "auto":
+                check_share("max_overhead", max_overhead)
         self.schedule = schedule
-        self.mode: Mode = mode
+        self.max_overhead: MaxOverhead = max_overhead
+        self.shares = shares
+        self.verbose = verbose
         self.loss_fn = check_loss_fn(loss_fn)
-        self.max_overhead = check_share(max_overhead)
-        self.seed = check_whole("seed", seed, least=0)
-        self.on_error: OnError = on_error
+        self.budget = Budget()
         self.n_steps = 0  # batches that advanced the trainer
         self._last_global_step = 0
         self._module: weakref.ref[Any] | None = None
-        self._warned = False
-        self._forecast = math.nan  # seconds the next probe will take, at least
-        self._besides: float | None = None  # seconds besides evaluations and figures; None: untimed
-        self._drawing: float | None = None  # seconds of the figures; None: untimed
-        self._drawn = 0.0  # seconds of the figures of the last probe, 0 if there were none
-        self._owed = 0.0  # seconds of probes since the last with figures, that had no time for them
-        self._n_undrawn = 0
-        self._evaluating = 0.0  # seconds of evaluations in the last probe, 0 if there were none
-        self._least = 1.0  # the share of them that the next cannot do without
-        self._promised: float | None = None  # what the first was said to take
-        self._n_due, self._n_left_out = 0, 0
-        self._budget = Budget(None, 0.0)
-        self._period_began = 0.0
+        self._is_probed = False  # no batch was trained on since the last probe
 
     @property
     def state_key(self) -> str:
@@ -103,37 +137,37 @@ class Monitor(Named):
         """What it is called in messages: with its name if it was given one."""
         return type(self).__name__ if self.name == self.default_name else self.state_key
 
+    @property
     @abstractmethod
-    def probe(self, trainer: Any, module: Any, step: int) -> None:
-        """Measure and report, at the training step `step`."""
+    def passes(self) -> int:
+        """Forward passes in one evaluation."""
 
     @property
-    def n_figures(self) -> int:
-        """Figures drawn in one probe."""
-        return 0
+    @abstractmethod
+    def n_least(self) -> int:
+        """Evaluations in the next probe, at least."""
 
-    @property
-    def reporting(self) -> float:
-        """Seconds a probe takes besides evaluations, with figures where it must not lack them.
+    @abstractmethod
+    def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:
+        """Measure and report at the training step `step`.
 
-        Under a budget there is a time for numbers alone, and as much for figures after that.
+        Args:
+            trainer: The trainer.
+            module: The module.
+            step: The step of the user's own scalars.
+            is_last: The fit has ended: the probe is made even if the budget does not afford it.
+
+        Returns:
+            How many evaluations were made; 0 if none, so that there is nothing to report.
         """
-        besides = _FILE_SECONDS if self._besides is None else self._besides
-        return besides + (self._figures if self._owed > self._figures else 0.0)
-
-    @property
-    def _figures(self) -> float:
-        """Seconds the figures of a probe take."""
-        return self.n_figures * _FIGURE_SECONDS if self._drawing is None else self._drawing
 
     def check(self, trainer: Any, module: Any) -> None:
         """Raise if the settings do not fit the module."""
         loss_step(module, self.loss_fn)
 
     def forget(self) -> None:
-        """Forget what was seen in another training."""
+        """Forget what was measured in another training."""
         self.n_steps = 0
-        self._forecast, self._besides, self._drawing = math.nan, None, None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew at step 0 and with another module; a checkpoint is loaded after this."""
@@ -142,65 +176,83 @@ class Monitor(Named):
             return
         check_strategy(trainer, type(self).__name__)
         another = self._module is not None and self._module() is not pl_module
+        if another:
+            self.budget.forget()
         if another or trainer.global_step == 0:
             self.forget()
         self._module = weakref.ref(pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what cannot be sent to another process."""
+        """Leave out the module: a copy belongs to no fit."""
         return {**self.__dict__, "_module": None}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out what cannot work before training begins."""
         self.check(trainer, pl_module)
-        self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clocks."""
+        """Start the clock."""
         self._last_global_step = trainer.global_step
-        self._budget = Budget(self.max_overhead, time.monotonic())
-        self._period_began = self._budget.started
-        self._n_due, self._n_left_out, self._n_undrawn, self._owed = 0, 0, 0, 0.0
+        self._is_probed = False
+        self.budget.share = self._share(trainer)
+        self.budget.start()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Say so if a person would otherwise wait for numbers that did not come."""
-        if self._n_left_out:
-            rank_zero_info(
-                f"{self.title}: {self._n_left_out} of {self._n_due} probes were left out to stay "
-                f"within max_overhead={self.max_overhead}; one "
-                f"{'was guessed to take' if self._besides is None else 'takes'} about "
-                f"{self._forecast:.2g} s."
-            )
-        if self._n_undrawn:
-            rank_zero_info(
-                f"{self.title}: {self._n_undrawn} of {self._n_due - self._n_left_out} probes have "
-                f"numbers and no figures, for which max_overhead={self.max_overhead} left no time."
-            )
-        if not self._n_due:
-            rank_zero_info(
-                f"{self.title}: no probe was due, the fit was shorter than {self.schedule}."
-            )
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Start to time the step."""
+        self.budget.step_begins()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the step, and probe when one is due."""
+        self.budget.step_ended()
+        self._is_probed = False
         if self.advanced(trainer) and self.schedule.due_after_step(self.n_steps):
             self.run_probe(trainer, pl_module, logger_step(trainer))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Probe when one is due after this epoch, or once in a fast development run."""
         if self.schedule.due_after_epoch(trainer.current_epoch) or trainer.fast_dev_run:
-            # the epoch loop has moved on to the step that comes next
-            self.run_probe(trainer, pl_module, max(logger_step(trainer) - 1, 0))
+            self.run_probe(trainer, pl_module, last_step(trainer))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say so if a person would otherwise wait for numbers that did not come."""
+        left_out, share = self.budget.n_left_out, 100 * (self.budget.share or 0.0)
+        if left_out["probe"] and self.schedule.is_fixed:
+            takes = short(self.foretold())
+            rank_zero_info(
+                f"{self.title}: {left_out['probe']} probes were left out to stay within "
+                f"{share:.3g} % of the time; one takes about {takes} s."
+            )
+        if left_out["figures"]:
+            rank_zero_info(
+                f"{self.title}: {left_out['figures']} probes have numbers and no figures, for "
+                f"which {share:.3g} % of the time left none."
+            )
+        if not (left_out["probe"] or self.budget.spent["probe"]):
+            rank_zero_info(
+                f"{self.title}: no probe was due, the fit was shorter than {self.schedule}."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on as if uninterrupted."""
         return {"n_steps": self.n_steps}
 
+    def tell(self, text: str) -> None:
+        """Print a summary at the end of fit, on the first process."""
+        if self.verbose:
+            rank_zero_info(f"\n{text}")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.n_steps = state_dict["n_steps"]
+        """Go on from a checkpoint; what an older one lacks starts anew, with a warning."""
+        if missing := sorted(self.state_dict().keys() - state_dict.keys()):
+            rank_zero_warn(
+                f"{self.title}: the checkpoint lacks {missing}, as one of an older version may; "
+                "they start anew."
+            )
+        self.n_steps = state_dict.get("n_steps", 0)
 
     def advanced(self, trainer: Any) -> bool:
         """Return whether the batch that just ended made an optimizer step, and count it."""
@@ -229,122 +281,107 @@ class Monitor(Named):
         )
 
     def run_probe(self, trainer: Any, module: Any, step: int) -> None:
-        """Probe within the budget; a failure costs one warning, and the training never."""
-        self._n_due += 1
-        left_out, undrawn, began = self._n_left_out, self._n_undrawn, time.monotonic()
-        if not self._affords(trainer, began):
-            return
-        self._evaluating = self._drawn = 0.0
-        self.guarded(lambda: self.probe(trainer, module, step), "The probe")
-        now = time.monotonic()
-        if self._evaluating and self._n_left_out == left_out:  # else it was only opened
-            self._learn_cost(now - began, undrawn=self._n_undrawn > undrawn)
-        self._period_began = now
+        """Probe if the budget affords it, unless these weights were probed already."""
+        if not self._is_probed and self.affords_probe(trainer, self.foretold()):
+            self.run(trainer, module, step)
 
-    def guarded(self, action: Callable[[], None], what: str) -> None:
+    def run(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> None:
+        """Probe, and remember what it took; a failure costs one warning, and the training never."""
+        before = self.budget.spent_on("probe")
+
+        def probe() -> None:
+            if n_made := self.probe(trainer, module, step, is_last=is_last):
+                self._is_probed = True
+                self._learn_cost(n_made, self.budget.spent_on("probe") - before)
+
+        self.guarded(probe, "The probe", spends="probe")
+
+    def guarded(self, action: Callable[[], None], what: str, *, spends: str = "keeping") -> None:
         """Do something that must not stop the training, on the budget's time."""
-        began = time.monotonic()
         try:
-            action()
+            with self.budget.spending(spends):
+                action()
         except Exception as error:
             if self.on_error == "raise" and isinstance(error, StopIteration):
                 raise RuntimeError(f"{what} of {self.title} failed") from error  # ends no epoch
             if self.on_error == "raise":
                 raise
-            if not self._warned:
-                self._warned = True
-                rank_zero_warn(
-                    f"{what} of {self.title} failed: {type(error).__name__}: {error}. "
-                    "Weights, buffers, random numbers and logs are as they were, and training goes "
-                    "on; further failures are not reported. See it raised with on_error='raise'."
-                )
-        finally:
-            self._budget.spent += time.monotonic() - began
-
-    def announce(self, n_evaluations: int, seconds: float, trainer: Any, *, most: int = 0) -> bool:
-        """Say once what a probe costs; return whether the budget allows this one.
-
-        Args:
-            n_evaluations: Evaluations in one probe.
-            seconds: What one evaluation takes.
-            trainer: Whose ranks all decide the same.
-            most: Evaluations in the longest probe, where they differ.
-        """
-        now = time.monotonic()
-        self._evaluating = n_evaluations * seconds
-        self._forecast = self._evaluating + self.reporting
-        if self._promised is None:
-            self._promised = max(n_evaluations, most) * seconds
-            period = now - self._period_began
-            cost = predicted_cost(
-                n_evaluations,
-                seconds,
-                self.schedule,
-                period,
-                most=most,
-                limited=self.max_overhead is not None,
+            self._warn_once(
+                f"failure of {self.title}",
+                f"{what} of {self.title} failed: {describe_error(error)}. "
+                "Weights, buffers, random numbers and logs are as they were, and training goes "
+                "on; further failures are not reported. See it raised with on_error='raise'.",
             )
-            rarely = ", when there is time for them" if self.max_overhead is not None else ""
-            on_top = f"; figures come on top{rarely}" if self.n_figures else ""
-            rank_zero_info(f"\n{self.title}: {cost}{on_top}.")
-        return self._affords(trainer, now)
 
-    def draws(self, trainer: Any, began: float) -> bool:
-        """Return whether to draw the figures of the probe that began then.
+    def inform_once(self, kind: str, message: str) -> None:
+        """Say something once a fit."""
+        if self._warn_once.first(f"{self.title}: {kind}"):
+            rank_zero_info(message)
 
-        Where nobody would see them there are none, and none where the budget has no time for them.
+    def foretold(self) -> float:
+        """Return the seconds that the next probe will take: as the last one did.
+
+        Before one was timed it is what it takes to open the module and to time an evaluation, by
+        what a training step takes.
         """
-        if not (trainer.loggers and trainer.is_global_zero):
-            return False
-        now = time.monotonic()
-        affords = self._budget.plus(now - began).affords(self._figures, now)
-        self._n_undrawn += not affords
-        return affords
+        seconds = self.budget.expected.get("evaluation")
+        if seconds is not None:
+            return self.n_least * seconds
+        step = self.budget.expected.get("step", 0.0)
+        return _OPENING * self.passes * self.step_share * step
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Time what draws figures, apart from the rest of the probe."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._drawn += time.monotonic() - began
-
-    def nearly_affords(self) -> bool:
-        """Return whether it is worth preparing for a probe; ranks may differ."""
-        return self._budget.affords(0.9 * self._forecast, time.monotonic())
-
-    def cost_scalars(self, seconds: float) -> tuple[float, float]:
-        """Return the seconds of a probe and the share of the fit that went into probes with it."""
-        return seconds, self._budget.plus(seconds).overhead(time.monotonic())
-
-    def _affords(self, trainer: Any, now: float) -> bool:
-        """Return whether the budget allows the next probe, the same on every rank."""
-        decision = self._budget.affords(self._forecast, now)
-        if self.max_overhead is not None and trainer.world_size > 1:
+    def affords_probe(self, trainer: Any, seconds: float) -> bool:
+        """Return whether the budget allows a probe that takes so long, the same on every rank."""
+        if self.budget.share is None or trainer.fast_dev_run:
+            return True
+        evenly = not self.schedule.is_fixed
+        decision = self.budget.affords("probe", at_least=seconds, evenly=evenly)
+        if trainer.world_size > 1:
             decision = trainer.strategy.reduce_boolean_decision(decision, all=True)
-        self._n_left_out += not decision
+        self.budget.n_left_out["probe"] += not decision
         return decision
 
-    def _learn_cost(self, took: float, *, undrawn: bool) -> None:
-        """Expect of the next probe what this one took, and only half of what it was quicker."""
-        self._besides = _settled(max(took - self._evaluating - self._drawn, 0.0), self._besides)
-        if self._drawn:
-            self._drawing = _settled(self._drawn, self._drawing)
-        self._owed = self._owed + took if undrawn else 0.0
-        self._forecast = self._least * self._evaluating + self.reporting
-        self._correct(took)
+    def affords_figures(self, output: Output) -> bool:
+        """Return whether somebody would see figures of this probe, and the budget allows them."""
+        if not (self.figures and output.plots):
+            return False
+        affords = self.budget.affords("figures")
+        self.budget.n_left_out["figures"] += not affords
+        return affords
 
-    def _correct(self, took: float) -> None:
-        """Say after the first probe if it took much longer than was said."""
-        if self._promised is None:
-            return
-        if took > 1.5 * self._promised:
-            rank_zero_info(
-                f"{self.title}: the first probe took {took:.2g} s, figures and files included."
+    def announce(self, evaluations: Sequence[int], passes_each: int, seconds: float) -> None:
+        """Say what a probe takes, before the first one is over."""
+        budget = self.budget
+        if budget.announced is None:
+            budget.announced = seconds
+            training = budget.elapsed() - budget.total()
+            cost = describe_cost(
+                evaluations,
+                passes_each,
+                seconds,
+                self.schedule,
+                period=training / (1 + budget.n_left_out["probe"]),
+                share=budget.share,
             )
-        self._promised = math.inf
+            rank_zero_info(f"\n{self.title}: {cost}.")
+
+    def _learn_cost(self, n_made: int, took: float) -> None:
+        """Remember what a probe took, and correct what was said of the first."""
+        self.budget.expect("evaluation", took / n_made)
+        said, self.budget.announced = self.budget.announced, math.nan
+        if said is not None and not said / 1.3 <= took <= said * 1.3 and not math.isnan(said):
+            rank_zero_info(f"{self.title}: the first probe took {short(took)} s.")
+
+    def _share(self, trainer: Any) -> float | None:
+        """Return the share of the time that probes may take; None for no limit."""
+        if self.max_overhead != "auto":
+            return self.max_overhead
+        if not self.shares:
+            return None
+        sharing = [c for c in trainer.callbacks if isinstance(c, Monitor) and c.shares]
+        return AUTO_SHARE / len(sharing)
 
 
-def _settled(seconds: float, before: float | None) -> float:
-    return seconds if before is None else max(seconds, (seconds + before) / 2)
+def last_step(trainer: Any) -> int:
+    """Return the step of the user's last scalars, once the batch they are of has ended."""
+    return max(logger_step(trainer) - 1, 0)

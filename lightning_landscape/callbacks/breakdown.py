@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_landscape._lightning import ConfigurationError, as_configuration, rank_zero_info
-from lightning_landscape.callbacks.base import Monitor, OnError
+from lightning_landscape._lightning import ConfigurationError, as_configuration
+from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, OnError
+from lightning_landscape.callbacks.breakdown_report import StepHistory, StepReport, plot_step
 from lightning_landscape.callbacks.budget import Schedule
-from lightning_landscape.engine.batches import KeptBatch, keep_batch
+from lightning_landscape.callbacks.costs import TimedObjective
+from lightning_landscape.callbacks.windows import Window, copy_of
+from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn, ModuleObjective
+from lightning_landscape.engine.probing import LossFn
 from lightning_landscape.measures.breakdown import (
     DEFAULT_ETAS,
-    GradientBreakdown,
     Start,
     _checked_etas,
     gradient_direction,
     measure_breakdown,
 )
 from lightning_landscape.measures.directions import sample_direction, seeded_generator
+from lightning_landscape.measures.learning_rates import rates_in_use
 from lightning_landscape.measures.steps import (
-    StepSizes,
     Update,
     measure_step,
     optimizer_steps,
     successive_cosine,
 )
+from lightning_landscape.measures.words_breakdown import (
+    describe_breakdown,
+    describe_critical_rate,
+)
+from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import everybody
 from lightning_landscape.reporting.arrays import breakdown_arrays
-from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
 from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.results import breakdown_data
-from lightning_landscape.reporting.scalars import breakdown_scalars, shown_column, step_scalars
-from lightning_landscape.reporting.texts import breakdown_text
+from lightning_landscape.reporting.texts import as_markdown, breakdown_text
 from lightning_landscape.sharding import reshard, sharded_modules
 
 __all__ = ["GradientBreakdownMonitor"]
+
+# the numbers that loggers get without `details`
+_FEW = frozenset(["critical_rate", "learning_rate", "successive_cosine", "seconds"])
 
 _RANDOM = 1  # the stream of the random direction, apart from that of the evaluations
 
@@ -125,6 +130,7 @@ class GradientBreakdownMonitor(Monitor):
     """
 
     default_name = "breakdown"
+    step_share = 0.9
 
     def __init__(
         self,
@@ -135,58 +141,82 @@ class GradientBreakdownMonitor(Monitor):
         etas: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         mode: Mode = "train",
         loss_fn: LossFn | None = None,
-        max_overhead: float | None = None,
+        max_overhead: MaxOverhead = "auto",
         seed: int = 0,
         on_error: OnError = "warn",
+        layers: bool = False,
+        details: bool = False,
+        figures: Figures = "last",
+        verbose: bool = True,
         name: str = default_name,
     ) -> None:
+        no_frequency = every_n_epochs is None and every_n_steps is None
         super().__init__(
             Schedule.of(every_n_epochs, every_n_steps, default=Schedule(every_n_steps=100)),
             mode=mode,
             loss_fn=loss_fn,
             max_overhead=max_overhead,
+            shares=max_overhead == "auto" and no_frequency,
+            figures=figures,
+            verbose=verbose,
             seed=seed,
             on_error=on_error,
             name=name,
         )
         self.directions = (directions,) if isinstance(directions, str) else tuple(directions)
         self.etas = _etas(self.directions, etas)
-        self._windows: dict[int, _Window] = {}  # by the number of steps made before them
-        self._history: dict[str, list[tuple[int, dict[str, float]]]] = {}
-        self._said_so = False  # that a step changed nothing
+        self.layers = layers
+        self.details = details
+        self._windows: dict[int, Window] = {}  # by the number of steps made before them
+        self._history = StepHistory()
+        self.last: list[StepReport] = []
 
     @property
     def n_evaluations(self) -> int:
-        """Gradient evaluations in a probe of one optimizer, besides those to learn from."""
+        """Gradient evaluations in a probe of one optimizer."""
         return 1 + sum(map(len, self.etas.values()))
 
     @property
-    def n_figures(self) -> int:
-        """Figures in a probe of one optimizer: breakdown and history of each direction."""
-        return 2 * len(self.directions)
+    def n_least(self) -> int:
+        """Gradient evaluations in the next probe, at least."""
+        return self.n_evaluations
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in one evaluation, each with the backward pass."""
+        return 1
+
+    @property
+    def history(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
+        """Of each direction the step of every probe, and the breakdown of each layer."""
+        return self._history.breakdown
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._windows = {}
+            self._windows, self.last = {}, []
 
     def forget(self) -> None:
-        """Forget what was seen in another training."""
+        """Forget what was measured in another training."""
         super().forget()
-        self._history = {}
+        self._history = StepHistory()
 
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""
         due = self._due(trainer, pl_module, index, ahead=0)
         wanted = due or self._due(trainer, pl_module, index, ahead=1)
-        if not wanted or not self.nearly_affords():
+        # lazy layers have no weights before the first pass
+        if (
+            not wanted
+            or not self._nearly_affords(trainer)
+            or any(map(is_lazy, pl_module.parameters()))
+        ):
             self._windows = {}
             return
-        if any(map(is_lazy, pl_module.parameters())):  # nothing to keep before the first pass
-            self._windows = {}
-            return
-        self.guarded(lambda: self._keep(pl_module, batch if due else None, index), "Keeping")
+        self.guarded(
+            lambda: self._keep(trainer, pl_module, batch if due else None, index), "Keeping a batch"
+        )
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -197,41 +227,48 @@ class GradientBreakdownMonitor(Monitor):
             window.batch = None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def probe(self, trainer: Any, module: Any, step: int) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Plot the last probe."""
+        super().on_train_end(trainer, pl_module)
+        self._windows = {}
+        if self.last and self.figures == "last":
+            output = self.output(trainer, self.last[0].step, figures="tensorboard")
+            self.guarded(lambda: self._plot(output, pl_module), "Plotting", spends="figures")
+        self.tell(self.summary())
+
+    def summary(self) -> str:
+        """Say in words what the last probe showed, at which step, and what one can do."""
+        if not self.last:
+            return f"{self.title} has measured nothing yet."
+        lines = [f"The step before training step {self.last[0].step}, on its own batch:"]
+        for report in self.last:
+            lines.append(f"{report.label}: {describe_breakdown(report.found)}")
+            if not math.isnan(report.critical_rate):
+                step = report.step
+                lines.append(describe_critical_rate(report.rate, report.critical_rate, step=step))
+        return "\n".join(lines)
+
+    def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:
         """Measure the step just taken, then report it."""
-        began = time.monotonic()
-        reports = self._measure(trainer, module)
-        if not reports:
-            return
-        draws = self.draws(trainer, began)
-        output = self.output(trainer, step)
-        scalars: dict[str, float] = {}
-        arrays: dict[str, Any] = {}
-        for report in reports:
-            scalars |= self._report(output, report)
-            arrays |= breakdown_arrays(report.label, report.found, report.sizes)
-            if draws:
-                with self.drawing():
-                    self._draw(output, module, report)
-        output.arrays(self.name, arrays)
-        seconds, _ = self.cost_scalars(time.monotonic() - began)
-        output.scalars({**scalars, "seconds": seconds})
+        began = self.budget.total()
+        reports, n_made = self._measure(trainer, module, step)
+        if reports:
+            self._report(trainer, module, reports, began)
+        return n_made
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
-        history = {
-            name: {"steps": [step for step, _ in rows], "breakdown": [row for _, row in rows]}
-            for name, rows in self._history.items()
-        }
-        return {**super().state_dict(), "history": history}
+        return {**super().state_dict(), **self._history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
-        self._history = {
-            name: list(zip(rows["steps"], rows["breakdown"], strict=True))
-            for name, rows in state_dict["history"].items()
-        }
+        self._history.load_state_dict(state_dict)
+
+    def _nearly_affords(self, trainer: Any) -> bool:
+        """Return whether it is worth preparing for a probe; ranks may differ."""
+        almost = 0.9 * self.foretold()
+        return trainer.fast_dev_run or self.budget.affords("probe", at_least=almost)
 
     def _due(self, trainer: Any, module: Any, batch_idx: int, *, ahead: int) -> bool:
         """Return whether the step of this window, or of one ahead, will be probed."""
@@ -244,53 +281,73 @@ class GradientBreakdownMonitor(Monitor):
         ends_fit = 0 < trainer.max_steps <= trainer.global_step + 1 + ahead
         return unforeseen or ends_fit or batch_idx + ahead * window >= n - window
 
-    def _keep(self, module: Any, batch: Any | None, index: int) -> None:
+    def _keep(self, trainer: Any, module: Any, batch: Any | None, index: int) -> None:
         """Keep the weights once a window, they do not move inside it; of its batches the last."""
         reshard(sharded_modules(module))
         if self.n_steps not in self._windows:
             self._windows = {n: w for n, w in self._windows.items() if n == self.n_steps - 1}
-            self._windows[self.n_steps] = _Window(_copy(trainable(module)))
+            self._windows[self.n_steps] = Window(copy_of(trainable(module)))
         if batch is not None:
-            self._windows[self.n_steps].batch = keep_batch([], batch, index)
+            window = self._windows[self.n_steps]
+            window.batch = keep_batch([], batch, index)
+            window.rates = rates_in_use(trainer.optimizers, trainable(module))
 
-    def _measure(self, trainer: Any, module: Any) -> list[_Report]:
+    def _measure(self, trainer: Any, module: Any, step: int) -> tuple[list[StepReport], int]:
+        """Return what was found of the step just taken, and how many evaluations it took."""
         window = self._windows.get(self.n_steps - 1)
-        ready = window is not None and window.batch is not None
-        if not everybody(ready, module.device):
-            return []
+        if not everybody(window is not None and window.batch is not None, module.device):
+            return [], 0
         assert window is not None
         assert window.batch is not None
         reshard(sharded_modules(module))
         earlier = self._windows.pop(self.n_steps - 2, None)
         batch, window.batch = window.batch, None
+        began = self.budget.spent_on("probe")
         with self.opened(trainer, module, [batch], at=window.before) as live:
             after = live.live
             steps = self._steps(trainer, module, window, earlier, after)
             if not steps:
-                return []
+                return [], 0
             del earlier  # the weights before the last step: one copy of them less from here on
-            start = Start.of(live, window.before)
             n_evaluations = 1 + len(steps) * (self.n_evaluations - 1)
-            if not self.announce(n_evaluations, live.seconds, trainer):
-                return []
+
+            def announce(seconds: float) -> None:
+                opening = self.budget.spent_on("probe") - began - 2 * seconds
+                self.announce([n_evaluations], self.passes, opening + n_evaluations * seconds)
+
+            objective = TimedObjective(live, announce)
+            start = Start.of(live, window.before)
+            each = max(self.budget.expected.get("evaluation", 0.0), live.seconds)
+            if not self.affords_probe(trainer, n_evaluations * each):
+                self.budget.expect("evaluation", each)
+                return [], 0
             reports = []
-            for who, (step, cosine) in steps.items():
-                sizes = measure_step(window.before, after, start.gradient, step, successive=cosine)
+            for who, (moved, cosine) in steps.items():
+                sizes = measure_step(window.before, after, start.gradient, moved, successive=cosine)
+                rate = next(
+                    (window.rates[name] for name in moved if name in window.rates), math.nan
+                )
                 for name in self.directions:
-                    direction = self._direction(name, live, start, step)
-                    if name != "update" or step.moves:
-                        found = measure_breakdown(live, direction, self.etas[name], start=start)
-                        reports.append(_Report(who, name, found, sizes))
-            return reports
+                    if name != "update" or moved.moves:
+                        direction = self._direction(name, live, start, moved)
+                        found = measure_breakdown(
+                            objective, direction, self.etas[name], start=start
+                        )
+                        reports.append(StepReport(step, who, name, found, sizes, rate))
+            return reports, live.n_evaluations
 
     def _steps(
-        self, trainer: Any, module: Any, window: _Window, earlier: _Window | None, after: Params
+        self, trainer: Any, module: Any, window: Window, earlier: Window | None, after: Params
     ) -> dict[str, tuple[Update, float]]:
         """Return the step of each optimizer, and its cosine with the one before it."""
         before = window.before
         steps = optimizer_steps(trainer.optimizers, trainable(module), before, after)
         if "update" in self.directions and not any(step.moves for step in steps.values()):
-            self._mention_standstill()
+            self.inform_once(
+                "standstill",
+                "GradientBreakdownMonitor: a step changed no weight, as when a loss scaler skips "
+                "it: it has no 'update' to measure. Further ones are not mentioned.",
+            )
             if self.directions == ("update",):
                 return {}
         previous = earlier.before if earlier else {}
@@ -299,17 +356,7 @@ class GradientBreakdownMonitor(Monitor):
             for who, step in steps.items()
         }
 
-    def _mention_standstill(self) -> None:
-        if not self._said_so:
-            self._said_so = True
-            rank_zero_info(
-                "GradientBreakdownMonitor: a step changed no weight, as when a loss scaler skips "
-                "it: it has no 'update' to measure. Further ones are not mentioned."
-            )
-
-    def _direction(
-        self, name: str, objective: ModuleObjective, start: Start, step: Update
-    ) -> Params:
+    def _direction(self, name: str, objective: Objective, start: Start, step: Update) -> Params:
         if name == "update":
             return step
         if name == "gradient":
@@ -319,54 +366,38 @@ class GradientBreakdownMonitor(Monitor):
             everywhere = sample_direction(start.params, "gaussian", generator=generator)
         return {own: everywhere[own] for own in step}
 
-    def _report(self, output: Output, report: _Report) -> dict[str, float]:
-        found = report.found
-        breakdown = found.breakdown[:, shown_column(found)].tolist()
-        rows = self._history.setdefault(report.label, [])
-        rows.append((output.step, dict(zip(found.names, breakdown, strict=True))))
-        output.text(f"{report.label}/summary", breakdown_text(found, report.sizes))
-        output.record(
-            "breakdown", report.label, breakdown_data(found, report.sizes, mode=self.mode)
-        )
-        return breakdown_scalars(report.label, found) | step_scalars(report.sizes, report.who)
+    def _report(self, trainer: Any, module: Any, reports: list[StepReport], began: float) -> None:
+        """Hand out the numbers; plot where somebody sees it and the budget affords it."""
+        self.last = reports
+        which = "all" if self.figures == "all" else "others"
+        output = self.output(trainer, reports[0].step, figures=which)
+        scalars: dict[str, float] = {}
+        arrays: dict[str, Any] = {}
+        for report in reports:
+            self._history.add(report)
+            scalars |= report.scalars(layers=self.layers)
+            arrays |= breakdown_arrays(report.label, report.found, report.sizes)
+            output.text(f"{report.label}/summary", breakdown_text(report.found, report.sizes))
+            data = breakdown_data(report.found, report.sizes, mode=self.mode)
+            output.record("breakdown", report.label, data)
+        output.arrays(self.name, arrays)
+        if self.affords_figures(output):
+            with self.budget.spending("figures"):
+                self._plot(output, module)
+        scalars["seconds"] = self.budget.total() - began
+        output.scalars(scalars, logged=self._logs)
+        output.text("summary", as_markdown(self.summary()))
 
-    def _draw(self, output: Output, module: Any, report: _Report) -> None:
-        label, found, rows = report.label, report.found, self._history[report.label]
-        output.figure(label, lambda: plot_breakdown(label, found, mode=self.mode, step=output.step))
-        layers = [name for name in trainable(module) if any(name in row for _, row in rows)]
-        values = torch.tensor([[row.get(name, math.nan) for name in layers] for _, row in rows])
-        steps, eta = [then for then, _ in rows], float(found.etas[shown_column(found)])
-        output.figure(
-            f"history/{label}",
-            lambda: plot_breakdown_history(label, steps, layers, values, eta=eta),
-        )
+    def _logs(self, tag: str) -> bool:
+        """Return whether loggers get a number."""
+        head, _, last = tag.rpartition("/")
+        of_first = last == "max" and head.endswith(self.directions[0])
+        return self.details or "/layer/" in tag or last in _FEW or of_first
 
-
-@dataclass
-class _Window:
-    """What is kept of the batches that lead to one optimizer step."""
-
-    before: Params
-    batch: KeptBatch | None = None
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What was found along one direction for one optimizer, `""` or `"<name>/"`."""
-
-    who: str
-    direction: str
-    found: GradientBreakdown
-    sizes: StepSizes
-
-    @property
-    def label(self) -> str:
-        """What figures and files call it."""
-        return f"{self.who}{self.direction}"
-
-
-def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in weights.items()}
+    def _plot(self, output: Output, module: Any) -> None:
+        layers = list(trainable(module))
+        for report in self.last:
+            plot_step(output, report, self._history, layers, mode=self.mode)
 
 
 def _etas(

@@ -1,22 +1,30 @@
-"""When: every n steps or epochs, and held to a share of the training time."""
+"""When to probe: a schedule, and a budget that holds probes to a share of the time of a fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from lightning_landscape._lightning import ConfigurationError
+from lightning_landscape import checks
+from lightning_landscape._lightning import as_configuration
 
-__all__ = ["Budget", "Schedule", "check_share", "check_whole", "predicted_cost"]
+__all__ = ["AUTO_SHARE", "Budget", "Schedule", "check_whole", "describe_cost", "short"]
+
+AUTO_SHARE = 0.05  # of the fit's wall time, for all monitors with max_overhead="auto" together
+_ASKED_EVERY = 50  # steps between two questions to the budget where no frequency is given
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Every n epochs or every n optimizer steps; one of the two.
+    """Every n epochs, every n optimizer steps, or as often as the budget affords.
 
     Steps are counted as batches that advanced the trainer: an accumulation window is one step, and
-    so is a batch on which a GAN steps twice.
+    so is a batch on which a GAN steps twice. Without a frequency the budget is asked after each
+    epoch and every 50 steps.
 
     Example:
         >>> schedule = Schedule.of(every_n_steps=100)
@@ -35,148 +43,231 @@ class Schedule:
         *,
         default: Schedule | None = None,
     ) -> Schedule:
-        """Check what the user gave; neither means the default.
+        """Check what the user gave; neither means the default, which is every epoch.
 
         Raises:
             ConfigurationError: If both are given or one is not a positive whole number.
         """
-        if every_n_epochs is not None and every_n_steps is not None:
-            raise ConfigurationError(
-                "`every_n_epochs` and `every_n_steps` exclude each other. "
-                f"Got {every_n_epochs} and {every_n_steps}: leave one of them out."
-            )
+        with as_configuration():
+            if every_n_epochs is not None and every_n_steps is not None:
+                raise ValueError(
+                    "`every_n_epochs` and `every_n_steps` exclude each other. "
+                    f"Got {every_n_epochs} and {every_n_steps}: leave one of them out."
+                )
         if every_n_epochs is not None:
             return cls(every_n_epochs=check_whole("every_n_epochs", every_n_epochs))
         if every_n_steps is not None:
             return cls(every_n_steps=check_whole("every_n_steps", every_n_steps))
         return default or cls(every_n_epochs=1)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is a frequency."""
+        return self.every_n_epochs is not None or self.every_n_steps is not None
+
     def due_after_step(self, n_steps: int) -> bool:
         """Return whether it is time once `n_steps` optimizer steps were made."""
-        return self.every_n_steps is not None and n_steps % self.every_n_steps == 0
+        period = self.every_n_steps if self.is_fixed else _ASKED_EVERY
+        return period is not None and n_steps % period == 0
 
     def due_after_epoch(self, epoch: int) -> bool:
         """Return whether it is time at the end of an epoch, 0 being the first."""
-        return self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
+        period = self.every_n_epochs if self.is_fixed else 1
+        return period is not None and (epoch + 1) % period == 0
 
     def __str__(self) -> str:
+        if not self.is_fixed:
+            return "as often as the budget affords"
         n, unit = (
             (self.every_n_epochs, "epoch") if self.every_n_epochs else (self.every_n_steps, "step")
         )
         return f"every {unit}" if n == 1 else f"every {n} {unit}s"
 
 
-@dataclass
+def check_whole(name: str, n: int, least: int = 1) -> int:
+    """Return a whole number that is not below the least.
+
+    Raises:
+        ConfigurationError: If it is something else.
+    """
+    with as_configuration():
+        return checks.check_whole(name, n, least)
+
+
 class Budget:
-    """Seconds that probes may take, as a share of the time since the start of fit.
+    """A share of the time since the start of fit, and what was spent of it.
+
+    It has a clock of its own: `with budget.spending("probe")` measures what a probe takes, and an
+    inner `with budget.spending("figures")` is counted as figures alone.
+
+    Args:
+        share: The share of the time, between 0 and 1; None for no limit.
 
     Attributes:
-        share: The share, or None for no limit.
-        started: When fit started, by the clock the caller uses.
-        spent: Seconds that probes have taken.
+        spent: Seconds spent since the start of fit, by kind.
+        expected: Seconds that the next of a kind will take, as far as that is known.
+        announced: Seconds that the first probe was said to take; None before, nan after it.
+        n_left_out: How many of a kind were left out, by kind.
+
+    Example:
+        >>> budget = Budget(share=0.5)
+        >>> with budget.spending("probe"):
+        ...     pass
+        >>> budget.affords("probe", at_least=1e6), Budget(None).affords("probe", at_least=1e6)
+        (False, True)
     """
 
-    share: float | None
-    started: float
-    spent: float = 0.0
+    def __init__(self, share: float | None = None) -> None:
+        self.share = share
+        self.forget()
+        self._kind: str | None = None  # what the time is spent on at present
+        self._step_began = math.nan
+        self.start()
 
-    def affords(self, seconds: float, now: float) -> bool:
-        """Return whether a probe of so many seconds would leave the share respected at its end.
+    def forget(self) -> None:
+        """Forget what is known of costs: they are of another module."""
+        self.expected: dict[str, float] = {}
+        self.announced: float | None = None
 
-        Example:
-            >>> Budget(share=0.1, started=0.0).affords(1.0, now=8.0)
-            False
-            >>> Budget(share=0.1, started=0.0).affords(1.0, now=9.0)
-            True
+    def start(self) -> None:
+        """Start the clock of a fit; what is known of costs stays known."""
+        self.spent: defaultdict[str, float] = defaultdict(float)
+        self.n_left_out: Counter[str] = Counter()
+        self._ended: dict[str, float] = {}  # when the last of a kind ended
+        self._began = self._since = time.monotonic()
+
+    @contextmanager
+    def spending(self, kind: str) -> Iterator[None]:
+        """Count the time inside as spent on this kind, and on no other around it."""
+        outer = self._count_as(kind)
+        try:
+            yield
+        finally:
+            self._count_as(outer)
+            self._ended[kind] = self._since
+
+    def step_begins(self) -> None:
+        """Start to time a training step, which tells what a probe takes before the first one."""
+        self._step_began = time.monotonic()
+
+    def step_ended(self) -> None:
+        """Expect of the next training step what this one took."""
+        if not math.isnan(self._step_began):
+            self.expect("step", time.monotonic() - self._step_began)
+
+    def spent_on(self, kind: str) -> float:
+        """Return the seconds spent on a kind so far, also while it is being spent."""
+        self._count_as(self._kind)
+        return self.spent[kind]
+
+    def expect(self, kind: str, seconds: float) -> None:
+        """Update what the next will take: rise at once, fall by half of the difference."""
+        before = self.expected.get(kind, seconds)
+        self.expected[kind] = max(seconds, (seconds + before) / 2)
+
+    def affords(self, kind: str, at_least: float = 0.0, *, evenly: bool = False) -> bool:
+        """Return whether the share would still be kept after one more of this kind.
+
+        Figures may besides take as much time as probes have taken, and no more.
+
+        Args:
+            kind: What the time would be spent on.
+            at_least: Seconds that it will certainly take, whatever is expected.
+            evenly: Whether the time since the last of this kind must afford it alone, so that what
+                was not spent earlier is not spent at once.
         """
-        if self.share is None or math.isnan(seconds):
+        if self.share is None:
             return True
-        return self.spent + seconds <= self.share * (now - self.started + seconds)
+        seconds = max(self.expected.get(kind, 0.0), at_least)
+        since = time.monotonic() - self._ended.get(kind, self._began)
+        if evenly and seconds > self.share * (since + seconds):
+            return False
+        if kind == "figures" and self.spent_on("figures") > self.spent_on("probe"):
+            return False
+        return seconds <= self.left()
 
-    def left(self, now: float) -> float:
-        """Return how long a probe may take that begins now; inf without a limit.
+    def left(self) -> float:
+        """Return how many seconds something that begins now may take; inf without a limit.
 
-        Example:
-            >>> Budget(share=0.1, started=0.0).left(now=9.0)
-            1.0
+        `s` seconds keep the share if `total + s <= share * (elapsed + s)`.
         """
         if self.share is None:
             return math.inf
-        return max((self.share * (now - self.started) - self.spent) / (1 - self.share), 0.0)
+        spare = self.share * self.elapsed() - self.total()
+        return max(spare / (1 - self.share), 0.0)
 
-    def plus(self, seconds: float) -> Budget:
-        """Return what this will be when so many seconds more were spent."""
-        return replace(self, spent=self.spent + seconds)
+    def total(self) -> float:
+        """Return the seconds spent on all kinds together."""
+        self._count_as(self._kind)
+        return sum(self.spent.values())
 
-    def overhead(self, now: float) -> float:
-        """Return the share of the time since the start of fit that went into probes."""
-        elapsed = now - self.started
-        return self.spent / elapsed if elapsed > 0 else 0.0
+    def elapsed(self) -> float:
+        """Return the seconds since the start of fit."""
+        return time.monotonic() - self._began
 
+    def overhead(self) -> float:
+        """Return the share of the time since the start of fit that was spent."""
+        elapsed = self.elapsed()
+        return self.total() / elapsed if elapsed > 0 else 0.0
 
-def check_whole(name: str, n: int, least: int = 1) -> int:
-    """Return a number unless it is not whole or below the least.
-
-    Raises:
-        ConfigurationError: If it is not; names the argument.
-    """
-    if isinstance(n, bool) or not isinstance(n, int) or n < least:
-        raise ConfigurationError(f"`{name}` must be a whole number from {least} up. Got {n!r}.")
-    return n
-
-
-def check_share(max_overhead: float | None) -> float | None:
-    """Return the share unless it is not one.
-
-    Raises:
-        ConfigurationError: If it is neither None nor between 0 and 1.
-    """
-    if max_overhead is not None and not 0 < max_overhead < 1:
-        raise ConfigurationError(
-            "`max_overhead` must be a share of the training time between 0 and 1, such as 0.05, or "
-            f"None for no limit. Got {max_overhead!r}."
-        )
-    return max_overhead
+    def _count_as(self, kind: str | None) -> str | None:
+        """Add the time since the last call to what it was spent on; return what that was."""
+        now, before = time.monotonic(), self._kind
+        if before is not None:
+            self.spent[before] += now - self._since
+        self._kind, self._since = kind, now
+        return before
 
 
-def predicted_cost(
-    n_evaluations: int,
+def describe_cost(
+    evaluations: Sequence[int],
+    passes_each: int,
     seconds: float,
     schedule: Schedule,
-    period: float,
     *,
-    most: int = 0,
-    limited: bool = False,
+    period: float = math.nan,
+    share: float | None = None,
 ) -> str:
-    """Say what probes will cost, before the first.
+    """Say what probes will cost.
 
     Args:
-        n_evaluations: Evaluations in one probe.
-        seconds: Seconds one evaluation takes.
+        evaluations: Evaluations in one probe; where they differ the least and the most.
+        passes_each: Forward passes in one evaluation.
+        seconds: Seconds that the shortest probe takes, figures left out.
         schedule: How often.
-        period: Seconds of training between two probes.
-        most: Evaluations in the longest probe, where they differ.
-        limited: Whether a budget holds them to a share anyway.
+        period: Seconds of training between two probes, where there is a frequency.
+        share: The share of the time that probes may take, if there is a limit.
 
     Example:
-        >>> predicted_cost(312, 0.006, Schedule.of(), 40.0)
-        'one probe = 312 evaluations, about 1.9 s, every epoch of about 40 s: 4.5 % of the time'
+        >>> describe_cost([312], 2, 1.87, Schedule.of(), period=40.0)
+        'one probe = 312 evaluations, about 1.9 s (624 forward passes), every epoch of about \
+40 s: 4.5 % of the time'
+        >>> describe_cost([312], 2, 1.87, Schedule(), share=0.05)
+        'one probe = 312 evaluations, about 1.9 s (624 forward passes), as often as 5 % of the \
+time affords: about every 37 s, and at the end of fit'
     """
-    numbers = [n_evaluations, most] if most > n_evaluations else [n_evaluations]
-    probes = [n * seconds for n in numbers]
-    shares = [100 * probe / (probe + period) if period > 0 else 100.0 for probe in probes]
-    share = shares[-1]
-    heavy = share > 10 and not limited
-    remedy = "; probe less often, or set max_overhead=0.05" if heavy else ""
-    return (
-        f"one probe = {_range(numbers, str)} evaluations, about {_range(probes)} s, {schedule} of "
-        f"about {_short(period)} s: {_range(shares)} % of the time{remedy}"
+    costs = [seconds * n / evaluations[0] for n in evaluations]
+    one = (
+        f"one probe = {_range(evaluations)} evaluations, about {_range(costs)} s "
+        f"({_range([n * passes_each for n in evaluations])} forward passes)"
     )
+    if not schedule.is_fixed and share is not None:
+        return (
+            f"{one}, as often as {100 * share:.3g} % of the time affords: about every "
+            f"{short(costs[0] / share)} s, and at the end of fit"
+        )
+    percents = [100 * cost / (cost + period) if period > 0 else 100.0 for cost in costs]
+    if share is not None and percents[0] > 100 * share:
+        return f"{one}, as often as {100 * share:.3g} % of the time affords, at most {schedule}"
+    remedy = "; probe less often, or set max_overhead=0.05" if percents[-1] > 10 else ""
+    often = f"{schedule} of about {short(period)} s" if period > 0 else str(schedule)
+    return f"{one}, {often}: {_range(percents)} % of the time{remedy}"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """Return a number as a person would say it: two digits, or all of a larger one."""
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _range(numbers: Sequence[float], shown: Callable[[float], str] = _short) -> str:
-    return " to ".join(map(shown, numbers))
+def _range(numbers: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(map(short, numbers)))

@@ -119,7 +119,7 @@ def chart_layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
             lines = [f"{base}/{name}" for name in ("descent_limit", "break_even", "trust_lr")]
             layout["step"][f"{base}: largest relative steps"] = _lines(lines)
         elif end == "critical_rate":
-            layout["step"][f"{base}: critical rate"] = _lines([tag])
+            layout["step"][f"{base}: critical rate"] = _lines([tag, f"{base}/rate"])
     return {category: charts for category, charts in layout.items() if charts}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import torch
 
@@ -69,31 +69,54 @@ class Output:
         name: The callback's name: the first part of every tag.
         step: The training step that the results are of.
         warn_once: Remembers which failures were warned about.
+        figures: Which loggers get figures: all, `"tensorboard"`, or all the `"others"`.
     """
 
     def __init__(
-        self, trainer: Any, name: str, step: int, warn_once: WarnOnce | None = None
+        self,
+        trainer: Any,
+        name: str,
+        step: int,
+        warn_once: WarnOnce | None = None,
+        *,
+        figures: Literal["all", "tensorboard", "others"] = "all",
     ) -> None:
         self.name = name
         self.step = step
+        self._figures = figures
         self._trainer = trainer
         self._warn_once = WarnOnce() if warn_once is None else warn_once
 
     @property
     def plots(self) -> bool:
         """Whether anybody would see a figure from this process."""
-        return bool(self._trainer.loggers) and self._trainer.is_global_zero
+        return self._trainer.is_global_zero and bool(self._plotting())
+
+    def _plotting(self) -> list[Any]:
+        """Return the loggers that get figures."""
+        loggers = self._trainer.loggers
+        if self._figures == "all":
+            return loggers
+        wanted = self._figures == "tensorboard"
+        return [one for one in loggers if _is_tensorboard(one) == wanted]
 
     def tag(self, tag: str) -> str:
         """Return a relative tag with the name before it."""
         return f"{self.name}/{written(tag)}"
 
-    def scalars(self, scalars: Mapping[str, float]) -> None:
-        """Write scalars by relative tag."""
-        named = {self.tag(tag): value for tag, value in scalars.items()}
+    def scalars(
+        self, scalars: Mapping[str, float], *, logged: Callable[[str], bool] = lambda tag: True
+    ) -> None:
+        """Write scalars by relative tag.
+
+        Args:
+            scalars: All of them reach other callbacks, through `trainer.callback_metrics`.
+            logged: Says of a relative tag whether it reaches the loggers; by default all do.
+        """
         self._trainer.callback_metrics.update(
-            {tag: torch.tensor(value) for tag, value in named.items()}
+            {self.tag(tag): torch.tensor(value) for tag, value in scalars.items()}
         )
+        named = {self.tag(tag): value for tag, value in scalars.items() if logged(tag)}
         about = {self.tag(tag): describe(written(tag)) for tag in scalars}
         for logger in self._trainer.loggers:
             writer = None
@@ -114,10 +137,10 @@ class Output:
         if not self.plots:
             return
         figure, tag, shown = make(), self.tag(tag), False
-        for logger in self._trainer.loggers:
+        for logger in self._plotting():
             with self._forgiving(logger):
                 shown |= _show(logger, tag, figure, self.step)
-        if not shown:
+        if not shown and not any(map(_is_tensorboard, self._trainer.loggers)):
             self._write(f"{tag}-step={self.step}.png", lambda: png(figure))
 
     def text(self, tag: str, markdown: str) -> None:
@@ -205,6 +228,12 @@ class Output:
         )
         with self._warn_once.guard(which, message):
             yield
+
+
+def _is_tensorboard(logger: Any) -> bool:
+    with suppress(Exception):  # it is warned about when it is written to
+        return hasattr(getattr(logger, "experiment", None), "add_image")
+    return False
 
 
 def _show(logger: Any, tag: str, figure: Figure, step: int) -> bool:

@@ -43,6 +43,7 @@ TAGS = {
     "{direction}/trust_lr": "largest relative step that deep relative trust promises to descend",
     "{direction}/critical_rate": "learning rate above which this step would have raised the loss "
     "of its own batch",
+    "{direction}/learning_rate": "learning rate in use, beside the critical one",
     "{direction}/layer/{layer}": "relative change of this layer's gradient over the whole step",
     "{direction}": "figure: change of each layer's gradient along the step",
     "history/{direction}": "figure: change of each layer's gradient over training",

@@ -11,6 +11,11 @@ from lightning_landscape.measures.steps import StepSizes
 from lightning_landscape.reporting.scalars import shown_column
 
 
+def as_markdown(text: str) -> str:
+    """Return lines as paragraphs, which Markdown would otherwise join."""
+    return text.replace("\n", "\n\n")
+
+
 def breakdown_text(found: GradientBreakdown, sizes: StepSizes) -> str:
     """Return what was measured in words, and the layers in a table, as Markdown."""
     at = shown_column(found)

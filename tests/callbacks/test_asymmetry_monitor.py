@@ -1,5 +1,6 @@
 """What the monitor logs, when, what it costs, and what it says to settings that cannot work."""
 
+import itertools
 import logging
 import math
 
@@ -8,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from hostile import GAN, Rows, Samples, gan_loss
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -26,10 +27,9 @@ from lightning_landscape import (
     sample_direction,
     score_asymmetry,
 )
-from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
-from lightning_landscape.callbacks import base as monitor
 from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.measures.directions import direction_generator
+from lightning_landscape.reporting.output import Output
 
 QUIET = {
     "accelerator": "cpu",
@@ -97,8 +97,8 @@ def steps_of(trainer, name):
 # -- when ------------------------------------------------------------------------------------------
 
 
-def test_by_default_it_probes_after_every_epoch_at_the_step_of_the_users_scalars():
-    _, trainer = train(AsymmetryMonitor(**SMALL), logger=AllRows())
+def test_it_probes_after_every_epoch_at_the_step_of_the_users_scalars():
+    _, trainer = train(AsymmetryMonitor(every_n_epochs=1, **SMALL), logger=AllRows())
     assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
     assert set(steps_of(trainer, "landscape/gaussian/area")) <= set(steps_of(trainer, "train_loss"))
 
@@ -133,45 +133,243 @@ def test_outside_of_fit_it_does_nothing():
     assert len(counter) == before
 
 
-def test_a_budget_holds_probes_to_their_share(monkeypatch, caplog):
+def slow(monkeypatch, clock, *, step=0.01, batch=0.0):
+    """Let each pass through the step, and each batch before it, take so many seconds."""
+    monkeypatch.setattr(Net, "training_step", clock.taking(step, Net.training_step))
+    monkeypatch.setattr(Net, "on_train_batch_start", clock.taking(batch, Net.on_train_batch_start))
+
+
+# 3 families of 2 directions of 5 points, on 2 batches; 2 evaluations more before them
+SMALL_PASSES = 2 * (3 * 2 * 5 + 2)
+
+
+def test_without_a_frequency_it_probes_as_often_as_the_budget_affords(monkeypatch, clock):
+    slow(monkeypatch, clock, step=0.01, batch=0.99)  # a second a batch, six in an epoch
+    _, trainer = train(AsymmetryMonitor(**SMALL), logger=AllRows(), max_epochs=30)
+    # .64 s a probe at 5 %: every 12.2 s of training, so after two epochs of 6 s, or a little later
+    steps = steps_of(trainer, "landscape/gaussian/area")
+    gaps = [b - a for a, b in itertools.pairwise(steps)]
+    assert len(steps) >= 7
+    assert all(12 <= gap <= 18 for gap in gaps[:-1]), gaps
+    assert steps[-1] == 179
+    last = 0.01 * SMALL_PASSES / clock.now
+    assert trainer.callback_metrics["landscape/overhead"] <= 0.05 + last
+
+
+def test_within_a_long_epoch_it_asks_the_budget_every_fifty_steps(monkeypatch, clock):
+    slow(monkeypatch, clock, step=0.01, batch=0.99)
+    monitor, logger = AsymmetryMonitor(**SMALL), AllRows()
+    trainer = Trainer(max_epochs=1, callbacks=[monitor], **{**QUIET, "logger": logger})
+    trainer.fit(
+        Net(), DataLoader(Samples(800), batch_size=2), DataLoader(Samples(12), batch_size=4)
+    )
+    steps = steps_of(trainer, "landscape/gaussian/area")
+    # the first when a step has told that opening is affordable
+    assert steps == [*range(99, 400, 50)]
+
+
+def test_monitors_without_a_frequency_share_the_automatic_budget(monkeypatch, clock):
+    slow(monkeypatch, clock, step=0.01, batch=0.99)
+    monitors = [AsymmetryMonitor(**SMALL), AsymmetryMonitor(name="second", **SMALL)]
+    train(*monitors, max_epochs=30)
+    assert [monitor.budget.share for monitor in monitors] == [0.025, 0.025]
+    # each may have probed the last weights over its budget
+    assert sum(m.budget.total() for m in monitors) <= 0.05 * clock.now + 2 * 0.01 * SMALL_PASSES
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, 0.05),
+        ({"every_n_epochs": 1}, None),
+        ({"every_n_steps": 1}, None),
+        ({"max_overhead": 0.3}, 0.3),
+        ({"max_overhead": 0.3, "every_n_steps": 1}, 0.3),
+        ({"max_overhead": None}, None),
+    ],
+    ids=str,
+)
+def test_the_automatic_budget_is_for_monitors_without_a_frequency(options, share):
+    monitor = AsymmetryMonitor(**options, **SMALL)
+    train(monitor, max_epochs=1, limit_train_batches=1)
+    assert monitor.budget.share == share
+
+
+def test_without_a_limit_and_without_a_frequency_it_probes_every_epoch():
+    assert str(AsymmetryMonitor(max_overhead=None).schedule) == "every epoch"
+
+
+def test_a_budget_leaves_probes_out_and_says_so(monkeypatch, clock, caplog):
     caplog.set_level(logging.INFO)
-    clock = iter(range(10**9))
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: float(next(clock)))
-    free, held = (AsymmetryMonitor(max_overhead=share, **SMALL) for share in (None, 0.01))
-    _, everything = train(free, logger=AllRows(), max_epochs=3)
-    _, little = train(held, logger=AllRows(), max_epochs=3)
-    assert len(steps_of(everything, "landscape/seconds")) == 3
-    assert len(steps_of(little, "landscape/seconds")) == 0
-    assert "3 of 3 probes were left out to stay within max_overhead=0.01" in caplog.text
+    slow(monkeypatch, clock, step=0.01)
+    held = AsymmetryMonitor(every_n_epochs=1, max_overhead=0.01, **SMALL)
+    _, trainer = train(held, logger=AllRows(), max_epochs=3)
+    assert steps_of(trainer, "landscape/seconds") == [17]  # the last weights
+    assert "3 probes were left out to stay within 1 % of the time; one takes about" in caplog.text
 
 
-def test_under_a_budget_numbers_come_first_and_figures_have_as_much_of_it(
-    monkeypatch, clock, caplog
+def test_before_the_first_probe_a_step_tells_what_one_takes(monkeypatch, clock):
+    slow(monkeypatch, clock, step=0.01)
+    opened = []
+    monitor = AsymmetryMonitor(every_n_epochs=1, max_overhead=0.01, **SMALL)
+    monkeypatch.setattr(monitor, "opened", lambda *args, **kwargs: opened.append(args))
+    with pytest.raises(TypeError):  # the probe of the last weights, which is always opened
+        train(monitor, max_epochs=2)
+    assert len(opened) == 1
+
+
+def test_what_a_probe_takes_is_remembered_for_the_next_fit(monkeypatch, clock):
+    slow(monkeypatch, clock, step=0.01)
+    monitor = AsymmetryMonitor(**SMALL)
+    module, _ = train(monitor, max_epochs=1)
+    known = dict(monitor.budget.expected)
+    train(monitor, module=module, max_epochs=0)
+    assert monitor.budget.expected == known
+    assert known["evaluation"] == pytest.approx(0.01 * SMALL_PASSES / 32)
+    train(monitor, max_epochs=0)  # another module
+    assert monitor.budget.expected == {}
+
+
+# -- the last weights ------------------------------------------------------------------------------
+
+
+class Stop(Callback):
+    """Ends the fit after the tenth batch, in one way or another."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 10:
+            self.way(trainer)
+
+
+def should_stop(trainer):
+    trainer.should_stop = True
+
+
+@pytest.mark.tried("configuration", "the last weights of a fit are probed, however it ends")
+@pytest.mark.parametrize(
+    ("options", "callbacks", "last"),
+    [
+        ({"max_epochs": 2}, [], 11),
+        ({"max_epochs": -1, "max_steps": 8}, [], 7),
+        ({"max_epochs": 9}, [lambda: Stop(should_stop)], 9),
+        ({"max_epochs": 9}, [lambda: EarlyStopping("val_loss", patience=1, min_delta=9.0)], 11),
+        ({"max_epochs": 2, "limit_train_batches": 4}, [], 7),
+        ({"max_epochs": 2, "accumulate_grad_batches": 4}, [], 3),
+    ],
+    ids=["max_epochs", "max_steps", "should_stop", "EarlyStopping", "limited", "accumulation"],
+)
+@pytest.mark.parametrize(
+    "schedule", [{}, {"every_n_steps": 1000}, {"every_n_epochs": 100}], ids=str
+)
+def test_the_last_weights_are_probed_however_a_fit_ends(options, callbacks, last, schedule):
+    seen = []
+
+    class Last(Callback):
+        def on_train_end(self, trainer, pl_module):
+            seen.append([p.detach().clone() for p in pl_module.parameters()])
+
+    monitor = AsymmetryMonitor(**schedule, **SMALL)
+    module, trainer = train(
+        monitor, *(make() for make in callbacks), Last(), logger=AllRows(), **options
+    )
+    assert steps_of(trainer, "landscape/gaussian/area")[-1] == last
+    assert steps_of(trainer, "train_loss")[-1] == last
+    assert all(map(torch.equal, seen[0], module.parameters()))
+
+
+def test_weights_that_were_probed_already_are_not_probed_again():
+    monitor = AsymmetryMonitor(every_n_epochs=1, **SMALL)
+    _, trainer = train(monitor, logger=AllRows())
+    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
+
+
+@pytest.mark.tried("configuration", "Ctrl-C: the weights it leaves are not probed")
+def test_after_an_interrupt_nothing_is_probed():
+    def interrupt(trainer):
+        raise KeyboardInterrupt
+
+    monitor = AsymmetryMonitor(**SMALL)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(monitor, Stop(interrupt), max_epochs=9)
+    assert monitor.history == {}
+
+
+def test_a_last_probe_that_takes_too_long_takes_fewer_directions(monkeypatch, clock, caplog):
+    caplog.set_level(logging.INFO)
+    slow(monkeypatch, clock, step=0.1)
+    # 3 x 8 x 5 evaluations of .2 s, and 24 s: ten seconds are enough for 3.3 directions
+    monitor = AsymmetryMonitor(**{**SMALL, "n_directions": 8})
+    _, trainer = train(monitor, max_epochs=1)
+    assert "takes 3 of 8 directions; a whole one would take about" in caplog.text
+    assert trainer.callback_metrics["landscape/seconds"] < 10
+    rate = trainer.callback_metrics["landscape/gaussian/rate"]
+    assert min(abs(rate - k / 3) for k in range(4)) < 1e-6
+
+
+def test_a_monitor_of_two_directions_never_takes_three(monkeypatch, clock):
+    slow(monkeypatch, clock, step=10.0)
+    _, trainer = train(AsymmetryMonitor(**SMALL), max_epochs=1, logger=AllRows())
+    assert steps_of(trainer, "landscape/gaussian/area") == [5]
+
+
+def test_without_a_limit_the_last_probe_is_whole(monkeypatch, clock):
+    slow(monkeypatch, clock, step=10.0)
+    monitor = AsymmetryMonitor(every_n_epochs=7, **{**SMALL, "n_directions": 4})
+    train(monitor, max_epochs=1)
+    assert monitor.budget.spent["probe"] == pytest.approx(10 * 2 * (3 * 4 * 5 + 2))
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The tags and steps of the figures that some logger got."""
+    shown = []
+
+    def figure(output, tag, make):
+        if output.plots:
+            shown.append((tag, output.step))
+
+    monkeypatch.setattr(Output, "figure", figure)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("which", "logger", "steps"),
+    [
+        ("last", TensorBoardLogger, {11}),
+        ("last", CSVLogger, {5, 11}),
+        ("all", TensorBoardLogger, {5, 11}),
+        (False, TensorBoardLogger, set()),
+        (False, CSVLogger, set()),
+    ],
+)
+def test_tensorboard_gets_the_figures_of_the_last_probe(which, logger, steps, figures, tmp_path):
+    monitor = AsymmetryMonitor(every_n_epochs=1, figures=which, **SMALL)
+    train(monitor, logger=logger(tmp_path, name=""))
+    assert {step for _, step in figures} == steps
+    n_figures = 6 * len(steps)  # slices and history of three families
+    assert len(figures) == n_figures
+
+
+def test_under_a_budget_figures_take_at_most_as_much_time_as_probes(
+    monkeypatch, clock, caplog, tmp_path
 ):
     caplog.set_level(logging.INFO)
-    for owner, name, seconds in (
-        (Net, "on_train_batch_start", 0.1),
-        (Net, "training_step", 0.001),
-        (asymmetry_monitor, "keep_batch", 0.1),
-        (asymmetry_monitor, "plot_slices", 0.3),
-        (asymmetry_monitor, "plot_history", 0.3),
-    ):
-        monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
-    watching = AsymmetryMonitor(
-        every_n_steps=1, families="gaussian", n_batches=1, max_overhead=0.05, **SMALL
+    slow(monkeypatch, clock, step=0.001, batch=0.1)
+    monkeypatch.setattr(Output, "figure", clock.taking(0.3, lambda *args: None))
+    monitor = AsymmetryMonitor(
+        every_n_steps=1, families="gaussian", n_batches=1, max_overhead=0.05, figures="all", **SMALL
     )
-    _, trainer = train(watching, logger=AllRows(), max_epochs=60)
-    rows = [row for _, row in trainer.logger.rows if "landscape/overhead" in row]
-    seconds = [row["landscape/seconds"] for row in rows]
-    assert max(row["landscape/overhead"] for row in rows) <= 0.05
-    # numbers take .012 s and are guessed to take .11 until they are timed; the batch took .1
-    assert rows[0]["landscape/overhead"] == pytest.approx(0.112 / 0.21 * 0.05, abs=0.002)
-    # figures take .6 s and are guessed to take .8: numbers alone for as long, then the two together
-    n = math.ceil(0.8 / 0.012)
-    assert [k for k, took in enumerate(seconds) if took > 0.5] == [n]
-    assert seconds[n] == pytest.approx(0.612)
-    assert [seconds[n - 1], seconds[n + 1]] == pytest.approx([0.012, 0.012])
-    assert "99 of 100 probes have numbers and no figures" in caplog.text
+    train(monitor, logger=CSVLogger(tmp_path, name=""), max_epochs=60)
+    spent = monitor.budget.spent
+    assert spent["figures"] <= spent["probe"] + 2 * 0.3
+    assert monitor.budget.overhead() <= 0.051  # the last weights are probed whatever is left
+    assert "probes have numbers and no figures, for which 5 % of the time left none" in caplog.text
 
 
 def test_a_schedule_longer_than_the_fit_is_said_to_be(caplog):
@@ -196,7 +394,7 @@ def test_one_probe_costs_exactly_what_it_says():
 
 def test_the_cost_is_said_before_the_first_probe(caplog):
     with caplog.at_level(logging.INFO):
-        train(AsymmetryMonitor(**SMALL))
+        train(AsymmetryMonitor(every_n_epochs=1, **SMALL))
     lines = [r.getMessage() for r in caplog.records if "one probe" in r.getMessage()]
     assert len(lines) == 1
     assert "one probe = 30 evaluations, about" in lines[0]
@@ -255,7 +453,9 @@ def test_the_number_logged_is_the_number_measured_by_hand(mode):
 
 def test_a_network_without_norms_leaves_that_family_out_with_one_line(caplog):
     with caplog.at_level(logging.INFO):
-        _, trainer = train(AsymmetryMonitor(**SMALL), module=Net(norm=False), logger=AllRows())
+        _, trainer = train(
+            AsymmetryMonitor(every_n_epochs=1, **SMALL), module=Net(norm=False), logger=AllRows()
+        )
     lines = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
     assert len(lines) == 1
     assert "'uniform@norm'" in lines[0]
@@ -269,7 +469,7 @@ def test_the_line_to_the_average_is_that_of_the_weights_at_hand():
 
     class ByHand(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
-            batches = [kept.data for kept in monitor._train]
+            batches = [kept.data for kept in monitor.kept.train]
             with probing(pl_module, batches) as objective:
                 line = evaluate_slice(
                     objective, difference(swa.weights, objective.params), line_grid(4.0)
@@ -321,7 +521,9 @@ def test_a_gan_is_probed_through_its_loss_fn():
 @pytest.mark.tried("loggers", "TensorBoard: every scalar and figure of AsymmetryMonitor and SWA")
 def test_tensorboard_shows_the_scalars_and_the_figures(tmp_path):
     swa = SWA(0)
-    monitor = AsymmetryMonitor(swa=swa, validation=True, **SMALL)
+    monitor = AsymmetryMonitor(
+        every_n_epochs=1, swa=swa, validation=True, details=True, figures="all", **SMALL
+    )
     logger = TensorBoardLogger(tmp_path, name="")
     train(swa, monitor, logger=logger)
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
@@ -342,11 +544,11 @@ def test_tensorboard_shows_the_scalars_and_the_figures(tmp_path):
 
 @pytest.mark.tried("configuration", "Trainer.fit(ckpt_path=...): the history goes on")
 def test_history_goes_on_after_a_restart(tmp_path):
-    first, second = AsymmetryMonitor(**SMALL), AsymmetryMonitor(**SMALL)
+    first, second = (AsymmetryMonitor(every_n_epochs=1, **SMALL) for _ in range(2))
     module, trainer = train(first, max_epochs=2)
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     train(second, module=module, max_epochs=3, ckpt_path=tmp_path / "some.ckpt")
-    assert [step for step, _ in second._history["gaussian"]] == [5, 11, 17]
+    assert [step for step, _ in second.history["gaussian"]] == [5, 11, 17]
     assert second.n_steps == 18
 
 
@@ -379,7 +581,7 @@ def test_a_batch_that_the_step_skips_is_not_kept():
 
     monitor = AsymmetryMonitor(**SMALL)
     train(monitor, module=Skipping())
-    assert [kept.index for kept in monitor._train] == [1, 2]
+    assert [kept.index for kept in monitor.kept.train] == [1, 2]
 
 
 @pytest.mark.tried("steps", "norm layers that freeze from the second epoch on")
@@ -388,7 +590,9 @@ def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
         def on_train_epoch_start(self):
             self.net[1].requires_grad_(self.current_epoch == 0)
 
-    _, trainer = train(AsymmetryMonitor(**SMALL), module=Freezing(), logger=AllRows())
+    _, trainer = train(
+        AsymmetryMonitor(every_n_epochs=1, **SMALL), module=Freezing(), logger=AllRows()
+    )
     assert steps_of(trainer, "landscape/uniform-norm/area") == [5]
     assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
 
@@ -399,7 +603,7 @@ def test_a_fit_from_step_0_begins_a_new_history(same):
     monitor = AsymmetryMonitor(**SMALL)
     module, _ = train(monitor)
     train(monitor, max_epochs=1, module=module if same else None)
-    assert [step for step, _ in monitor._history["gaussian"]] == [5]
+    assert [step for step, _ in monitor.history["gaussian"]] == [5]
     assert monitor.n_steps == 6
 
 

@@ -2,7 +2,6 @@
 
 import datetime
 import logging
-import math
 
 import pytest
 import torch
@@ -21,9 +20,10 @@ from lightning_landscape import (
     AsymmetryMonitor,
     load_slices,
 )
-from lightning_landscape.callbacks import asymmetry as asymmetry_monitor
+from lightning_landscape.callbacks import costs
 from lightning_landscape.callbacks.budget import Budget
-from lightning_landscape.measures import survey
+from lightning_landscape.callbacks.costs import ProbePlan
+from lightning_landscape.measures import survey as survey_module
 from lightning_landscape.measures.sequential import sequential_design
 
 # -- the monitor -----------------------------------------------------------------------------------
@@ -149,57 +149,44 @@ def test_the_cost_is_said_as_a_range(caplog):
 
 
 @pytest.mark.tried("configuration", "n_directions='auto' within max_overhead")
-@pytest.mark.parametrize(("seconds", "n"), [(9.5, 8), (72.5, 8), (81.0, 9), (100.0, 11), (1e6, 27)])
-def test_a_budget_cuts_the_drawing_off_at_what_it_can_afford(monkeypatch, seconds, n):
+@pytest.mark.parametrize(
+    ("seconds", "n"), [(9.5, 1), (72.5, 8), (80.5, 9), (81.0, 9), (100.0, 11), (1e6, 27)]
+)
+def test_a_budget_cuts_the_sampling_off_at_what_it_affords(seconds, n):
     # every evaluation takes a second; 72 for eight whole slices, 8 a direction more
-    monkeypatch.setattr(Budget, "left", lambda self, now: seconds)
-    monkeypatch.setattr(Budget, "affords", lambda self, forecast, now: True)
-    monitor = AsymmetryMonitor(max_overhead=0.5, **AUTO)
-    assert monitor._affordable(1.0, torch.device("cpu")) == n
+    plan = ProbePlan(n_families=1, n_points=9, n_directions="auto", precision=0.2)
+    assert plan.directions_within(seconds, 1.0) == n
 
 
-def test_directions_that_take_longer_than_evaluations_leave_figures_their_time(monkeypatch, clock):
+def test_directions_that_take_longer_than_evaluations_count_too(monkeypatch, clock):
     for owner, name, seconds in (
-        (survey, "sample_direction", 0.05),
-        (asymmetry_monitor, "plot_slices", 0.2),
+        (survey_module, "sample_direction", 0.05),
+        (costs, "sample_direction", 0.05),
         (Net, "training_step", 0.001),
         (Net, "on_train_batch_start", 1.0),
     ):
         monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
     monitor = AsymmetryMonitor(every_n_epochs=1, max_overhead=0.05, **{**AUTO, "precision": 0.05})
-    train(monitor, max_epochs=25)
-    probes = monitor._n_due - monitor._n_left_out
-    assert 0 < monitor._n_undrawn < probes
-    assert monitor._budget.overhead(clock.now) <= 0.05
+    overheads = []
+
+    class Overhead(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            overheads.append(monitor.budget.overhead())
+
+    train(monitor, Overhead(), max_epochs=25)
+    assert len(monitor.history["sign"]) > 2
+    assert max(overheads) <= 0.055  # of slices that are left early only the sampling is whole
 
 
 def test_a_probe_cut_off_by_its_budget_has_a_wider_interval(monkeypatch):
-    monkeypatch.setattr(AsymmetryMonitor, "_affordable", lambda *_: 9)
-    _, metrics = train(AsymmetryMonitor(every_n_epochs=4, **AUTO))
+    monkeypatch.setattr(ProbePlan, "directions_within", lambda *_: 9)
+    _, metrics = train(AsymmetryMonitor(every_n_epochs=4, max_overhead=0.99, **AUTO))
     found = of_family(metrics)
     assert found["n_directions"] == 9
     assert found["rate_high"] - found["rate_low"] > 0.4
     k = round(9 * found["rate"])
     ends = found["rate_low"], found["rate_high"]
     assert ends == pytest.approx(sequential_design(0.2).interval(k, 9), abs=1e-6)
-
-
-def test_what_is_left_of_a_budget_is_what_it_affords():
-    budget = Budget(share=0.05, started=3.0, spent=0.4)
-    left = budget.left(now=40.0)
-    assert left == pytest.approx((0.05 * 37 - 0.4) / 0.95)
-    assert budget.affords(left - 1e-9, 40.0)
-    assert not budget.affords(left + 1e-9, 40.0)
-    assert Budget(share=0.05, started=0.0, spent=9.0).left(1.0) == 0.0
-    assert Budget(share=None, started=0.0).left(1.0) == math.inf
-
-
-def test_the_next_probe_is_only_asked_to_afford_its_eight_directions():
-    monitor = AsymmetryMonitor(every_n_epochs=4, **AUTO)
-    train(monitor)
-    assert 0 < monitor._least < 1
-    numbers = monitor._budget.spent - monitor._drawn
-    assert monitor._least * numbers < monitor._forecast < numbers
 
 
 @pytest.mark.parametrize(
@@ -247,8 +234,8 @@ class Sharded(Net):
 @pytest.mark.parametrize("max_overhead", [None, 0.5])
 def test_all_ranks_draw_the_same_number_of_directions(monkeypatch, max_overhead):
     # where there is a budget, the second rank has nothing left for a ninth direction
-    monkeypatch.setattr(Budget, "affords", lambda self, forecast, now: True)
-    monkeypatch.setattr(Budget, "left", lambda self, now: 0.0 if dist.get_rank() else 1e9)
+    monkeypatch.setattr(Budget, "affords", lambda self, kind, at_least=0.0: True)
+    monkeypatch.setattr(Budget, "left", lambda self: 0.0 if dist.get_rank() else 1e9)
     seed_everything(0, verbose=False)
     monitor = AsymmetryMonitor(max_overhead=max_overhead, **{**AUTO, "precision": 0.1})
     trainer = Trainer(

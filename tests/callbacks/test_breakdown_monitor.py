@@ -72,7 +72,7 @@ def test_training_is_bit_identical(name, schedule):
         directions=("update", "gradient", "random"), etas=(0.1, 1.0), on_error="raise", **schedule
     )
     assert differences(plain_run(name), fit([monitor], **OPTIONS[name])) == []
-    assert set(monitor._history) == {"update", "gradient", "random"}
+    assert set(monitor.history) == {"update", "gradient", "random"}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -80,20 +80,20 @@ def test_training_is_bit_identical_with_any_optimizer(name):
     module = optimized_by(name)
     monitor = GradientBreakdownMonitor(every_n_steps=1, on_error="raise")
     assert differences(fit([], module=module), fit([monitor], module=module)) == []
-    assert [len(rows) for rows in monitor._history.values()] == [12, 12]
+    assert [len(rows) for rows in monitor.history.values()] == [12, 12]
 
 
 @pytest.mark.parametrize("mode", ["eval", "recalibrated"])
 def test_training_is_bit_identical_in_every_mode(mode):
     monitor = GradientBreakdownMonitor(every_n_steps=3, mode=mode, on_error="raise")
     assert differences(plain_run("plain"), fit([monitor])) == []
-    assert monitor._history
+    assert monitor.history
 
 
 def test_training_a_gan_by_hand_is_bit_identical():
     monitor = GradientBreakdownMonitor(every_n_steps=2, loss_fn=gan_loss, on_error="raise")
     assert differences(fit([], module=GAN), fit([monitor], module=GAN)) == []
-    assert set(monitor._history) == {
+    assert set(monitor.history) == {
         f"{net}/{direction}"
         for net in ("generator", "discriminator")
         for direction in ("update", "gradient")
@@ -186,12 +186,14 @@ def test_the_step_of_plain_sgd_in_a_bowl_is_known_in_every_number(lr):
     # the step is -a W with a = lr * curvature: as relative steps the bottom is at 1, the start is
     # reached again at 2, and the gradient a, beside a model of one layer that says a as well
     ones = [torch.ones(2)] * 2
-    values = logged(run(Bowl(lr=lr), watching(etas=(0.5, 1, 2, 4, 8)), batches=ones))
+    values = logged(run(Bowl(lr=lr), watching(etas=(0.5, 1, 2, 4, 8), layers=True), batches=ones))
     update = {k.removeprefix("breakdown/update/"): v for k, v in values.items() if "update/" in k}
     a = 2 * lr
     assert update == {
         "max": near(a),
         "layer/weight": near(a),
+        "critical_rate": near(1),  # 2 over the curvature
+        "learning_rate": near(lr),
         "model": near(a),
         "excess": near(1),
         "descent_limit": near(1),
@@ -353,11 +355,11 @@ class Stream(IterableDataset):
         return (torch.full((2,), float(k + 1)) for k in range(5))
 
 
-def streamed(**options):
+def streamed(module=None, **options):
     trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, **options,
                       enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False)  # fmt: skip
-    trainer.fit(Bowl(lr=0.01), DataLoader(Stream(), batch_size=None))
+    trainer.fit(module or Bowl(lr=0.01), DataLoader(Stream(), batch_size=None))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 5])
@@ -384,29 +386,34 @@ def test_an_epoch_that_max_steps_cuts_short_still_ends_with_a_probe(found):
     assert len(found) == 1
 
 
-def test_the_weights_are_kept_only_around_the_steps_that_are_probed(monkeypatch):
-    kept = []
-    monitor = watching(4)
-    keep = monitor._keep
-    monkeypatch.setattr(
-        monitor, "_keep", lambda *args: (kept.append((args[2], args[1] is not None)), keep(*args))
-    )
-    run(Bowl(lr=0.01), monitor, batches=9)
-    assert kept == [(2, False), (3, True), (6, False), (7, True)]
-    assert monitor._windows == {}  # the ninth batch leads nowhere
+class LargeBowl(Bowl):
+    def __init__(self, n):
+        super().__init__(lr=0.01)
+        self.weight = nn.Parameter(torch.ones(n, 13))
+
+
+class CountsCopies(Callback):
+    """How many copies of the weights somebody holds after each step, besides the training."""
+
+    def __init__(self):
+        self.n_held = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        gc.collect()
+        pl_module.zero_grad()
+        self.n_held.append(n_held(pl_module.weight.numel()) - 1)
+
+
+def test_the_weights_are_kept_only_around_the_steps_that_are_probed():
+    counting = CountsCopies()
+    run(LargeBowl(1009), counting, watching(4), batches=9)
+    assert counting.n_held == [0, 0, 1, 2, 0, 0, 1, 2, 0]
 
 
 def test_two_copies_of_the_weights_are_kept_where_the_last_step_cannot_be_foreseen():
-    class Counting(Callback):
-        def __init__(self):
-            self.n_kept = []
-
-        def on_before_zero_grad(self, *args):  # between the step and its backward pass
-            self.n_kept.append(len(monitor._windows))
-
-    monitor, counting = watching(None, every_n_epochs=1), Counting()
-    streamed(callbacks=[monitor, counting])
-    assert counting.n_kept == [1] + [2] * 9
+    counting = CountsCopies()
+    streamed(LargeBowl(1013), callbacks=[counting, watching(None, every_n_epochs=1)])
+    assert counting.n_held == [1] + [2] * 9
 
 
 # --- when ---------------------------------------------------------------------------------------
@@ -481,7 +488,7 @@ def bowls(module, batch):
 
 
 def test_each_optimizer_has_a_report_of_its_own_parameters(found):
-    trainer = run(Alternating(), watching(2, loss_fn=bowls), batches=2)
+    trainer = run(Alternating(), watching(2, loss_fn=bowls, layers=True), batches=2)
     values = logged(trainer)
     assert values["breakdown/nets.a/update/layer/nets.a.weight"] == near(0.1)
     assert values["breakdown/nets.b/update/layer/nets.b.weight"] == near(0.3)
@@ -579,7 +586,7 @@ def test_at_an_evaluation_seven_copies_of_the_weights_are_held_at_most():
 
     monitor = GradientBreakdownMonitor(every_n_steps=2, on_error="raise")
     fit([monitor], module=Counting)
-    assert monitor._history
+    assert monitor.history
     assert max(counts) == 7
 
 
@@ -595,14 +602,17 @@ def test_a_probe_over_the_budget_is_left_out():
     assert trainer.global_step == 4
 
 
-def test_nothing_is_kept_for_a_probe_that_the_budget_will_not_allow(monkeypatch):
-    kept = []
-    keep = breakdown_monitor.keep_batch
-    monkeypatch.setattr(
-        breakdown_monitor, "keep_batch", lambda *args: (kept.append(args[-1]), keep(*args))[1]
-    )
-    run(Bowl(lr=0.01), watching(max_overhead=1e-6))
-    assert kept == [0]  # the first says what a probe takes
+def test_nothing_is_kept_for_a_probe_that_the_budget_will_not_allow():
+    counting = CountsCopies()
+    run(LargeBowl(1019), counting, watching(max_overhead=1e-6), batches=4)
+    assert counting.n_held == [1, 0, 0, 0]  # before the first step nothing tells what one takes
+
+
+def test_every_hundredth_step_is_probed_within_the_automatic_budget():
+    monitor = GradientBreakdownMonitor(on_error="raise")
+    run(Bowl(lr=0.01), monitor, batches=1)
+    assert monitor.budget.share == 0.05
+    assert str(monitor.schedule) == "every 100 steps"
 
 
 # --- failures -----------------------------------------------------------------------------------
@@ -675,7 +685,9 @@ def test_a_setting_that_cannot_work_is_refused_at_the_door(options, message):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     logger = TensorBoardLogger(folder, name="", version="")
-    monitor = GradientBreakdownMonitor(every_n_steps=2, on_error="raise")
+    monitor = GradientBreakdownMonitor(
+        every_n_steps=2, on_error="raise", layers=True, details=True, figures="all"
+    )
     run(Bowl(lr=0.05), monitor, batches=4, logger=logger, log_every_n_steps=1)
     logger.finalize("success")
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
@@ -693,6 +705,8 @@ def test_tensorboard_has_every_tag_of_the_table_and_no_other(written):
     assert scalars == {
         "breakdown/seconds",
         *(f"breakdown/{direction}/{n}" for direction in ("update", "gradient") for n in names),
+        "breakdown/update/critical_rate",
+        "breakdown/update/learning_rate",
         *(f"breakdown/step/{n}" for n in sizes),
     }
     assert set(tags["images"]) == {
@@ -731,7 +745,7 @@ def test_the_history_goes_on_after_a_restart(tmp_path):
     first, second = watching(), watching()
     run(Bowl(lr=0.01), first, batches=2).save_checkpoint(tmp_path / "some.ckpt")
     run(Bowl(lr=0.01), second, batches=2, max_epochs=2, ckpt_path=tmp_path / "some.ckpt")
-    assert [step for step, _ in second._history["update"]] == [0, 1, 2, 3]
+    assert [step for step, _ in second.history["update"]] == [0, 1, 2, 3]
     assert second.n_steps == 4
 
 

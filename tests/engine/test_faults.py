@@ -510,7 +510,7 @@ def plain_run(cache={}):  # noqa: B006
 
 def test_a_failure_can_be_had_raised():
     fail(4, ValueError("mine"))
-    monitor = AsymmetryMonitor(n_directions=1, n_points=5, on_error="raise")
+    monitor = AsymmetryMonitor(every_n_epochs=1, n_directions=1, n_points=5, on_error="raise")
     with pytest.raises(ValueError, match="mine"):
         fit([monitor], module=Poisoned, max_epochs=1)
 
@@ -535,7 +535,7 @@ def test_an_interrupt_ends_the_fit_with_the_trained_weights(tmp_path):
 
     fail(None, None)
     watch = Remembers()
-    monitor = AsymmetryMonitor(families=("gaussian",), n_directions=1, n_points=5)
+    monitor = AsymmetryMonitor(every_n_epochs=1, families=("gaussian",), n_directions=1, n_points=5)
     trainer = Trainer(max_epochs=1, callbacks=[watch, monitor], **QUIET)
     module = Interrupted()
     with pytest.raises((KeyboardInterrupt, SystemExit)):

@@ -104,7 +104,7 @@ def test_a_step_that_the_scaler_skips_is_said_to_have_no_update(caplog):
     assert differences(plain, fit([breakdown], module=Classifier, plugins=fresh, **SHORT)) == []
     n_skipped = round(math.log2(2.0**20 / plugins[-1].scaler.get_scale()))  # halved each time
     assert 0 < n_skipped < 6
-    steps = {name: [step for step, _ in rows] for name, rows in breakdown._history.items()}
+    steps = {name: [step for step, _ in rows] for name, rows in breakdown.history.items()}
     assert steps["gradient"] == [0, 1, 2, 3, 4, 5]
     assert steps["update"] == steps["gradient"][n_skipped:]
     assert caplog.text.count("changed no weight") == 1
@@ -247,7 +247,9 @@ def test_a_probe_compiles_nothing(kind):
     fit([], module=compiled(kind, plain), loaders=other_shapes)
     callbacks = [
         SWA(0),
-        AsymmetryMonitor(n_directions=1, n_points=5, validation=True, mode="recalibrated"),
+        AsymmetryMonitor(
+            every_n_epochs=1, n_directions=1, n_points=5, validation=True, mode="recalibrated"
+        ),
         GradientBreakdownMonitor(every_n_steps=1, on_error="raise"),
     ]
     fit(callbacks, module=compiled(kind, watched), loaders=other_shapes)

@@ -12,7 +12,9 @@ from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
 
 def callbacks():
-    monitor = AsymmetryMonitor(families=["sign"], n_directions=1, n_points=5, n_batches=1)
+    monitor = AsymmetryMonitor(
+        every_n_epochs=1, families=["sign"], n_directions=1, n_points=5, n_batches=1
+    )
     breakdown = GradientBreakdownMonitor(every_n_epochs=1, directions="update", etas=[1.0])
     return [SWA(0), monitor, breakdown]
 

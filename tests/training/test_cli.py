@@ -95,6 +95,9 @@ SETTINGS = {
         "seed": 7,
         "on_error": "raise",
         "precision": 0.2,
+        "details": True,
+        "figures": "all",
+        "verbose": False,
         "name": "own",
     },
     GradientBreakdownMonitor: {
@@ -107,6 +110,10 @@ SETTINGS = {
         "max_overhead": 0.999,
         "seed": 7,
         "on_error": "raise",
+        "layers": True,
+        "details": True,
+        "figures": "all",
+        "verbose": False,
         "name": "steps",
     },
     Fromage: {

@@ -25,6 +25,7 @@ pytestmark = [
 
 def everything():
     asymmetry = {"families": ["gaussian"], "n_directions": 2, "n_points": 5, "on_error": "raise"}
+    asymmetry |= {"every_n_epochs": 1}
     breakdown = {"directions": ["update"], "on_error": "raise"}
     return [
         AsymmetryMonitor(swa="swa", validation=True, **asymmetry),

@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 # the calls of one epoch with a probe at its end, few enough to try each
 CALLBACKS = {
     "AsymmetryMonitor": lambda: [
-        AsymmetryMonitor(families=["sign"], n_directions=1, n_points=5, n_batches=1)
+        AsymmetryMonitor(
+            every_n_epochs=1, families=["sign"], n_directions=1, n_points=5, n_batches=1
+        )
     ],
     "GradientBreakdownMonitor": lambda: [
         GradientBreakdownMonitor(every_n_epochs=1, directions="update", etas=[0.5, 1.0])

@@ -24,7 +24,9 @@ class Keeps(Files):
 
 
 def callbacks():
-    monitor = AsymmetryMonitor(families=["sign"], n_directions=1, n_points=5, n_batches=1)
+    monitor = AsymmetryMonitor(
+        every_n_epochs=1, families=["sign"], n_directions=1, n_points=5, n_batches=1
+    )
     return [monitor, GradientBreakdownMonitor(every_n_epochs=1, directions="update", etas=[1.0])]
 
 

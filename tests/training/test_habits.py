@@ -87,5 +87,8 @@ def test_a_scheduler_that_nobody_stepped_is_not_loaded():
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
             return [optimizer], [Touchy(optimizer, 0.9)]
 
-    callbacks = [SWA(0), AsymmetryMonitor(n_directions=1, n_points=5, on_error="raise")]
+    callbacks = [
+        SWA(0),
+        AsymmetryMonitor(every_n_epochs=1, n_directions=1, n_points=5, on_error="raise"),
+    ]
     assert differences(fit([], module=WithTouchy), fit(callbacks, module=WithTouchy)) == []

@@ -29,7 +29,9 @@ def callbacks():
     swa = SWA(0)
     return [
         swa,
-        AsymmetryMonitor(families=["gaussian"], n_directions=2, n_points=5, swa=swa),
+        AsymmetryMonitor(
+            every_n_epochs=1, families=["gaussian"], n_directions=2, n_points=5, swa=swa
+        ),
         GradientBreakdownMonitor(directions=["update"], every_n_steps=3),
     ]
 

@@ -52,14 +52,14 @@ def train(*callbacks, module=Net, **options):
 
 
 def monitor(**options):
-    return AsymmetryMonitor(n_directions=2, n_points=5, **options)
+    return AsymmetryMonitor(**{"every_n_epochs": 1, "n_directions": 2, "n_points": 5, **options})
 
 
 @two_processes
 def test_training_on_two_ranks_in_windows_is_bit_identical():
     plain, _ = train(accumulate_grad_batches=2)
     swa = SWA(0)
-    callbacks = swa, monitor(swa=swa, validation=True, every_n_steps=2)
+    callbacks = swa, monitor(swa=swa, validation=True, every_n_epochs=None, every_n_steps=2)
     probed, metrics = train(*callbacks, accumulate_grad_batches=2)
     assert differences(plain, probed) == []
     assert {"landscape/gaussian/area", "swa/val_loss"} <= metrics

@@ -290,7 +290,7 @@ def test_a_log_that_waits_for_the_other_ranks_does_not_wait_for_ever():
 
     callbacks = [
         SWA(0),
-        AsymmetryMonitor(n_directions=1, n_points=5, on_error="raise"),
+        AsymmetryMonitor(every_n_epochs=1, n_directions=1, n_points=5, on_error="raise"),
         GradientBreakdownMonitor(every_n_steps=2, on_error="raise"),
     ]
     plain = fit([], module=Synced, **SHORT, **two())

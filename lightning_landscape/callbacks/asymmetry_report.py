@@ -1,0 +1,133 @@
+"""What a probe of AsymmetryMonitor found, as scalars, arrays and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.measures.line import LineScore, compare_ends
+from lightning_landscape.measures.slices import Slice
+from lightning_landscape.measures.survey import Survey
+from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
+from lightning_landscape.reporting.output import Output
+from lightning_landscape.reporting.scalars import family_scalars, line_scalars
+
+_UNITS = {
+    "filter": "relative to the weights (filter norm)",
+    "layer": "relative to the weights (layer norm)",
+    "model": "relative to the weights (norm of the group)",
+    "none": "L2 norm",
+}
+
+# what loggers get of a family, of the line and of the cost without `details`
+_FEW = {"rate", "rate_low", "rate_high", "area", "area_low", "area_high", "n_directions"}
+_FEW |= {"distance", "gap", "outward_ratio", "seconds", "overhead"}
+
+
+def is_one_of_few(tag: str) -> bool:
+    """Return whether loggers get the number of this relative tag without `details`."""
+    return tag.rpartition("/")[2] in _FEW
+
+
+@dataclass(frozen=True)
+class LandscapeProbe:
+    """What one probe measured.
+
+    Attributes:
+        step: The training step.
+        surveys: What was found of each family.
+        line: The line to the average: `[train]`, `[train, validation]`, or empty.
+    """
+
+    step: int
+    surveys: dict[str, Survey]
+    line: list[Slice]
+
+    @property
+    def line_scores(self) -> list[LineScore]:
+        """The score of each of `line`."""
+        return [compare_ends(part) for part in self.line]
+
+    def scalars(self, *, with_number: bool) -> dict[str, float]:
+        """Return the numbers by relative tag; `n_directions` too where it is no setting."""
+        scalars: dict[str, float] = {}
+        for family, found in self.surveys.items():
+            scalars |= family_scalars(found)
+            if with_number:
+                scalars[f"{family}/n_directions"] = found.rate["n"]
+        return scalars | (line_scalars(*self.line_scores) if self.line else {})
+
+
+@dataclass
+class SliceHistory:
+    """The median slice of each family at each probe of a training.
+
+    Attributes:
+        rows: Of each family the step, and how far the loss rises at each alpha, `[n_points]`.
+    """
+
+    rows: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
+
+    def add(self, probe: LandscapeProbe) -> None:
+        """Add what a probe found."""
+        for family, found in probe.surveys.items():
+            self.rows.setdefault(family, []).append((probe.step, _median_rise(found.slices)))
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return it as a checkpoint can hold it."""
+        return {
+            family: {
+                "steps": [step for step, _ in rows],
+                "rises": torch.stack([rises for _, rises in rows]),
+            }
+            for family, rows in self.rows.items()
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Mapping[str, Any]]) -> SliceHistory:
+        """Return what a checkpoint held."""
+        return cls(
+            {
+                family: list(zip(rows["steps"], rows["rises"], strict=True))
+                for family, rows in state.items()
+            }
+        )
+
+
+def plot_probe(
+    output: Output, probe: LandscapeProbe, history: SliceHistory, alphas: Tensor, normalize: str
+) -> None:
+    """Plot the slices of each family and their history, and the line.
+
+    Args:
+        output: Where the figures go.
+        probe: What was found.
+        history: What was found so far, with this probe.
+        alphas: The grid of the slices.
+        normalize: How long the directions are.
+    """
+    unit = _UNITS[normalize]
+    for family, found in probe.surveys.items():
+        options = {"validation": found.validation, "unit": unit, "step": probe.step}
+        slices = partial(plot_slices, family, found.slices, found.scores, found.rate, **options)
+        output.figure(family, slices)
+        steps, rises = zip(*history.rows[family], strict=True)
+        over_time = partial(plot_history, family, steps, alphas, torch.stack(rises))
+        output.figure(f"history/{family}", over_time)
+    if probe.line:
+        scores, options = probe.line_scores, {"step": probe.step}
+        if len(scores) > 1:
+            options |= {"validation": probe.line[1], "validation_score": scores[1]}
+        output.figure("swa/line", partial(plot_line, probe.line[0], scores[0], **options))
+
+
+def _median_rise(slices: Sequence[Slice]) -> Tensor:
+    """Return how far the loss rises at each alpha, the median over slices, `[n_points]`."""
+    means = torch.stack([line.mean for line in slices])
+    centre = means[:, means.shape[1] // 2, None]
+    return (means - centre).nanmedian(dim=0).values

@@ -1,0 +1,130 @@
+"""What the settings of AsymmetryMonitor may be, and what they mean for the module at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from lightning_landscape._lightning import ConfigurationError, batch_size
+from lightning_landscape.callbacks.base import Named
+from lightning_landscape.checks import check_choice, check_whole
+from lightning_landscape.engine.batch_norm import batch_norms
+from lightning_landscape.engine.batches import KeptBatch, clone_batch
+from lightning_landscape.engine.isolation import Mode
+from lightning_landscape.measures.directions import Normalize, split_family
+from lightning_landscape.measures.sequential import check_precision
+from lightning_landscape.objective import Objective
+from lightning_landscape.params import group_names, trainable
+
+if TYPE_CHECKING:
+    from lightning_landscape.callbacks.swa import SWA
+
+
+def is_average(callback: object) -> bool:
+    """Return whether a callback keeps an average."""
+    return hasattr(type(callback), "averaged")
+
+
+def find_swa(name: str, callbacks: Sequence[Any]) -> SWA:
+    """Return the SWA callback of that name.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    averages = [c for c in callbacks if isinstance(c, Named) and is_average(c)]
+    found = [swa for swa in averages if swa.name == name]
+    if not found:
+        raise ConfigurationError(
+            f"`swa` must be the name of an SWA callback of the same Trainer. Got {name!r}, and it "
+            f"has {[swa.name for swa in averages] or 'none'}: add SWA(name={name!r})."
+        )
+    return cast("SWA", found[0])  # names differ
+
+
+def moves(family: str, module: Any) -> bool:
+    """Return whether a family moves anything.
+
+    Raises:
+        ValueError: If its pattern matches no parameter.
+    """
+    return bool(group_names(trainable(module), split_family(family)[1], module))
+
+
+def moves_now(family: str, module: Any) -> bool:
+    """Return whether a family moves anything at present: layers freeze and thaw."""
+    try:
+        return moves(family, module)
+    except ValueError:  # a pattern, all of whose parameters are frozen by now
+        return False
+
+
+def n_weights(objective: Objective, family: str, module: Any) -> int:
+    """Return how many weights a family moves."""
+    params = objective.params
+    names = group_names(params, split_family(family)[1], module)
+    return sum(params[name].numel() for name in names)
+
+
+def check_settings(
+    families: tuple[str, ...],
+    n_directions: int | Literal["auto"],
+    precision: float,
+    n_batches: int,
+    normalize: Normalize,
+) -> None:
+    """Check the settings that say what is measured.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not families:
+        raise ValueError("`families` must name at least one, such as 'gaussian'. Got none.")
+    for family in families:
+        split_family(family)
+    if len(set(families)) != len(families):
+        raise ValueError(f"`families` must not repeat one. Got {list(families)}.")
+    if isinstance(n_directions, str) and n_directions != "auto":
+        raise ValueError(
+            f"`n_directions` must be a whole number from 1 up or 'auto'. Got {n_directions!r}."
+        )
+    if n_directions != "auto":
+        check_whole("n_directions", n_directions)
+    check_precision(precision)
+    check_whole("n_batches", n_batches)
+    check_choice("normalize", normalize, get_args(Normalize))
+
+
+def refuse_lone_samples(
+    opened: Callable[[], AbstractContextManager[Objective]],
+    module: Any,
+    batch: KeptBatch,
+    mode: Mode,
+) -> None:
+    """Say at the start that a batch norm cannot take its statistics from one sample.
+
+    Args:
+        opened: Opens the module on the batch.
+        module: The module.
+        batch: The first batch of the fit.
+        mode: How the module is run.
+
+    Raises:
+        ConfigurationError: If the step fails for that reason. Other failures are those of a probe.
+    """
+    if mode == "eval" or not batch_norms(module):
+        return
+    if batch_size(clone_batch(batch.data)) != 1:  # it reads an iterator to its end
+        return
+    try:
+        with opened() as objective:
+            objective.losses()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            return
+        raise ConfigurationError(
+            f"`mode` must be 'eval' where a batch norm sees batches of one sample: {mode!r} needs "
+            f"the statistics of a batch. Got: {error}. Use mode='eval', or a larger batch_size."
+        ) from error
+    except Exception:
+        return

@@ -1,0 +1,69 @@
+"""The batches that AsymmetryMonitor evaluates: the first of a fit, so that probes compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lightning_landscape.engine.batches import KeptBatch, keep_batch
+from lightning_landscape.engine.guards import MEMORY
+from lightning_landscape.ranks import lowest_of_each
+
+
+@dataclass
+class KeptBatches:
+    """Copies of the first batches of a fit.
+
+    Attributes:
+        n: How many to keep of each kind.
+        train: Training batches.
+        validation: Validation batches.
+    """
+
+    n: int
+    train: list[KeptBatch] = field(default_factory=list)
+    validation: list[KeptBatch] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[KeptBatch]:
+        """The training batches, then the validation batches."""
+        return [*self.train, *self.validation]
+
+    @property
+    def is_validation(self) -> list[bool]:
+        """Of each of `all` whether it is a validation batch."""
+        return [False] * len(self.train) + [True] * len(self.validation)
+
+    def on_every_rank(self, device: torch.device) -> KeptBatches:
+        """Return as many of each kind as every rank has: their losses are gathered together."""
+        n_train, n_validation = lowest_of_each([len(self.train), len(self.validation)], device)
+        return KeptBatches(self.n, self.train[:n_train], self.validation[:n_validation])
+
+    def keep(self, kind: list[KeptBatch], batch: Any, index: int) -> None:
+        """Keep a copy of a batch; only training batches have batch-norm statistics to estimate."""
+        kind.append(keep_batch(self.all, batch, index, calibrates=kind is self.train))
+
+    def let_go(self, index: int) -> None:
+        """Let go of the last training batch, if it had this index: the step gave no loss for it."""
+        if self.train and self.train[-1].index == index:
+            self.train.pop()
+
+    @contextmanager
+    def replaced_on_failure(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Let the next batches take the place of those that a probe fails on.
+
+        A step may expect what only later batches have.
+        """
+        try:
+            yield
+        except MEMORY:
+            raise
+        except Exception:
+            self.train.clear()
+            self.validation.clear()
+            tell()
+            raise
