@@ -234,7 +234,7 @@ class Sharded(Net):
 @pytest.mark.parametrize("max_overhead", [None, 0.5])
 def test_all_ranks_draw_the_same_number_of_directions(monkeypatch, max_overhead):
     # where there is a budget, the second rank has nothing left for a ninth direction
-    monkeypatch.setattr(Budget, "affords", lambda self, kind, at_least=0.0: True)
+    monkeypatch.setattr(Budget, "affords", lambda self, kind, **options: True)
     monkeypatch.setattr(Budget, "left", lambda self: 0.0 if dist.get_rank() else 1e9)
     seed_everything(0, verbose=False)
     monitor = AsymmetryMonitor(max_overhead=max_overhead, **{**AUTO, "precision": 0.1})

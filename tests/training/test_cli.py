@@ -421,6 +421,6 @@ def test_the_example_file_runs_as_it_says(tmp_path):
         "landscape/gaussian/area",
         "landscape/swa/val/gap",
         "eval/uniform-norm/area",
-        "breakdown/random/max",
+        "breakdown/update/max",
         "swa/val_loss",
     } <= {*events.Tags()["scalars"]}
