@@ -17,4 +17,6 @@ the files they come from stand in `__init__.pyi`.
 
 import lazy_loader
 
+from lightning_landscape.__about__ import __version__ as __version__
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

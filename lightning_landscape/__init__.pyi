@@ -34,6 +34,8 @@ from .objective import FunctionObjective, Objective
 from .params import Params, difference
 from .reporting.arrays import load_slices
 
+__version__: str
+
 __all__ = [
     "SWA",
     "AsymmetryMonitor",

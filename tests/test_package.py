@@ -14,6 +14,7 @@ for name in ("torch", "lightning", "pytorch_lightning", "matplotlib", "numpy"):
     sys.modules[name] = None  # importing it raises ImportError
 import lightning_landscape
 assert "SWA" in dir(lightning_landscape)
+assert lightning_landscape.__version__
 """
 
 
