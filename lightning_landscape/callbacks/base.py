@@ -38,6 +38,7 @@ from lightning_landscape.engine.probing import (
 )
 from lightning_landscape.params import Params
 from lightning_landscape.reporting.output import Output, WarnOnce
+from lightning_landscape.reporting.run_records import RunRecords
 
 __all__ = ["MaxOverhead", "Monitor", "Named", "OnError"]
 
@@ -64,13 +65,19 @@ class Named(BeforeSteps):
             raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.name = name
         self._warn_once = WarnOnce()
+        self._run_records = RunRecords()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a name that another callback has; warn once together, not once each."""
+        """Refuse a name that another callback has; warn once, and write one page, together."""
         check_trainer(trainer, type(self).__name__)
         super().setup(trainer, pl_module, stage)
         named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
-        self._warn_once = named[0]._warn_once if named and named[0] is not self else WarnOnce()
+        first = named[0] if named else self
+        self._warn_once = WarnOnce() if first is self else first._warn_once
+        if first is not self:
+            self._run_records = first._run_records
+        elif stage == "fit" and not trainer.global_step:
+            self._run_records = RunRecords()
         twins = [other for other in named if other is not self and other.name == self.name]
         if stage == "fit" and twins:
             raise ConfigurationError(
@@ -81,7 +88,7 @@ class Named(BeforeSteps):
 
     def output(self, trainer: Any, step: int, **options: Any) -> Output:
         """Return where the results of one probe go."""
-        return Output(trainer, self.name, step, self._warn_once, **options)
+        return Output(trainer, self.name, step, self._warn_once, self._run_records, **options)
 
 
 class Monitor(Named):
@@ -235,6 +242,11 @@ class Monitor(Named):
             rank_zero_info(
                 f"{self.title}: no probe was due, the fit was shorter than {self.schedule}."
             )
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the page of the run, after the last probe of every monitor; the first one does."""
+        page = self.output(trainer, self.n_steps).page
+        self.guarded(page, "Writing the page", spends="figures")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on as if uninterrupted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 
@@ -23,6 +23,13 @@ def folder_of_run(trainer: Any) -> str | None:
         if isinstance(version, str):  # W&B, MLflow, Comet: `save_dir` is that of all runs, or None
             folder = _joined(folder or trainer.default_root_dir, str(logger.name), version)
     return None if folder is None else _joined(folder, "landscape")
+
+
+def name_of_run(trainer: Any) -> str:
+    """Return what people call the run: the last part of its folder, such as `version_0`."""
+    with suppress(Exception):  # whatever a logger raises: it is warned about when it is written to
+        return PurePath(str(folder_of_run(trainer))).parent.name or "run"
+    return "run"
 
 
 def write_whole(folder: str, name: str, content: bytes) -> None:

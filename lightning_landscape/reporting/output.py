@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from lightning_landscape.reporting.board import (
     write_layout,
     write_png,
 )
-from lightning_landscape.reporting.files import folder_of_run, write_whole
+from lightning_landscape.reporting.files import folder_of_run, name_of_run, write_whole
 from lightning_landscape.reporting.html import page
-from lightning_landscape.reporting.records import Record, write_record
+from lightning_landscape.reporting.records import PLUGIN, Record, write_record
+from lightning_landscape.reporting.run_records import RunRecords
 from lightning_landscape.reporting.style import Figure, pixels, png
 from lightning_landscape.reporting.tags import describe, written
 
@@ -69,6 +70,7 @@ class Output:
         name: The callback's name: the first part of every tag.
         step: The training step that the results are of.
         warn_once: Remembers which failures were warned about.
+        run_records: Keeps the records of the run for its page.
         figures: Which loggers get figures: all, `"tensorboard"`, or all the `"others"`.
     """
 
@@ -78,6 +80,7 @@ class Output:
         name: str,
         step: int,
         warn_once: WarnOnce | None = None,
+        run_records: RunRecords | None = None,
         *,
         figures: Literal["all", "tensorboard", "others"] = "all",
     ) -> None:
@@ -86,6 +89,7 @@ class Output:
         self._figures = figures
         self._trainer = trainer
         self._warn_once = WarnOnce() if warn_once is None else warn_once
+        self._run_records = RunRecords() if run_records is None else run_records
 
     @property
     def plots(self) -> bool:
@@ -162,34 +166,46 @@ class Output:
         self._write(f"{kind}-step={self.step}.npz", lambda: npz_content(content))
 
     def record(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
-        """Write what the Landscape tab of TensorBoard shows; other loggers have no place for it.
+        """Keep a result for the page, and write it for the Landscape tab of TensorBoard.
 
         Args:
             kind: What it is, see `reporting.records`.
             name: Which of its kind: a family, a direction, an average.
             data: Its fields, see `reporting.results`.
         """
-        if not self._trainer.is_global_zero:
+        if not self._trainer.is_global_zero or not self._trainer.loggers:
             return
-        for logger in self._trainer.loggers:
-            with self._forgiving(logger):
-                record = Record(kind, name, self.step, dict(data), self.name)
-                write_record(getattr(logger, "experiment", None), record)
+        message = (
+            "A landscape result could not be recorded: {error}. Training goes on; the tab and the "
+            "page lack it, and further ones are not reported."
+        )
+        with self._warn_once.guard("record", message):
+            record = Record(kind, name, self.step, dict(data), self.name)
+            self._run_records.add(record)
+            for logger in self._trainer.loggers:
+                with self._forgiving(logger):
+                    write_record(getattr(logger, "experiment", None), record)
 
-    def page(self, records: Sequence[Record], run: str) -> None:
-        """Write `report.html` beside the other files, and hand it to loggers that keep files.
+    def page(self) -> None:
+        """Write the records of the run as `report.html`, and hand it to loggers that keep files.
 
-        Args:
-            records: What the page shows; nothing is written without any.
-            run: The name of the run.
+        Nothing is written without a record since the last page, without a logger, and in a fast
+        development run.
         """
-        if not records or not self._trainer.loggers or not self._trainer.is_global_zero:
+        kept, trainer = self._run_records, self._trainer
+        if (
+            kept.is_shown
+            or trainer.fast_dev_run
+            or not (trainer.loggers and trainer.is_global_zero)
+        ):
             return
-        content = page({run: records}, title=f"Loss landscape of {run}")
+        kept.is_shown = True
+        run = name_of_run(trainer)
+        content = page({run: kept.all()}, title=f"Loss landscape of {run}")
         self._write("report.html", content.encode)
-        for logger in self._trainer.loggers:
+        for logger in trainer.loggers:
             with self._forgiving(logger):
-                _attach(logger, f"{self.name}/report", content)
+                _attach(logger, f"{PLUGIN}/report", content)
 
     def _write(self, name: str, content: Callable[[], bytes]) -> None:
         if not self._trainer.is_global_zero:

@@ -234,10 +234,30 @@ def test_a_result_that_is_no_record_costs_one_warning(tmp_path):
         make_output(tmp_path, FakeLogger()).record("cost", "probe", {})
 
 
+def paged(folder, *loggers, **attributes):
+    output = make_output(folder, *loggers, **attributes)
+    for record in PROBE:
+        output.record(record.kind, record.name, record.data)
+    output.page()
+    return output
+
+
 def test_the_page_is_written_beside_the_other_files(tmp_path):
-    make_output(tmp_path, FakeLogger()).page(PROBE, "cnn")
-    content = (tmp_path / "landscape" / "report.html").read_text()
-    assert "Loss landscape of cnn" in content
+    paged(tmp_path / "version_7", FakeLogger())
+    content = (tmp_path / "version_7" / "landscape" / "report.html").read_text()
+    assert "Loss landscape of version_7" in content
+    assert "Directions: uniform@norm, step 3" in content
+
+
+def test_a_page_is_written_again_only_where_something_was_added(tmp_path):
+    output = paged(tmp_path, FakeLogger())
+    path = tmp_path / "landscape" / "report.html"
+    path.unlink()
+    output.page()
+    assert not path.exists()
+    output.record("cost", "probe", COST)
+    output.page()
+    assert path.exists()
 
 
 def test_loggers_that_keep_files_get_the_page(tmp_path, monkeypatch):
@@ -250,14 +270,18 @@ def test_loggers_that_keep_files_get_the_page(tmp_path, monkeypatch):
         FakeLogger(comet),
         FakeLogger(wandb, log_image=never),
     )
-    make_output(tmp_path, *loggers).page(PROBE, "cnn")
+    paged(tmp_path, *loggers)
     assert kept[0][1][::2] == ("run", "landscape/report.html")
     assert assets[0][2] == {"name": "landscape/report.html", "overwrite": True}
     assert logged[0][1][0]["landscape/report"][0] == "html"
 
 
-@pytest.mark.parametrize("attributes", [{"loggers": []}, {"is_global_zero": False}], ids=str)
+@pytest.mark.parametrize(
+    "attributes",
+    [{"loggers": []}, {"fast_dev_run": 1}, {"log_dir": None}, {"is_global_zero": False}],
+    ids=str,
+)
 def test_no_page_is_written_where_nothing_should_be(tmp_path, attributes):
-    make_output(tmp_path, FakeLogger(), **attributes).page(PROBE, "cnn")
-    make_output(tmp_path, FakeLogger()).page([], "cnn")
+    paged(tmp_path, FakeLogger(), **attributes)
+    make_output(tmp_path, FakeLogger()).page()  # without a record
     assert list(tmp_path.iterdir()) == []

@@ -80,7 +80,7 @@ def test_of_several_loggers_all_get_numbers_and_all_that_can_get_figures(tmp_pat
     assert AREA in (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0]
     # raw numbers once, beside the first; no PNG, as there is a logger that shows figures
     first, *others = ("csv", "board", "again") if csv_first else ("board", "csv", "again")
-    assert files(tmp_path / first / "landscape") == ARRAYS
+    assert files(tmp_path / first / "landscape") == [*ARRAYS, "report.html"]
     assert not any((tmp_path / other / "landscape").exists() for other in others)
 
 
@@ -96,7 +96,7 @@ def test_without_a_logger_there_are_numbers_and_no_files(tmp_path, monkeypatch):
 def test_a_logger_of_the_other_name_has_its_files_in_its_own_version(tmp_path):
     twin = pytest.importorskip("pytorch_lightning.loggers")
     train(twin.TensorBoardLogger(tmp_path, name="a", version=3), *callbacks())
-    assert files(tmp_path / "a" / "version_3" / "landscape") == ARRAYS
+    assert files(tmp_path / "a" / "version_3" / "landscape") == [*ARRAYS, "report.html"]
 
 
 # --- services, by what they can do --------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_wandb_has_the_numbers_and_the_pictures(tmp_path, client):
     pictures = [name for name in files(tmp_path / "wandb") if name.endswith(".png")]
     for figure in ("landscape/gaussian", "landscape/swa/line", "breakdown/update"):
         assert any(f"media/images/{figure}_" in name for name in pictures), figure
-    assert files(tmp_path / "landscape" / logger.version / "landscape") == ARRAYS
+    assert files(tmp_path / "landscape" / logger.version / "landscape") == [*ARRAYS, "report.html"]
 
 
 @pytest.mark.clients
@@ -298,7 +298,7 @@ def test_mlflow_has_the_numbers_and_the_figures(tmp_path, client):
     kept = "\n".join(files(tmp_path / "artifacts"))
     for figure in ("landscape/gaussian", "landscape/swa/line", "breakdown/update"):
         assert re.search(rf"{figure}/step=5\.png", kept), figure
-    assert files(tmp_path / logger.name / logger.version / "landscape") == ARRAYS
+    assert files(tmp_path / logger.name / logger.version / "landscape") == [*ARRAYS, "report.html"]
 
 
 @pytest.mark.clients
@@ -317,7 +317,10 @@ def test_comet_has_the_numbers_and_the_figures(tmp_path, client):
     uploads = [m["payload"] for m in said if m["type"] == "file_upload"]
     figures = {u["additional_params"].get("figName") for u in uploads}
     assert {"landscape/gaussian", "landscape/swa/line", "breakdown/update"} <= figures
-    assert files(tmp_path / str(logger.name) / logger.version / "landscape") == ARRAYS
+    assert files(tmp_path / str(logger.name) / logger.version / "landscape") == [
+        *ARRAYS,
+        "report.html",
+    ]
 
 
 @pytest.mark.clients

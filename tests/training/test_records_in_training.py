@@ -1,5 +1,10 @@
 """A fit with both monitors leaves records that the tab and the page can show."""
 
+import base64
+import json
+import re
+import zlib
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -8,8 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
+from lightning_landscape.reporting import output as output_module
 from lightning_landscape.reporting.html import page_of_run
-from lightning_landscape.reporting.records import read_events
+from lightning_landscape.reporting.records import Record, read_events
 
 
 class Net(LightningModule):
@@ -28,24 +34,32 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
+def loaders():
     torch.manual_seed(0)
     data = [(torch.randn(16, 4), torch.randint(0, 3, (16,))) for _ in range(4)]
-    swa = SWA(start=1)
-    monitors = [
-        swa,
+    return [torch.utils.data.DataLoader(data, batch_size=None) for _ in range(2)]
+
+
+def trainer_in(folder, callbacks, **options):
+    options = {
+        "logger": TensorBoardLogger(folder, name="", version=""), "log_every_n_steps": 1,
+        "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
+        "accelerator": "cpu", "max_epochs": 3, **options,
+    }  # fmt: skip
+    return Trainer(callbacks=callbacks, **options)
+
+
+def both_monitors(swa=None):
+    return [
         AsymmetryMonitor(every_n_epochs=1, swa=swa, validation=True),
         GradientBreakdownMonitor(every_n_steps=4),
     ]
-    trainer = Trainer(
-        max_epochs=3, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, logger=TensorBoardLogger(folder, name="", version=""),
-        callbacks=monitors, log_every_n_steps=1,
-    )  # fmt: skip
-    loaders = (torch.utils.data.DataLoader(data, batch_size=None) for _ in range(2))
-    trainer.fit(Net(), *loaders)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, swa = tmp_path_factory.mktemp("run"), SWA(start=1)
+    trainer_in(folder, [swa, *both_monitors(swa)]).fit(Net(), *loaders())
     return folder
 
 
@@ -74,3 +88,46 @@ def test_the_run_becomes_a_page(folder):
     made = page_of_run(folder)
     assert "Directions: uniform@norm" in made
     assert len(made) < 1_000_000
+
+
+def runs_in(path):
+    text = re.search(r'id="records">(.*?)</script>', path.read_text()).group(1)
+    return json.loads(zlib.decompress(base64.b64decode(text)))["runs"]
+
+
+def test_all_monitors_of_a_trainer_write_one_page(folder):
+    [run] = runs_in(folder / "landscape" / "report.html")
+    shown = [Record.from_dict(one) for one in run["records"]]
+    records, _ = read_events(folder)
+    assert sorted(shown, key=lambda r: (r.tag, r.step)) == sorted(
+        records, key=lambda r: (r.tag, r.step)
+    )
+    assert run["run"] == folder.name
+
+
+def test_a_second_fit_of_a_trainer_goes_on_with_its_page(tmp_path):
+    trainer, net = trainer_in(tmp_path, both_monitors(), max_epochs=1), Net()
+    trainer.fit(net, *loaders())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(net, *loaders())
+    [run] = runs_in(tmp_path / "landscape" / "report.html")
+    assert {one["step"] for one in run["records"] if one["kind"] == "family"} == {3, 7}
+
+
+def test_a_page_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no template")
+
+    monkeypatch.setattr(output_module, "page", broken)
+    trainer = trainer_in(tmp_path, both_monitors(), max_epochs=1)
+    with pytest.warns(UserWarning, match="Writing the page of .* failed") as said:
+        trainer.fit(Net(), *loaders())
+    assert sum("the page" in str(one.message) for one in said) == 1
+    assert trainer.state.status == "finished"
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"logger": False}], ids=str)
+def test_no_page_is_written_where_no_file_is(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    trainer_in(tmp_path, both_monitors(), max_epochs=1, **options).fit(Net(), *loaders())
+    assert list(tmp_path.rglob("*.html")) == []
