@@ -36,7 +36,7 @@ def test_slices(benchmark, record, quick, name, mode):
             with clock("open"):
                 objective = stack.enter_context(probing(module, [batch], mode=mode))
             with clock("learn"):
-                objective.learn()
+                objective.prepare()
             for k in range(n_directions):
                 with clock("draw"):
                     direction = sample_direction(

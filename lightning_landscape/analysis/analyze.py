@@ -114,7 +114,7 @@ def analyze(
         n_lines = len(sampled) * n_directions + (HESSIAN in families)
         total = n_lines * n_points + (len(line_grid(OVERHANG)) if toward is not None else 0)
         if progress:
-            bare.learn()
+            bare.prepare()
             say_cost(total, len(train) + len(others), bare.seconds)
         with progress_bar(total, "slices", shown=progress) as advance:
             objective = Counted(bare, advance)

@@ -259,7 +259,7 @@ def measure_plane(
             progress_bar(len(mine) * n, "plane", shown=progress) as advance,
         ):  # fmt: skip
             if progress:
-                objective.learn()
+                objective.prepare()
                 say_cost(len(mine) * n, len(batches), objective.seconds)
             kept = RowFolder(rows, _head(objective, basis.d1, basis.d2, xs, ys))
             found = evaluate_rows(

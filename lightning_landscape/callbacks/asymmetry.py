@@ -9,33 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_landscape._lightning import (
-    ConfigurationError,
-    as_configuration,
-    rank_zero_info,
-)
+from lightning_landscape._lightning import as_configuration, rank_zero_info
 from lightning_landscape.callbacks.asymmetry_report import (
+    LINE,
     LandscapeProbe,
     SliceHistory,
     is_one_of_few,
+    measure_line,
     plot_probe,
 )
 from lightning_landscape.callbacks.asymmetry_settings import (
     check_settings,
+    check_swa,
+    families_that_move,
     find_swa,
-    is_average,
-    moves,
     moves_now,
     n_weights,
     refuse_lone_samples,
 )
-from lightning_landscape.callbacks.base import (
-    Figures,
-    MaxOverhead,
-    Monitor,
-    OnError,
-    last_step,
-)
+from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, OnError, last_step
 from lightning_landscape.callbacks.budget import Schedule, short
 from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, seconds_besides
 from lightning_landscape.callbacks.kept_batches import KeptBatches
@@ -43,14 +35,11 @@ from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import LossFn, ModuleObjective
 from lightning_landscape.measures.asymmetry import scoring_grid
 from lightning_landscape.measures.directions import Normalize
-from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, split_batches
 from lightning_landscape.measures.survey import survey
 from lightning_landscape.measures.words import describe_surveys
 from lightning_landscape.objective import Objective
-from lightning_landscape.params import difference
 from lightning_landscape.ranks import lowest
 from lightning_landscape.reporting.arrays import survey_arrays
-from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.results import record_surveys
 from lightning_landscape.reporting.texts import as_markdown
 
@@ -58,11 +47,6 @@ if TYPE_CHECKING:
     from lightning_landscape.callbacks.swa import SWA
 
 __all__ = ["AsymmetryMonitor"]
-
-_LINE_OVERHANG = 4.0  # with 2 the outward ratio is noisier, see the measurements in the README
-
-_LAST_PROBE = 10.0  # seconds that the probe of the last weights may take over the budget
-_FEWEST = 3  # directions of that probe, however long they take
 
 
 class AsymmetryMonitor(Monitor):
@@ -76,11 +60,9 @@ class AsymmetryMonitor(Monitor):
     gives
 
     - `landscape/<family>/rate`, `rate_low`, `rate_high`: the share of asymmetric directions and its
-      95 % interval; directions that still lead downhill (`off_minimum`, their share) or that the
-      batches cannot resolve count as not asymmetric;
+      95 % interval; off-minimum and unresolved directions count as not asymmetric;
     - `landscape/<family>/area`, `area_low`, `area_high`: the median over the directions of the
-      score of `score_asymmetry`, and its 95 % interval from 6 directions on; medians of
-      `area_corrected` and `ratio`;
+      score of `score_asymmetry`, and its 95 % interval from 6 directions on;
     - with `swa`, the line from the current weights to the average, under `landscape/swa/`;
     - figures of the slices and of their history, a summary in words, the slices as `.npz`;
     - `landscape/seconds` and `landscape/overhead`: what it cost, and as a share of the fit so far.
@@ -90,10 +72,6 @@ class AsymmetryMonitor(Monitor):
     evaluation is a forward pass over each kept batch; twice that over the training batches with
     `mode="recalibrated"`. What it takes in seconds is said in the log during the first probe.
 
-    With `n_directions="auto"` a family samples directions until its rate is known to `precision`:
-    17 where all or none are asymmetric, 104 where half are, at the default. The first 8 are
-    evaluated whole, and all numbers but the rate are of them; see `survey`.
-
     Args:
         every_n_epochs: Probe after every so many epochs.
         every_n_steps: Or after every so many optimizer steps. By default as often as `max_overhead`
@@ -101,7 +79,8 @@ class AsymmetryMonitor(Monitor):
             where that takes more than both the budget and ten seconds, along fewer directions, 3 at
             least.
         families: How directions are sampled: `"<distribution>[@<group>]"`, see `sample_direction`.
-        n_directions: Directions a family; `"auto"` for as many as `precision` needs.
+        n_directions: Directions a family; `"auto"` for as many as `precision` needs, 17 to 104 at
+            the default. The first 8 are evaluated whole; all but the rate is of them.
         n_points: Alphas a direction; 4 k + 1.
         radius: How far to walk, in units of `normalize`.
         normalize: How long directions are, see `sample_direction`.
@@ -173,38 +152,22 @@ class AsymmetryMonitor(Monitor):
         as_afforded = Schedule.of() if max_overhead is None else Schedule()
         schedule = Schedule.of(every_n_epochs, every_n_steps, default=as_afforded)
         super().__init__(
-            schedule,
-            mode=mode,
-            loss_fn=loss_fn,
-            max_overhead=max_overhead,
-            shares=max_overhead == "auto" and not schedule.is_fixed,
-            figures=figures,
-            verbose=verbose,
-            seed=seed,
-            on_error=on_error,
-            name=name,
+            schedule, mode, loss_fn, max_overhead, seed, on_error, details, figures, verbose, name
         )
-        if swa is not None and not isinstance(swa, str) and not is_average(swa):
-            raise ConfigurationError(
-                "`swa` must be a lightning_landscape.SWA callback, or None. Got "
-                f"{getattr(swa, '__name__', type(swa).__name__)}."
-            )
         self.families = (families,) if isinstance(families, str) else tuple(families)
         self.n_directions: int | Literal["auto"] = n_directions
         self.precision = precision
         self.n_batches = n_batches
         self.normalize: Normalize = normalize
-        self.swa = swa
-        self._swa = None if isinstance(swa, str) else swa  # by name it is found at the start
         self.validation = validation
-        self.details = details
         with as_configuration():
+            self.swa = check_swa(swa)
             self.alphas = scoring_grid(radius, n_points)
             check_settings(self.families, n_directions, precision, n_batches, normalize)
+        self._swa = None if isinstance(swa, str) else swa  # by name it is found at the start
         self._moving = self.families  # those with something to move in the module at hand
-        self.kept = KeptBatches(n_batches)
-        self._history = SliceHistory()
-        self.last: LandscapeProbe | None = None
+        self.forget()
+        self._forget_batches()
 
     @property
     def n_evaluations(self) -> int:
@@ -229,22 +192,31 @@ class AsymmetryMonitor(Monitor):
         return self._history.rows
 
     @property
+    def _average(self) -> SWA | None:
+        """The average to measure the line to, once there is one."""
+        swa = self._swa
+        return swa if swa is not None and swa.n_averaged else None
+
+    @property
     def _plan(self) -> ProbePlan:
         """What the next probe evaluates."""
-        line = self._swa is not None and self._swa.n_averaged > 0
         return ProbePlan(
             n_families=len(self._moving),
             n_points=len(self.alphas),
             n_directions=self.n_directions,
             precision=self.precision,
-            n_line=len(_line()) if line else 0,
+            n_line=0 if self._average is None else len(LINE),
         )
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the batches of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.kept, self.last = KeptBatches(self.n_batches), None
+            self._forget_batches()
+
+    def _forget_batches(self) -> None:
+        self.kept = KeptBatches(self.n_batches)
+        self.last: LandscapeProbe | None = None
 
     def forget(self) -> None:
         """Forget what was measured in another training."""
@@ -254,24 +226,9 @@ class AsymmetryMonitor(Monitor):
     def check(self, trainer: Any, module: Any) -> None:
         """Find out which families move anything, and whether the average is being kept."""
         super().check(trainer, module)
-        if isinstance(self.swa, str):
-            self._swa = find_swa(self.swa, trainer.callbacks)
-        elif self.swa is not None and self.swa not in trainer.callbacks:
-            raise ConfigurationError(
-                "`swa` must be a callback of the same Trainer, or it averages nothing. "
-                "Use Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)]); in a YAML file its name, "
-                "`swa: swa`."
-            )
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            return  # all may thaw later
+        self._swa = find_swa(self.swa, trainer.callbacks)
         with as_configuration():
-            self._moving = tuple(family for family in self.families if moves(family, module))
-        for family in self.families:
-            if family not in self._moving:
-                rank_zero_info(
-                    f"AsymmetryMonitor: {family!r} is left out, {type(module).__name__} has no "
-                    "trainable parameters in that group."
-                )
+            self._moving = families_that_move(self.families, module)
 
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the first batches of the fit."""
@@ -306,7 +263,8 @@ class AsymmetryMonitor(Monitor):
         result = self.last
         if result is not None and self.figures == "last":
             output = self.output(trainer, result.step, figures="tensorboard")
-            self.guarded(lambda: self._plot(output, result), "Plotting", spends="figures")
+            plot = partial(plot_probe, output, result, self._history, self.alphas, self.normalize)
+            self.guarded(plot, "Plotting", spends="figures")
         self.tell(self.summary())
 
     def summary(self) -> str:
@@ -335,7 +293,7 @@ class AsymmetryMonitor(Monitor):
             self.kept.replaced_on_failure(self._tell_of_replaced),
             self.opened(trainer, module, kept.all) as objective,
         ):
-            objective.learn()
+            objective.prepare()
             opening = self.budget.spent_on("probe") - began_probes
             n_most = self._affordable(trainer, module, objective, is_last=is_last)
             if not n_most:
@@ -372,26 +330,22 @@ class AsymmetryMonitor(Monitor):
 
         Decided before anything is measured, so that what the directions show has no part in it.
         """
-        plan = self._plan
-        if self.budget.share is None or trainer.fast_dev_run:
+        plan, budget = self._plan, self.budget
+        if budget.share is None or trainer.fast_dev_run:
             return plan.n_most
-        each = self.budget.expected.get("evaluation")
-        if each is None and self._moving:
-            each = objective.seconds + seconds_besides(
+        each = max(budget.expected.get("evaluation", 0.0), objective.seconds)
+        if "evaluation" not in budget.expected and self._moving:
+            each += seconds_besides(
                 objective, module, self._moving[0], self.normalize, plan.n_points
             )
-        each = max(each or 0.0, objective.seconds)
-        seconds = plan.n_least * each
-        if not is_last and not self.affords_probe(trainer, seconds):
-            self.budget.expect("evaluation", each)
+        if not is_last and not self.affords_probe(trainer, plan.n_least * each):
+            budget.expect("evaluation", each)
             return 0
-        left = max(self.budget.left(), _LAST_PROBE) if is_last else self.budget.left()
-        fewest = min(_FEWEST, plan.n_whole) if is_last else plan.n_whole
-        n = lowest(max(plan.directions_within(left, each), fewest), module.device)
+        n = lowest(plan.affordable(budget.left(), each, is_last=is_last), module.device)
         if n < plan.n_whole:
             rank_zero_info(
                 f"{self.title}: the probe of the last weights takes {n} of {plan.n_whole} "
-                f"directions; a whole one would take about {short(seconds)} s."
+                f"directions; a whole one would take about {short(plan.n_least * each)} s."
             )
         return n
 
@@ -423,11 +377,8 @@ class AsymmetryMonitor(Monitor):
                 n_most=n_most,
                 validation=validation,
             )
-        line: list[Slice] = []
-        if self._swa is not None and self._plan.n_line:
-            direction = difference(self._swa.weights, objective.params)
-            joint = evaluate_slice(objective, direction, _line(), label="swa")
-            line = split_batches(joint, validation)
+        average = self._average
+        line = [] if average is None else measure_line(objective, average.weights, validation)
         return LandscapeProbe(step, surveys, line)
 
     def _report(self, trainer: Any, found: LandscapeProbe, began: float) -> None:
@@ -441,16 +392,9 @@ class AsymmetryMonitor(Monitor):
         output.arrays(self.name, survey_arrays(found.surveys, found.line))
         if self.affords_figures(output):
             with self.budget.spending("figures"):
-                self._plot(output, found)
+                plot_probe(output, found, self._history, self.alphas, self.normalize)
         cost = {"seconds": self.budget.total() - began, "overhead": self.budget.overhead()}
         scalars = found.scalars(with_number=self.n_directions == "auto")
         output.scalars({**scalars, **cost}, logged=lambda tag: self.details or is_one_of_few(tag))
         record_surveys(output, found.surveys, found.line, cost)
         output.text("summary", as_markdown(self.summary()))
-
-    def _plot(self, output: Output, found: LandscapeProbe) -> None:
-        plot_probe(output, found, self._history, self.alphas, self.normalize)
-
-
-def _line() -> Tensor:
-    return line_grid(_LINE_OVERHANG)

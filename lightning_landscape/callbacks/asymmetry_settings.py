@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from lightning_landscape._lightning import ConfigurationError, batch_size
+from lightning_landscape._lightning import ConfigurationError, batch_size, rank_zero_info
 from lightning_landscape.callbacks.base import Named
 from lightning_landscape.checks import check_choice, check_whole
 from lightning_landscape.engine.batch_norm import batch_norms
@@ -26,20 +26,39 @@ def is_average(callback: object) -> bool:
     return hasattr(type(callback), "averaged")
 
 
-def find_swa(name: str, callbacks: Sequence[Any]) -> SWA:
-    """Return the SWA callback of that name.
+def check_swa(swa: str | SWA | None) -> str | SWA | None:
+    """Return the callback that keeps an average, its name, or None.
 
     Raises:
-        ConfigurationError: If there is none.
+        ValueError: If it is something else.
+    """
+    if swa is not None and not isinstance(swa, str) and not is_average(swa):
+        raise ValueError(
+            "`swa` must be a lightning_landscape.SWA callback, or None. Got "
+            f"{getattr(swa, '__name__', type(swa).__name__)}."
+        )
+    return swa
+
+
+def find_swa(swa: str | SWA | None, callbacks: Sequence[Any]) -> SWA | None:
+    """Return the callback itself, or the one of that name.
+
+    Raises:
+        ConfigurationError: If it is not among the callbacks.
     """
     averages = [c for c in callbacks if isinstance(c, Named) and is_average(c)]
-    found = [swa for swa in averages if swa.name == name]
-    if not found:
+    found = [one for one in averages if swa in (one, one.name)]
+    if found or swa is None:
+        return cast("SWA", found[0]) if found else None  # names differ
+    if isinstance(swa, str):
         raise ConfigurationError(
-            f"`swa` must be the name of an SWA callback of the same Trainer. Got {name!r}, and it "
-            f"has {[swa.name for swa in averages] or 'none'}: add SWA(name={name!r})."
+            f"`swa` must be the name of an SWA callback of the same Trainer. Got {swa!r}, and it "
+            f"has {[one.name for one in averages] or 'none'}: add SWA(name={swa!r})."
         )
-    return cast("SWA", found[0])  # names differ
+    raise ConfigurationError(
+        "`swa` must be a callback of the same Trainer, or it averages nothing. Use "
+        "Trainer(callbacks=[swa, AsymmetryMonitor(swa=swa)]); in a YAML file its name, `swa: swa`."
+    )
 
 
 def moves(family: str, module: Any) -> bool:
@@ -57,6 +76,23 @@ def moves_now(family: str, module: Any) -> bool:
         return moves(family, module)
     except ValueError:  # a pattern, all of whose parameters are frozen by now
         return False
+
+
+def families_that_move(families: Sequence[str], module: Any) -> tuple[str, ...]:
+    """Return the families that move anything, and say which are left out.
+
+    Raises:
+        ValueError: If the pattern of one matches no parameter.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return tuple(families)  # all may thaw later
+    for family in families:
+        if not moves(family, module):
+            rank_zero_info(
+                f"AsymmetryMonitor: {family!r} is left out, {type(module).__name__} has no "
+                "trainable parameters in that group."
+            )
+    return tuple(family for family in families if moves(family, module))
 
 
 def n_weights(objective: Objective, family: str, module: Any) -> int:

@@ -104,15 +104,14 @@ class Monitor(Named):
     def __init__(
         self,
         schedule: Schedule,
-        *,
         mode: Mode,
         loss_fn: LossFn | None,
         max_overhead: MaxOverhead,
-        shares: bool,
-        figures: Figures,
-        verbose: bool,
         seed: int,
         on_error: OnError,
+        details: bool,
+        figures: Figures,
+        verbose: bool,
         name: str,
     ) -> None:
         super().__init__(name)
@@ -125,7 +124,7 @@ class Monitor(Named):
                 check_share("max_overhead", max_overhead)
         self.schedule = schedule
         self.max_overhead: MaxOverhead = max_overhead
-        self.shares = shares
+        self.details = details
         self.verbose = verbose
         self.loss_fn = check_loss_fn(loss_fn)
         self.budget = Budget()
@@ -143,6 +142,11 @@ class Monitor(Named):
     def title(self) -> str:
         """What it is called in messages: with its name if it was given one."""
         return type(self).__name__ if self.name == self.default_name else self.state_key
+
+    @property
+    def shares(self) -> bool:
+        """Whether it shares a twentieth of the time with the other monitors of its Trainer."""
+        return self.max_overhead == "auto" and not self.schedule.is_given
 
     @property
     @abstractmethod
@@ -390,8 +394,7 @@ class Monitor(Named):
             return self.max_overhead
         if not self.shares:
             return None
-        sharing = [c for c in trainer.callbacks if isinstance(c, Monitor) and c.shares]
-        return AUTO_SHARE / len(sharing)
+        return AUTO_SHARE / sum(isinstance(c, Monitor) and c.shares for c in trainer.callbacks)
 
 
 def last_step(trainer: Any) -> int:

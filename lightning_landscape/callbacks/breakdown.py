@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_landscape._lightning import ConfigurationError, as_configuration
+from lightning_landscape._lightning import as_configuration
 from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, OnError
 from lightning_landscape.callbacks.breakdown_report import StepHistory, StepReport, plot_step
 from lightning_landscape.callbacks.budget import Schedule
@@ -19,9 +18,8 @@ from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import LossFn
 from lightning_landscape.measures.breakdown import (
-    DEFAULT_ETAS,
     Start,
-    _checked_etas,
+    etas_of,
     gradient_direction,
     measure_breakdown,
 )
@@ -150,23 +148,15 @@ class GradientBreakdownMonitor(Monitor):
         verbose: bool = True,
         name: str = default_name,
     ) -> None:
-        no_frequency = every_n_epochs is None and every_n_steps is None
+        by_default = Schedule(every_n_steps=100)
+        schedule = Schedule.of(every_n_epochs, every_n_steps, default=by_default)
         super().__init__(
-            Schedule.of(every_n_epochs, every_n_steps, default=Schedule(every_n_steps=100)),
-            mode=mode,
-            loss_fn=loss_fn,
-            max_overhead=max_overhead,
-            shares=max_overhead == "auto" and no_frequency,
-            figures=figures,
-            verbose=verbose,
-            seed=seed,
-            on_error=on_error,
-            name=name,
+            schedule, mode, loss_fn, max_overhead, seed, on_error, details, figures, verbose, name
         )
         self.directions = (directions,) if isinstance(directions, str) else tuple(directions)
-        self.etas = _etas(self.directions, etas)
+        with as_configuration():
+            self.etas = etas_of(self.directions, etas)
         self.layers = layers
-        self.details = details
         self._windows: dict[int, Window] = {}  # by the number of steps made before them
         self._history = StepHistory()
         self.last: list[StepReport] = []
@@ -398,23 +388,3 @@ class GradientBreakdownMonitor(Monitor):
         layers = list(trainable(module))
         for report in self.last:
             plot_step(output, report, self._history, layers, mode=self.mode)
-
-
-def _etas(
-    directions: tuple[str, ...], etas: Sequence[float] | Mapping[str, Sequence[float]] | None
-) -> dict[str, Tensor]:
-    unknown = [name for name in directions if name not in DEFAULT_ETAS]
-    if unknown or not directions or len(set(directions)) != len(directions):
-        raise ConfigurationError(
-            f"`directions` must be some of {sorted(DEFAULT_ETAS)}, each once. "
-            f"Got {list(directions)}."
-        )
-    given = {} if etas is None else etas
-    given = given if isinstance(given, Mapping) else dict.fromkeys(directions, given)
-    strange = [name for name in given if name not in directions]
-    if strange:
-        raise ConfigurationError(
-            f"`etas` must be for some of the directions, {list(directions)}. Got {strange}."
-        )
-    with as_configuration():
-        return {name: _checked_etas(given.get(name, DEFAULT_ETAS[name])) for name in directions}

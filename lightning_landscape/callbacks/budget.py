@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from lightning_landscape import checks
 from lightning_landscape._lightning import as_configuration
@@ -34,6 +34,7 @@ class Schedule:
 
     every_n_epochs: int | None = None
     every_n_steps: int | None = None
+    is_given: bool = field(default=True, compare=False)  # by the user, and not the default
 
     @classmethod
     def of(
@@ -58,7 +59,7 @@ class Schedule:
             return cls(every_n_epochs=check_whole("every_n_epochs", every_n_epochs))
         if every_n_steps is not None:
             return cls(every_n_steps=check_whole("every_n_steps", every_n_steps))
-        return default or cls(every_n_epochs=1)
+        return replace(default or cls(every_n_epochs=1), is_given=False)
 
     @property
     def is_fixed(self) -> bool:

@@ -15,6 +15,8 @@ from lightning_landscape.measures.sequential import FIRST, sequential_design
 from lightning_landscape.objective import LossAlong, Objective
 from lightning_landscape.params import Params
 
+_LAST_PROBE = 10.0  # seconds that the probe of the last weights may take over the budget
+_FEWEST = 3  # directions of that probe, however long they take
 _TIMED = 2  # the first one also compares the module with its snapshot
 
 
@@ -159,6 +161,20 @@ class ProbePlan:
             return max(affordable // whole, 0)
         further = (affordable - self.n_whole * whole) // (whole - self.n_families)
         return min(self.n_whole + further, self.n_most)
+
+    def affordable(self, seconds: float, each: float, *, is_last: bool) -> int:
+        """Return how many directions a family a probe takes that is made in any case.
+
+        Args:
+            seconds: The time that the budget leaves.
+            each: Seconds that an evaluation takes.
+            is_last: The weights are the last of a fit: the probe may take ten seconds whatever the
+                budget leaves, and three directions whatever they take. Any other is whole at least.
+        """
+        if is_last:
+            seconds = max(seconds, _LAST_PROBE)
+        fewest = min(_FEWEST, self.n_whole) if is_last else self.n_whole
+        return max(self.directions_within(seconds, each), fewest)
 
     def seconds(self, direction: float, evaluation: float, moved: Sequence[int]) -> float:
         """Return what a probe will take, from what one direction of the first family took.

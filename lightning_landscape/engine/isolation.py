@@ -213,10 +213,6 @@ class Isolation:
         self._weights.move(path, alpha)
         torch.clear_autocast_cache()  # of weights elsewhere: within an outer autocast it is kept
 
-    def learn(self, path: Path, alpha: float) -> None:
-        """Do as `record` does."""
-        self.record(path, alpha)
-
     def record(self, path: Path, alpha: float) -> None:
         """Find out what the evaluation since the last `move` wrote, and restore it.
 

@@ -121,10 +121,6 @@ class ModuleObjective:
         losses, gradients = found
         return losses, dict(zip(self._params, average_over_ranks(gradients), strict=True))
 
-    def learn(self) -> None:
-        """Do as `prepare` does."""
-        self.prepare()
-
     def prepare(self) -> None:
         """Make the two evaluations that show what losses write, unless they were made."""
         self._in_lockstep(self._prepare_losses)

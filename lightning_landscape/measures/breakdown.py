@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "GradientBreakdown",
     "Start",
     "critical_rate",
+    "etas_of",
     "gradient_direction",
     "measure_breakdown",
     "trust_lr",
@@ -329,6 +330,34 @@ def _first_zero(etas: Tensor, values: Tensor, start: float) -> float:
             return before + (eta - before) * (below / (below - value))
         before, below = eta, value
     return math.inf
+
+
+def etas_of(
+    directions: Sequence[str], etas: Sequence[float] | Mapping[str, Sequence[float]] | None
+) -> dict[str, Tensor]:
+    """Return how far to go along each of some named directions, by default `DEFAULT_ETAS`.
+
+    Args:
+        directions: Some of `"update"`, `"gradient"`, `"random"`, each once.
+        etas: For all of them, or for some by name.
+
+    Raises:
+        ValueError: If a direction is unknown or repeated, or the etas do not ascend from above 0.
+    """
+    unknown = [name for name in directions if name not in DEFAULT_ETAS]
+    if unknown or not directions or len(set(directions)) != len(directions):
+        raise ValueError(
+            f"`directions` must be some of {sorted(DEFAULT_ETAS)}, each once. "
+            f"Got {list(directions)}."
+        )
+    given = {} if etas is None else etas
+    given = given if isinstance(given, Mapping) else dict.fromkeys(directions, given)
+    strange = [name for name in given if name not in directions]
+    if strange:
+        raise ValueError(
+            f"`etas` must be for some of the directions, {list(directions)}. Got {strange}."
+        )
+    return {name: _checked_etas(given.get(name, DEFAULT_ETAS[name])) for name in directions}
 
 
 def _checked_etas(etas: Sequence[float] | Tensor) -> Tensor:

@@ -566,7 +566,7 @@ def test_a_slice_costs_its_points_and_two_to_learn_from(mode, passes, monkeypatc
         assert not CALLS
         evaluate_slice(objective, direction_of(module), symmetric_grid(0.5, 5))
         assert len(CALLS) == (5 + 2) * 2 * passes
-        objective.learn()
+        objective.prepare()
         assert objective.n_evaluations == 5 + 2
         objective.gradient(direction_of(module), 0.1)
         objective.gradient(direction_of(module), 0.2)
