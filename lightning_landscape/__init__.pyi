@@ -20,11 +20,11 @@ from .measures.asymmetry import (
 from .measures.breakdown import (
     GradientBreakdown,
     critical_rate,
-    gradient_direction,
     measure_breakdown,
     trust_lr,
 )
 from .measures.directions import sample_direction
+from .measures.gradients import gradient_direction
 from .measures.line import LineScore, compare_ends
 from .measures.plane import PlaneBasis, plane_through
 from .measures.rates import AsymmetryRate

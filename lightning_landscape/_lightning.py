@@ -21,39 +21,6 @@ from lightning_landscape.undo import Undo, undone
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
-__all__ = [
-    "LIGHTNING_ATTRIBUTES",
-    "Callback",
-    "ConfigurationError",
-    "all_batches",
-    "as_configuration",
-    "attached_trainer",
-    "batch_place",
-    "batch_size",
-    "collected",
-    "dummy_loggers",
-    "epoch_metrics",
-    "has_hook",
-    "has_transfer_hooks",
-    "import_cli",
-    "is_batch_iterator",
-    "lightning_bases",
-    "lightning_modules",
-    "live_results",
-    "logger_step",
-    "mute",
-    "new_results",
-    "overrides",
-    "precision_context",
-    "prepare_batch",
-    "rank_zero_info",
-    "rank_zero_warn",
-    "takes_argument",
-    "takes_batch_index",
-    "training_flags",
-    "validation_loader",
-]
-
 
 def _namespaces() -> list[str]:
     names = []

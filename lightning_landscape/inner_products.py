@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from lightning_landscape.params import as_real, widest
 from lightning_landscape.sharding import local, sum_over_shards
 
-__all__ = ["dense", "inner_products", "squared"]
-
 _Pairs: TypeAlias = Callable[..., Sequence[tuple[Tensor, Tensor]]]
 _Rows: TypeAlias = dict[int, list[Tensor]]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_landscape.params import Params
 
-__all__ = ["FunctionObjective", "LossAlong", "Objective", "check_direction"]
+__all__ = ["FunctionObjective", "Objective"]
 
 
 class LossAlong(Protocol):

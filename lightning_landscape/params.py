@@ -23,16 +23,7 @@ from lightning_landscape.sharding import (
     sum_over_shards,
 )
 
-__all__ = [
-    "Params",
-    "as_real",
-    "difference",
-    "group_names",
-    "l2_norm",
-    "sign_agreement",
-    "trainable",
-    "widest",
-]
+__all__ = ["Params", "difference"]
 
 Params: TypeAlias = Mapping[str, Tensor]
 

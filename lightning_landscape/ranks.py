@@ -17,18 +17,6 @@ from torch import Tensor
 
 from lightning_landscape.sharding import is_sharded
 
-__all__ = [
-    "agree",
-    "alone",
-    "average_over_ranks",
-    "everybody",
-    "gather_batches",
-    "lowest",
-    "lowest_of_each",
-    "n_ranks",
-]
-
-
 T = TypeVar("T")
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)

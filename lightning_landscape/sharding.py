@@ -19,21 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = [
-    "can_recover",
-    "distribute_like",
-    "full",
-    "is_freed",
-    "is_sharded",
-    "local",
-    "recover",
-    "reshard",
-    "shard_of",
-    "sharded_modules",
-    "sum_over_shards",
-    "with_local",
-]
-
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether this process holds only its part of a tensor."""

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BLUE", "ORANGE", "Line", "line_chart"]
-
 BLUE, ORANGE = "#3b7fc4", "#d9702b"
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 40  # around the area where lines are drawn

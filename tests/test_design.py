@@ -121,6 +121,13 @@ def test_every_public_name_is_there_and_explained():
             assert thing.__doc__, name
 
 
+def test_only_public_names_are_listed_in_a_file():
+    for name, tree in CODE.items():
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                assert set(ast.literal_eval(node.value)) <= set(lightning_landscape.__all__), name
+
+
 def test_every_file_says_what_it_is():
     for name, tree in CODE.items():
         assert ast.get_docstring(tree), name

@@ -15,14 +15,15 @@ from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.checks import check_choice
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn, opened
+from lightning_landscape.engine.probing import opened
+from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.breakdown import (
     DEFAULT_ETAS,
     GradientBreakdown,
-    gradient_direction,
     measure_breakdown,
 )
 from lightning_landscape.measures.directions import Normalize
+from lightning_landscape.measures.gradients import gradient_direction
 from lightning_landscape.measures.hessian import top_eigen
 from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.slices import evaluate_slice, line_grid, split_batches

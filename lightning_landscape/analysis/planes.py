@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_landscape.analysis.progress import progress_bar, say_cost
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn, probing
+from lightning_landscape.engine.probing import probing
+from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, l2_norm

@@ -32,7 +32,8 @@ from lightning_landscape.callbacks.budget import Schedule, short
 from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, seconds_besides
 from lightning_landscape.callbacks.kept_batches import KeptBatches
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn, ModuleObjective
+from lightning_landscape.engine.objective import ModuleObjective
+from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.asymmetry import scoring_grid
 from lightning_landscape.measures.directions import Normalize
 from lightning_landscape.measures.survey import survey
@@ -52,8 +53,7 @@ __all__ = ["AsymmetryMonitor"]
 class AsymmetryMonitor(Monitor):
     """Measure, while a LightningModule trains, whether its weights lie in an asymmetric valley.
 
-    Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical: weights,
-    buffers, optimizer state, random numbers, data order, the user's own log.
+    Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical.
 
     A probe evaluates the loss along `n_directions` random directions a family, the same ones every
     time, on the first `n_batches` of the fit, at `n_points` alphas from `-radius` to `radius`. It

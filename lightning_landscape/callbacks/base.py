@@ -29,18 +29,12 @@ from lightning_landscape.checks import check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import (
-    LossFn,
-    ModuleObjective,
-    check_loss_fn,
-    loss_step,
-    opened,
-)
+from lightning_landscape.engine.objective import ModuleObjective
+from lightning_landscape.engine.probing import opened
+from lightning_landscape.engine.steps import LossFn, check_loss_fn, loss_step
 from lightning_landscape.params import Params
 from lightning_landscape.reporting.output import Output, WarnOnce
 from lightning_landscape.reporting.run_records import RunRecords
-
-__all__ = ["MaxOverhead", "Monitor", "Named", "OnError"]
 
 OnError = Literal["warn", "raise"]
 MaxOverhead: TypeAlias = float | Literal["auto"] | None

@@ -12,8 +12,6 @@ from typing import Any
 
 from lightning_landscape._lightning import Callback, batch_place, is_batch_iterator
 
-__all__ = ["BeforeSteps"]
-
 _HOOKS = {"training_step": "before_training_step", "validation_step": "before_validation_step"}
 
 

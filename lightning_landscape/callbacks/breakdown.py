@@ -16,14 +16,10 @@ from lightning_landscape.callbacks.costs import TimedObjective
 from lightning_landscape.callbacks.windows import Window, copy_of
 from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.engine.probing import LossFn
-from lightning_landscape.measures.breakdown import (
-    Start,
-    etas_of,
-    gradient_direction,
-    measure_breakdown,
-)
+from lightning_landscape.engine.steps import LossFn
+from lightning_landscape.measures.breakdown import etas_of, measure_breakdown
 from lightning_landscape.measures.directions import sample_direction, seeded_generator
+from lightning_landscape.measures.gradients import Start, gradient_direction
 from lightning_landscape.measures.learning_rates import rates_in_use
 from lightning_landscape.measures.steps import (
     Update,

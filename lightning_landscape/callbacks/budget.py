@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from lightning_landscape import checks
 from lightning_landscape._lightning import as_configuration
 
-__all__ = ["AUTO_SHARE", "Budget", "Schedule", "check_whole", "describe_cost", "short"]
-
 AUTO_SHARE = 0.05  # of the fit's wall time, for all monitors with max_overhead="auto" together
 _ASKED_EVERY = 50  # steps between two questions to the budget where no frequency is given
 

@@ -28,7 +28,7 @@ from lightning_landscape.callbacks.swa_settings import (
 )
 from lightning_landscape.callbacks.swa_statistics import NormedAverage
 from lightning_landscape.checks import check_whole
-from lightning_landscape.engine.probing import LossFn, check_loss_fn
+from lightning_landscape.engine.steps import LossFn, check_loss_fn
 from lightning_landscape.measures.averaging import MetricSplit
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.words import describe_line

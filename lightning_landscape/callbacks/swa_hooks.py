@@ -27,8 +27,7 @@ from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolv
 from lightning_landscape.callbacks.swa_statistics import NormedAverage
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.guards import describe_error
-from lightning_landscape.engine.probing import LossFn
-from lightning_landscape.engine.steps import user_step
+from lightning_landscape.engine.steps import LossFn, user_step
 from lightning_landscape.measures.averaging import MetricSplit
 from lightning_landscape.ranks import n_ranks
 

@@ -13,7 +13,7 @@ from lightning_landscape.callbacks.average import WeightAverage
 from lightning_landscape.engine.batch_norm import batch_norms, estimate_batch_norm, runner
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.guards import describe_error
-from lightning_landscape.engine.probing import LossFn, loss_step
+from lightning_landscape.engine.steps import LossFn, loss_step
 from lightning_landscape.params import Params
 
 

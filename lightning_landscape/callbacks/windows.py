@@ -10,8 +10,6 @@ from torch import Tensor
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.params import Params
 
-__all__ = ["Window", "copy_of"]
-
 
 @dataclass
 class Window:

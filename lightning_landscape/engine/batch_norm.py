@@ -24,13 +24,7 @@ from lightning_landscape.engine.steps import user_step
 from lightning_landscape.engine.weights import Path
 from lightning_landscape.params import Params
 
-__all__ = [
-    "batch_norms",
-    "estimate_batch_norm",
-    "estimating",
-    "recalibrate_batch_norm",
-    "runner",
-]
+__all__ = ["recalibrate_batch_norm"]
 
 
 def recalibrate_batch_norm(

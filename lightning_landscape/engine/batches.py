@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from lightning_landscape._lightning import prepare_batch
 from lightning_landscape.engine.copies import copied, iterators_in, tensors_in
 
-__all__ = ["Batches", "KeptBatch", "bytes_of", "clone_batch", "keep_batch", "prepared"]
-
 _KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; what is above waits in host memory
 
 

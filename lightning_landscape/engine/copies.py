@@ -24,8 +24,6 @@ from lightning_landscape.engine.guards import MEMORY
 from lightning_landscape.engine.tensors import is_dense
 from lightning_landscape.engine.walk import ATOMS
 
-__all__ = ["copied", "iterators_in", "tensors_in"]
-
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _SHARED = (nn.Module, weakref.ref, types.ModuleType, types.CodeType, type, *_FUNCTIONS)
 _RUNNING = (types.GeneratorType, types.CoroutineType, types.FrameType)  # they reach everything

@@ -31,8 +31,6 @@ from lightning_landscape.params import Params
 from lightning_landscape.sharding import recover, reshard, sharded_modules
 from lightning_landscape.undo import Undo
 
-__all__ = ["Isolation", "Mode", "isolated"]
-
 Mode = Literal["train", "eval", "recalibrated"]
 
 _open: list[Isolation] = []

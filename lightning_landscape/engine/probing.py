@@ -20,12 +20,12 @@ from lightning_landscape._lightning import (
 from lightning_landscape.engine.batches import KeptBatch, clone_batch, prepared
 from lightning_landscape.engine.isolation import Mode, isolated
 from lightning_landscape.engine.objective import ModuleObjective
-from lightning_landscape.engine.steps import LossFn, check_loss_fn, loss_step
+from lightning_landscape.engine.steps import LossFn, loss_step
 from lightning_landscape.engine.weights import Path
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.sharding import can_recover, sharded_modules
 
-__all__ = ["LossFn", "ModuleObjective", "check_loss_fn", "loss_step", "opened", "probing"]
+__all__ = ["probing"]
 
 Verify = Literal["first", "always"]
 

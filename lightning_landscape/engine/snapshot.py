@@ -38,13 +38,10 @@ from lightning_landscape.engine.tensors import (
     copier,
     differing,
     put_back,
-    same_bits,
     set_tracked,
     surely_same,
     version_of,
 )
-
-__all__ = ["Changes", "Places", "Snapshot", "put_back", "same_bits"]
 
 
 @dataclass

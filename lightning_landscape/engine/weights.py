@@ -19,8 +19,6 @@ from lightning_landscape.engine.tensors import differing, is_dense, put_back, sa
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, with_local
 
-__all__ = ["Path", "Weights"]
-
 _SMALL = 2**12  # elements: below, calling torch costs more than adding
 _MANY = 16  # small tensors: fewer are faster moved one by one
 _PIECE = 2**18  # elements that are compared at a time: a comparison must not need a copy

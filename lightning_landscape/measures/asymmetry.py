@@ -21,15 +21,7 @@ from lightning_landscape.measures.notebook import score_html
 from lightning_landscape.measures.quantiles import student
 from lightning_landscape.measures.slices import Slice, grid_index, on_grid, symmetric_grid
 
-__all__ = [
-    "AsymmetryScore",
-    "Verdict",
-    "asymmetry_ratio",
-    "cannot_count",
-    "is_asymmetric",
-    "score_asymmetry",
-    "scoring_grid",
-]
+__all__ = ["AsymmetryScore", "asymmetry_ratio", "is_asymmetric", "score_asymmetry"]
 
 Verdict = Literal["asymmetric", "symmetric", "off-minimum", "unresolved"]
 

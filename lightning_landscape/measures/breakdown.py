@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.inner_products import inner_products, squared
-from lightning_landscape.measures.gradients import Start, gradient_direction
+from lightning_landscape.measures.gradients import Start
 from lightning_landscape.measures.notebook import breakdown_html
 from lightning_landscape.measures.words_breakdown import describe_breakdown, where_finite
 from lightning_landscape.objective import Objective, check_direction, gather_losses
@@ -29,12 +29,8 @@ from lightning_landscape.params import Params
 from lightning_landscape.sharding import distribute_like
 
 __all__ = [
-    "DEFAULT_ETAS",
     "GradientBreakdown",
-    "Start",
     "critical_rate",
-    "etas_of",
-    "gradient_direction",
     "measure_breakdown",
     "trust_lr",
 ]

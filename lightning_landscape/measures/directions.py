@@ -23,14 +23,7 @@ from torch import Tensor, nn
 from lightning_landscape.params import Params, as_real, group_names, l2_norm
 from lightning_landscape.sharding import distribute_like, full
 
-__all__ = [
-    "DISTRIBUTIONS",
-    "Normalize",
-    "direction_generator",
-    "sample_direction",
-    "seeded_generator",
-    "split_family",
-]
+__all__ = ["sample_direction"]
 
 Normalize = Literal["filter", "layer", "model", "none"]
 

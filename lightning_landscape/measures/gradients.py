@@ -13,6 +13,8 @@ from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import local, with_local
 
+__all__ = ["gradient_direction"]
+
 
 class Start(NamedTuple):
     """The point where directions start, measured once for all of them.

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["rate_in_use", "rates_in_use"]
-
 # whose step is proportional to `lr`. Not so: LBFGS (searches), Rprop and ASGD (rates of their own),
 # Adafactor (at most 1 / sqrt(step)), and whatever wraps another optimizer
 _PROPORTIONAL = "SGD Adam AdamW Adamax NAdam RAdam SparseAdam Adagrad Adadelta RMSprop Muon"

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from lightning_landscape.measures.notebook import line_score_html
 from lightning_landscape.measures.slices import Slice, grid_index, joins_two_ends, on_grid
-from lightning_landscape.measures.words import describe_line
 
-__all__ = ["LineScore", "compare_ends", "describe_line"]
+__all__ = ["LineScore", "compare_ends"]
 
 
 @dataclass(frozen=True)

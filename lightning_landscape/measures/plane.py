@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_landscape.inner_products import inner_products
 from lightning_landscape.params import Params, difference, l2_norm
 
-__all__ = ["PlaneBasis", "orthogonalized", "plane_through"]
+__all__ = ["PlaneBasis", "plane_through"]
 
 _FLAT = 1e-6  # relative to the other direction: three points nearer to one line make no plane
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
-from lightning_landscape.measures.quantiles import clopper_pearson, median_interval
+from lightning_landscape.measures.quantiles import clopper_pearson
 from lightning_landscape.measures.sequential import sequential_design
 
-__all__ = ["AsymmetryRate", "median_interval"]
+__all__ = ["AsymmetryRate"]
 
 
 class AsymmetryRate(Metric):

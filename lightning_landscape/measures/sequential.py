@@ -28,8 +28,6 @@ import numpy as np
 
 from lightning_landscape.measures.quantiles import greatest_share
 
-__all__ = ["FIRST", "SequentialDesign", "check_precision", "sequential_design"]
-
 FIRST = 8  # draws before the first look
 
 

@@ -20,17 +20,7 @@ from lightning_landscape.objective import (
 )
 from lightning_landscape.params import Params, l2_norm, sign_agreement
 
-__all__ = [
-    "Slice",
-    "evaluate_pairs",
-    "evaluate_slice",
-    "grid_index",
-    "joins_two_ends",
-    "line_grid",
-    "on_grid",
-    "split_batches",
-    "symmetric_grid",
-]
+__all__ = ["Slice", "evaluate_slice", "line_grid", "symmetric_grid"]
 
 
 @dataclass(frozen=True, eq=False)

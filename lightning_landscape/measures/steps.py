@@ -19,8 +19,6 @@ from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.params import Params, difference
 from lightning_landscape.sharding import local, sum_over_shards
 
-__all__ = ["StepSizes", "Update", "measure_step", "optimizer_steps", "successive_cosine"]
-
 
 class Update(dict[str, Tensor]):
     """The change over a step, as a direction that knows where it ends.

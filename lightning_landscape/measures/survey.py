@@ -23,7 +23,8 @@ from lightning_landscape.measures.directions import (
     split_family,
 )
 from lightning_landscape.measures.notebook import survey_html
-from lightning_landscape.measures.rates import AsymmetryRate, median_interval
+from lightning_landscape.measures.quantiles import median_interval
+from lightning_landscape.measures.rates import AsymmetryRate
 from lightning_landscape.measures.sequential import FIRST, check_precision, sequential_design
 from lightning_landscape.measures.slices import (
     Slice,

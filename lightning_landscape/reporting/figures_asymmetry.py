@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
 from lightning_landscape.measures.line import LineScore
-from lightning_landscape.measures.rates import median_interval
+from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.slices import Slice, grid_index
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.measures.words import family_verdict, flat_side

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore, compare_ends
-from lightning_landscape.measures.rates import median_interval
+from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.steps import StepSizes
 from lightning_landscape.measures.survey import Survey

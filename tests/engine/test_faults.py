@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape import AsymmetryMonitor, probing
 from lightning_landscape.engine import isolation
-from lightning_landscape.engine.snapshot import Snapshot, same_bits
+from lightning_landscape.engine.snapshot import Snapshot
+from lightning_landscape.engine.tensors import same_bits
 
 ERRORS = {
     "an error": ValueError("mine"),

@@ -28,7 +28,7 @@ from lightning_landscape.engine.batch_norm import estimate_batch_norm
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.probing import opened
-from lightning_landscape.engine.snapshot import same_bits
+from lightning_landscape.engine.tensors import same_bits
 from lightning_landscape.measures.slices import evaluate_slice, symmetric_grid
 
 ALPHAS = (0.5, 0.0, -1.0, 0.5, 0.0)

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-from lightning_landscape.engine.snapshot import Changes, Snapshot, put_back, same_bits
+from lightning_landscape.engine.snapshot import Changes, Snapshot, put_back
+from lightning_landscape.engine.tensors import same_bits
 
 
 class Slotted:

@@ -19,12 +19,11 @@ from lightning_landscape.measures import breakdown
 from lightning_landscape.measures.breakdown import (
     DEFAULT_ETAS,
     GradientBreakdown,
-    Start,
     critical_rate,
-    gradient_direction,
     measure_breakdown,
     trust_lr,
 )
+from lightning_landscape.measures.gradients import Start, gradient_direction
 from lightning_landscape.objective import FunctionObjective
 from lightning_landscape.params import trainable
 

@@ -12,8 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
 from lightning_landscape import AsymmetryRate, Slice, score_asymmetry
-from lightning_landscape.measures.quantiles import clopper_pearson, student
-from lightning_landscape.measures.rates import median_interval
+from lightning_landscape.measures.quantiles import clopper_pearson, median_interval, student
 
 
 def rises_to(plus, minus):

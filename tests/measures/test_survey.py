@@ -17,7 +17,7 @@ from lightning_landscape import (
     symmetric_grid,
 )
 from lightning_landscape.measures.directions import direction_generator
-from lightning_landscape.measures.rates import median_interval
+from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.sequential import sequential_design
 
 ONES = {"x": torch.ones(4, dtype=torch.float64)}
