@@ -66,10 +66,27 @@ class Recorded:
 
     def include(self, roots: Iterable[tuple[str, Any]]) -> None:
         """Take in what is reachable from more objects, as they are now."""
-        with _collector_paused():
-            self._pending.extend((root, name) for name, root in roots)
-            while self._pending:  # not by recursion: a linked list may be long
-                self._visit(*self._pending.popleft())
+        try:
+            with _collector_paused():
+                self._pending.extend((root, name) for name, root in roots)
+                while self._pending:  # not by recursion: a linked list may be long
+                    self._visit(*self._pending.popleft())
+        finally:
+            self._drop_unfinished()
+
+    def _drop_unfinished(self) -> None:
+        """Leave out the one that was being recorded when an interrupt came."""
+        names = self._names
+        for lists in (
+            (self._tensors, self._versions, self._contents, self._tracked, names["tensors"]),
+            (self._values, names["values"]),
+            (self._empty, names["filled"]),
+            (self._hooked, *self._hooks, names["hooks"]),
+            (self._namespaces, self._sizes, names["keys"]),
+        ):
+            finished = min(map(len, lists))
+            for one in lists:
+                del one[finished:]
 
     def _visit(self, value: Any, name: str) -> None:
         if type(value) in ATOMS or id(value) in self._seen:

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hostile import HostileModule, differences
@@ -14,6 +15,7 @@ from test_probing import direction_of, everything
 
 import lightning_landscape
 from lightning_landscape import probing
+from lightning_landscape.engine.snapshot import Snapshot
 
 PACKAGE = str(Path(lightning_landscape.__file__).parent)
 TOLERATED = 4 / 2424
@@ -62,10 +64,16 @@ def interrupted(at):
     """Return what differs after a probe that was interrupted, and what a later probe changes."""
     module = watched()
     before = everything(module)
-    with Interrupt(at) as interrupt, contextlib.suppress(KeyboardInterrupt):
-        probe(module)
+    failed = []
+    with Interrupt(at) as interrupt:
+        try:
+            probe(module)
+        except KeyboardInterrupt:
+            pass
+        except Exception as error:  # of closing what was interrupted
+            failed = [repr(error)]
     gc.collect()
-    traces = differences(before, everything(module))
+    traces = failed + list(differences(before, everything(module)))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(10.0)
@@ -87,6 +95,24 @@ def check(places):
     assert [(where, moved) for where, _, moved in found if moved] == []
     traces = [(where, trace) for where, trace, _ in found if trace]
     assert len(traces) <= TOLERATED * len(places), traces
+
+
+def include_interrupted(at):
+    """Return what is left of a module's list, a tensor and an array after they were written to."""
+    module = torch.nn.Linear(1, 1)
+    module.kept = [torch.zeros(1), np.zeros(1), [1]]
+    snapshot = Snapshot([("", torch.nn.Linear(1, 1))])
+    with Interrupt(at) as interrupt, contextlib.suppress(KeyboardInterrupt):
+        snapshot.include([("module", module)])
+    snapshot.restore(snapshot.changed(suspect=True))
+    return interrupt.n, snapshot
+
+
+def test_an_interrupt_at_any_line_of_a_recording_leaves_it_whole():
+    n, whole = include_interrupted(None)
+    assert not whole.changed()
+    for at in range(1, n + 1):
+        assert not include_interrupted(at)[1].changed()
 
 
 @pytest.mark.tried("faults", "an interrupt at any line of a probe; later probes move nothing")
