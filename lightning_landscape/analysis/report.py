@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_landscape.measures.asymmetry import score_asymmetry
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.slices import Slice
-from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.survey import Survey, survey_of
 from lightning_landscape.measures.words import describe_line, describe_surveys
 from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_slices
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown
@@ -205,10 +204,8 @@ class Report:
             )
         families = {}
         for k, (name, rate) in enumerate(head["families"]):
-            slices = _unpack(arrays, f"family{k}")
-            scores = [score_asymmetry(slice) for slice in slices]
-            validation = _unpack(arrays, f"family{k}_validation")
-            families[name] = Survey(name, slices, validation, scores, rate, head["normalize"])
+            parts = (_unpack(arrays, f"family{k}{end}") for end in ("", "_validation"))
+            families[name] = survey_of(name, *parts, normalize=head["normalize"], rate=rate)
         settings = {key: head[key] for key in cls._setting_names()}
         return cls(families, _read_line(head["line"], arrays), _read_breakdown(head), **settings)
 
@@ -261,13 +258,4 @@ def _read_line(scores: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> L
 
 def _read_breakdown(head: dict[str, Any]) -> GradientBreakdown | None:
     found = head["breakdown"]
-    if found is None:
-        return None
-    lists = {
-        name: tuple(value)
-        if name in ("names", "dead")
-        else torch.tensor(value, dtype=torch.float64)
-        for name, value in found.items()
-        if isinstance(value, list)
-    }
-    return GradientBreakdown(**{**found, **lists})
+    return None if found is None else GradientBreakdown.from_dict(found)

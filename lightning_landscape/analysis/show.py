@@ -12,7 +12,8 @@ from lightning_landscape.analysis.planes import Plane
 from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.measures.plane import PlaneBasis
 from lightning_landscape.reporting.html import page
-from lightning_landscape.reporting.records import Record, read_events
+from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.runs import read_run
 from lightning_landscape.reporting.style import png
 
 
@@ -82,15 +83,7 @@ def show_runs(
     Raises:
         ValueError: If a folder holds no results of a monitor.
     """
-    runs: dict[str, list[Record]] = {}
-    for folder in folders:
-        records, _ = read_events(folder)
-        if not records:
-            raise ValueError(
-                f"{folder} must be the folder of a run that TensorBoardLogger wrote with a monitor "
-                "of lightning_landscape. It holds no results."
-            )
-        runs[folder] = records
+    runs = {folder: read_run(folder)[0] for folder in folders}
     numbers = {folder: last_numbers(records) for folder, records in runs.items()}
     if as_json:
         print(as_plain_json(numbers))
@@ -123,13 +116,20 @@ def last_numbers(records: list[Record]) -> dict[str, list[float]]:
 
 
 def last_words(records: list[Record]) -> str:
-    """Return what each monitor said last."""
-    words = {
-        (record.monitor, record.name): record.data["text"]
-        for record in sorted(records, key=lambda record: record.step)
-        if record.kind == "words"
-    }
-    return "\n\n".join(words.values()) or "The monitors of this run said nothing in words."
+    """Return what the last record of each tag says in words, after what monitors said themselves.
+
+    Example:
+        >>> record = Record("words", "summary", 7, {"text": "All is well."})
+        >>> print(last_words([record]))
+        At step 7, summary: All is well.
+    """
+    last = {record.tag: record for record in sorted(records, key=lambda record: record.step)}
+    said = [
+        f"At step {record.step}, {record.name}: {words}"
+        for record in sorted(last.values(), key=lambda record: record.kind != "words")
+        if (words := record.data.get("text" if record.kind == "words" else "words"))
+    ]
+    return "\n\n".join(said) or "The monitors of this run said nothing in words."
 
 
 def table(columns: dict[str, dict[str, list[float]]]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,20 @@ class GradientBreakdown:
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> GradientBreakdown:
+        """Return the breakdown that `to_dict` was called on."""
+        tensors = {
+            name: torch.tensor(value, dtype=torch.float64)
+            for name, value in content.items()
+            if isinstance(value, list) and name not in ("names", "dead")
+        }
+        shape = len(content["names"]), len(content["etas"])  # an empty list has lost it
+        for name in ("breakdown", "excess", "cosine"):
+            tensors[name] = tensors[name].reshape(shape)
+        names = {name: tuple(content[name]) for name in ("names", "dead")}
+        return cls(**{**content, **tensors, **names})
 
     def summary(self) -> str:
         """Return one to three sentences that say what was measured, see `describe_breakdown`."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,15 @@ class StepSizes:
             "weight_gradient_cosine": self.weight_gradient_cosine.tolist(),
             "successive_cosine": self.successive_cosine,
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> StepSizes:
+        """Return the sizes that `to_dict` was called on."""
+        columns = ("relative_update", "relative_gradient", "weight_gradient_cosine")
+        tensors = {name: torch.tensor(content[name], dtype=torch.float64) for name in columns}
+        return cls(
+            tuple(content["names"]), **tensors, successive_cosine=content["successive_cosine"]
+        )
 
 
 def measure_step(

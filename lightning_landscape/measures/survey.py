@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -211,6 +211,32 @@ def survey_along(
     rate = AsymmetryRate(sync_on_compute=False)
     alphas = scoring_grid(radius, n_points)
     return _measure(objective, family, alphas, directions, (), rate, validation)
+
+
+def survey_of(
+    family: str,
+    slices: Sequence[Slice],
+    validation: Sequence[Slice] = (),
+    *,
+    normalize: str = "filter",
+    rate: Mapping[str, float] | None = None,
+) -> Survey:
+    """Return slices that were measured earlier as a survey. Costs no evaluation.
+
+    Args:
+        family: How their directions were sampled.
+        slices: The slices to score.
+        validation: The same directions on validation batches.
+        normalize: What `alpha` is measured in.
+        rate: The rate, where it is of more directions than these; of these by default.
+    """
+    scores = [score_asymmetry(line) for line in slices]
+    if rate is None:
+        metric = AsymmetryRate(sync_on_compute=False)
+        for score in scores:
+            metric.update(score)
+        rate = _shares(metric, scores)
+    return Survey(family, list(slices), list(validation), scores, dict(rate), normalize)
 
 
 def _measure(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.steps import StepSizes
-from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.survey import Survey, survey_of
 
 __all__ = ["load_slices"]
+
+_RATE = ("rate", "low", "high", "n", "off_minimum", "unresolved")
 
 
 def load_slices(path: str | Path) -> list[Slice]:
@@ -45,7 +49,7 @@ def load_slices(path: str | Path) -> list[Slice]:
         >>> again.label, again.distance, again.mean.tolist()
         ('sign', 2.0, [1.0, 1.0, 1.0])
     """
-    with np.load(path, allow_pickle=False) as found:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
         groups = [name.removesuffix("losses") for name in found.files if name.endswith("losses")]
         if not groups:
             raise ValueError(
@@ -58,6 +62,9 @@ def load_slices(path: str | Path) -> list[Slice]:
 def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> dict[str, Any]:
     """Return the slices of a probe as arrays, see `slice_arrays`.
 
+    Each family has `<family>/normalize` and `<family>/rate [6]` too: its rate, low, high, number of
+    directions, and the shares off their minimum and unresolved.
+
     Args:
         surveys: By family.
         line: The line to the average, on training and perhaps on validation batches.
@@ -68,12 +75,63 @@ def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> 
     for kind, parts in kinds.items():
         for name, slices in zip((kind, f"{kind}, validation"), parts, strict=False):
             arrays |= slice_arrays(name, slices) if slices else {}
+    for family, found in surveys.items():
+        arrays[f"{family}/normalize"] = np.array(found.normalize)
+        arrays[f"{family}/rate"] = np.array([found.rate[name] for name in _RATE])
     return arrays
 
 
+def read_surveys(path: str | Path) -> tuple[dict[str, Survey], list[Slice]]:
+    """Return what `survey_arrays` was called on, from the file of a probe.
+
+    A file of version 0.1 does not hold the rate and the unit: the rate is that of its slices, and
+    the unit filter norm, the default.
+
+    Raises:
+        ValueError: If the file holds no slices.
+    """
+    by_label: dict[str, list[Slice]] = {}
+    for line in load_slices(path):
+        by_label.setdefault(line.label, []).append(line)
+    lines = [line for label in ("swa", "swa, validation") for line in by_label.pop(label, [])]
+    surveys = {}
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        for family, slices in by_label.items():
+            if not family.endswith(", validation"):
+                values, unit = (found.get(f"{family}/{name}") for name in ("rate", "normalize"))
+                surveys[family] = survey_of(
+                    family,
+                    slices,
+                    by_label.get(f"{family}, validation", []),
+                    normalize="filter" if unit is None else str(unit),
+                    rate=None if values is None else dict(zip(_RATE, values.tolist(), strict=True)),
+                )
+    return surveys, lines
+
+
+def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, StepSizes]]:
+    """Return what `breakdown_arrays` was called on, by label; empty if the file holds none."""
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        arrays = {name: found[name].tolist() for name in found.files}
+    labels = [name.removesuffix("/breakdown") for name in arrays if name.endswith("/breakdown")]
+    results = {}
+    for label in labels:
+        own = {name: arrays[f"{label}/{name}"] for name in _names(GradientBreakdown)}
+        step = {name: arrays[f"{label}/step_{name}"] for name in _names(StepSizes)}
+        results[label] = GradientBreakdown.from_dict(own), StepSizes.from_dict(step)
+    return results
+
+
+def is_of_0_1(path: str | Path) -> bool:
+    """Return whether a file is one of version 0.1, which wrote one for each family."""
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        return "losses" in found.files
+
+
 def slice_arrays(kind: str, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
-    """Return slices on one grid as arrays: `<kind>/alphas [n_points]`, `<kind>/distance` and
-    `<kind>/label [n_slices]`, `<kind>/losses [n_slices, n_points, n_batches]`, `<kind>/mode`.
+    """Return slices on one grid as arrays: `<kind>/alphas [n_points]`, `<kind>/distance`,
+    `<kind>/label` and `<kind>/sign_agreement [n_slices]`, `<kind>/mode`, and
+    `<kind>/losses [n_slices, n_points, n_batches]`.
 
     Args:
         kind: What they are: a family, `"<family>, validation"`, `"swa"`.
@@ -85,6 +143,7 @@ def slice_arrays(kind: str, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
         f"{kind}/distance": np.array([line.distance for line in slices]),
         f"{kind}/mode": np.array(slices[0].mode),
         f"{kind}/label": np.array([kind] * len(slices)),
+        f"{kind}/sign_agreement": np.array([line.sign_agreement for line in slices]),
     }
 
 
@@ -104,12 +163,18 @@ def npz_content(arrays: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
 def _slices(found: Any, group: str) -> list[Slice]:
     losses, distances, mode, labels = (
         found[group + name] for name in ("losses", "distance", "mode", "label")
     )
     alphas = torch.from_numpy(found[f"{group}alphas"])
+    unknown = [math.nan] * len(losses)  # in files of version 0.1
+    signs = found.get(f"{group}sign_agreement", unknown)
     return [
-        Slice(alphas, torch.from_numpy(loss), float(distance), str(mode), str(label))
-        for loss, distance, label in zip(losses, distances, labels, strict=True)
+        Slice(alphas, torch.from_numpy(loss), float(distance), str(mode), str(label), float(sign))
+        for loss, distance, label, sign in zip(losses, distances, labels, signs, strict=True)
     ]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from lightning_landscape.reporting.records import Record, read_events
+from lightning_landscape.reporting.records import Record
 from lightning_landscape.reporting.static import describe
 
 _STATIC = Path(__file__).parent / "tensorboard" / "static"
@@ -101,24 +101,6 @@ def frame(runs: Mapping[str, Sequence[Record]], *, height: int = 640) -> str:
         f'<iframe srcdoc="{content}" width="100%" height="{height}" frameborder="0" '
         'sandbox="allow-scripts allow-downloads" title="Loss landscape"></iframe>'
     )
-
-
-def page_of_run(folder: str | Path) -> str:
-    """Return the page of a run that has been logged to TensorBoard.
-
-    Args:
-        folder: The folder of its event files.
-
-    Raises:
-        ValueError: If there is no record in them.
-    """
-    records, _ = read_events(folder)
-    if not records:
-        raise ValueError(
-            f"`folder` must hold event files with results of a monitor. Got {str(folder)!r}."
-        )
-    name = Path(folder).name
-    return page({name: records}, title=f"Loss landscape of {name}")
 
 
 def thinned(records: Sequence[Record], n_most: int) -> list[Record]:

@@ -8,8 +8,9 @@ import re
 import pytest
 from made_up_runs import records, write_run
 
-from lightning_landscape.reporting.html import bundle, frame, page, page_of_run, thinned
+from lightning_landscape.reporting.html import bundle, frame, page, thinned
 from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.runs import page_of_run
 
 RUN = records(3)
 
@@ -78,7 +79,7 @@ def test_a_long_run_is_thinned_and_keeps_its_first_and_last_probe(n, most, kept)
 def test_without_any_record_there_is_no_page(tmp_path):
     with pytest.raises(ValueError, match="must hold at least one record"):
         page({"cnn": []})
-    with pytest.raises(ValueError, match="must hold event files with results"):
+    with pytest.raises(ValueError, match="must be the folder of a run"):
         page_of_run(tmp_path)
 
 

@@ -283,6 +283,7 @@ def test_wandb_has_the_numbers_and_the_pictures(tmp_path, client):
     pictures = [name for name in files(tmp_path / "wandb") if name.endswith(".png")]
     for figure in ("landscape/gaussian", "landscape/swa/line", "breakdown/update"):
         assert any(f"media/images/{figure}_" in name for name in pictures), figure
+    assert any("media/html/landscape/report_" in name for name in files(tmp_path / "wandb"))
     assert files(tmp_path / "landscape" / logger.version / "landscape") == [*ARRAYS, "report.html"]
 
 
@@ -298,6 +299,7 @@ def test_mlflow_has_the_numbers_and_the_figures(tmp_path, client):
     kept = "\n".join(files(tmp_path / "artifacts"))
     for figure in ("landscape/gaussian", "landscape/swa/line", "breakdown/update"):
         assert re.search(rf"{figure}/step=5\.png", kept), figure
+    assert "landscape/report.html" in kept
     assert files(tmp_path / logger.name / logger.version / "landscape") == [*ARRAYS, "report.html"]
 
 
@@ -315,6 +317,7 @@ def test_comet_has_the_numbers_and_the_figures(tmp_path, client):
     numbers = {m["payload"]["metric"]["metricName"] for m in said if m["type"] == "metric_msg"}
     assert {AREA, "breakdown/update/max"} <= numbers
     uploads = [m["payload"] for m in said if m["type"] == "file_upload"]
+    assert "landscape/report.html" in {u["additional_params"].get("fileName") for u in uploads}
     figures = {u["additional_params"].get("figName") for u in uploads}
     assert {"landscape/gaussian", "landscape/swa/line", "breakdown/update"} <= figures
     assert files(tmp_path / str(logger.name) / logger.version / "landscape") == [

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import zlib
 
 import pytest
@@ -14,8 +15,8 @@ from torch.nn import functional
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 from lightning_landscape.reporting import output as output_module
-from lightning_landscape.reporting.html import page_of_run
 from lightning_landscape.reporting.records import Record, read_events
+from lightning_landscape.reporting.runs import page_of_run, read_run
 
 
 class Net(LightningModule):
@@ -103,6 +104,17 @@ def test_all_monitors_of_a_trainer_write_one_page(folder):
         records, key=lambda r: (r.tag, r.step)
     )
     assert run["run"] == folder.name
+
+
+def test_the_arrays_of_a_run_say_what_its_event_file_says(folder, tmp_path):
+    without_events = tmp_path / folder.name
+    shutil.copytree(folder / "landscape", without_events / "landscape")
+    from_arrays, problems = read_run(without_events)
+    assert problems == []
+    from_events, _ = read_run(folder)
+    # a file holds no cost, and not how the network was run for a breakdown
+    known = {(r.tag, r.step): r.data | {"mode": ""} for r in from_events if r.kind != "cost"}
+    assert {(r.tag, r.step): r.data | {"mode": ""} for r in from_arrays} == known
 
 
 def test_a_second_fit_of_a_trainer_goes_on_with_its_page(tmp_path):
