@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lightning_landscape._lightning import ConfigurationError, batch_size, rank_zero_info
-from lightning_landscape.callbacks.base import Named
+from lightning_landscape.callbacks.named import Named
 from lightning_landscape.checks import check_choice, check_whole
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.batches import KeptBatch, clone_batch

@@ -10,13 +10,11 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from lightning_landscape._lightning import (
-    ConfigurationError,
     as_configuration,
     logger_step,
     rank_zero_info,
     rank_zero_warn,
 )
-from lightning_landscape.callbacks.before_steps import BeforeSteps
 from lightning_landscape.callbacks.budget import (
     AUTO_SHARE,
     Budget,
@@ -24,7 +22,8 @@ from lightning_landscape.callbacks.budget import (
     describe_cost,
     short,
 )
-from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
+from lightning_landscape.callbacks.named import Named
+from lightning_landscape.callbacks.strategies import check_strategy
 from lightning_landscape.checks import check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.guards import describe_error
@@ -33,56 +32,13 @@ from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.probing import opened
 from lightning_landscape.engine.steps import LossFn, check_loss_fn, loss_step
 from lightning_landscape.params import Params
-from lightning_landscape.reporting.output import Output, WarnOnce
-from lightning_landscape.reporting.run_records import RunRecords
+from lightning_landscape.reporting.output import Output
 
 OnError = Literal["warn", "raise"]
 MaxOverhead: TypeAlias = float | Literal["auto"] | None
 Figures: TypeAlias = Literal["last", "all", False]
 
 _OPENING = 5  # evaluations that it takes to open a module and to time one evaluation
-
-
-class Named(BeforeSteps):
-    """A callback with a name: the first part of its tags, and what its state goes by.
-
-    Args:
-        name: Different from the names of the others in the same Trainer.
-
-    Raises:
-        ConfigurationError: If it is empty; at the start of fit if another has it too.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
-        self.name = name
-        self._warn_once = WarnOnce()
-        self._run_records = RunRecords()
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a name that another callback has; warn once, and write one page, together."""
-        check_trainer(trainer, type(self).__name__)
-        super().setup(trainer, pl_module, stage)
-        named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
-        first = named[0] if named else self
-        self._warn_once = WarnOnce() if first is self else first._warn_once
-        if first is not self:
-            self._run_records = first._run_records
-        elif stage == "fit" and not trainer.global_step:
-            self._run_records = RunRecords()
-        twins = [other for other in named if other is not self and other.name == self.name]
-        if stage == "fit" and twins:
-            raise ConfigurationError(
-                "`name` must be different for each of the callbacks of one Trainer. Got "
-                f"{self.name!r} for {type(self).__name__} and {type(twins[0]).__name__}: give one "
-                f"of them another, such as name='{self.name}2'."
-            )
-
-    def output(self, trainer: Any, step: int, **options: Any) -> Output:
-        """Return where the results of one probe go."""
-        return Output(trainer, self.name, step, self._warn_once, self._run_records, **options)
 
 
 class Monitor(Named):

@@ -18,8 +18,8 @@ from lightning_landscape._lightning import (
     rank_zero_warn,
     validation_loader,
 )
-from lightning_landscape.callbacks.base import Named
 from lightning_landscape.callbacks.budget import Schedule
+from lightning_landscape.callbacks.named import Named
 from lightning_landscape.callbacks.strategies import check_strategy
 from lightning_landscape.callbacks.swa_files import save_average, state_key
 from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
