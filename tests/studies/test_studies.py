@@ -1,0 +1,83 @@
+"""Every study runs, and what the docs call robust holds on seeds that the docs did not use."""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "studies"
+SEED = os.environ.get("STUDIES_SEED", "1000")
+
+
+def rows(found, table, **wanted):
+    """Return the rows of a table that have the given cells."""
+    chosen = [r for r in found["tables"][table] if all(r[k] == v for k, v in wanted.items())]
+    assert chosen, f"no row of {table!r} has {wanted}"
+    return chosen
+
+
+def averaged_sgd_lies_where_the_formula_says(found):
+    for valley in rows(found, "Where averaged SGD lies, the minimum being 0"):
+        error = abs(valley["measured"]["mean"] - valley["computed"])
+        assert error < 0.006, valley
+    for line in rows(found, "Definition 1 in the linex valley"):
+        assert line["greatest c, grid"] == pytest.approx(line["greatest c, exact"], rel=0.03)
+        assert line["asymmetric at c = 0.9 of it"] is True
+        assert line["at 1.1 of it"] is False
+
+
+def gaussian_is_symmetric_and_gains_are_lopsided(found):
+    for network in rows(found, "median area, at the end"):
+        assert abs(network["gaussian"]["mean"]) < 0.4
+    for network in rows(found, "share of asymmetric directions, at the end"):
+        assert network["gaussian"]["mean"] <= 0.25
+    for network in rows(found, "median area, at the end", **{"batch norm": True}):
+        assert network["uniform@norm"]["mean"] < -0.4
+        assert network["uniform@norm"]["mean"] < -2 * abs(network["gaussian"]["mean"])
+    for network in rows(found, "median area, at the start", **{"batch norm": True}):
+        assert network["uniform@norm"]["mean"] > 0.5  # the slope, at the start
+
+
+def the_penalty_weakens_asymmetry_and_never_flips_it(found):
+    for network in rows(found, "change of the median area by the penalty"):
+        assert all(abs(network[f]["mean"]) < 0.1 for f in ("gaussian", "uniform"))
+    for scored in rows(found, "median area", **{"batch norm": True}):
+        assert scored["uniform@norm"]["mean"] < -0.4
+    for network in rows(found, "change of the median area by the penalty", **{"batch norm": True}):
+        assert 0 < network["uniform@norm"]["mean"] < 0.4
+        assert 0 < network["sign"]["mean"] < 0.4
+
+
+STUDIES = {
+    "two_parameters": averaged_sgd_lies_where_the_formula_says,
+    "how_likely": gaussian_is_symmetric_and_gains_are_lopsided,
+    "weight_decay": the_penalty_weakens_asymmetry_and_never_flips_it,
+}
+
+
+def run(name, out, monkeypatch, *options):
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [name, "--fast", "--seed", SEED, "--out", str(out), *options])
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert (out / f"{name}.png").stat().st_size > 5000
+    return json.loads((out / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_a_study_calls_robust_holds_on_fresh_seeds(name, tmp_path, monkeypatch):
+    found = run(name, tmp_path, monkeypatch)
+    assert found["settings"]["fast"] is True
+    STUDIES[name](found)
+
+
+def test_every_study_is_run_and_has_a_row_in_the_docs():
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"common"}
+    assert files == set(STUDIES)
+    page = (ROOT / "docs" / "studies.md").read_text("utf-8")
+    assert all(f"examples/studies/{name}.py" in page for name in files)
