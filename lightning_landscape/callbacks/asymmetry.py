@@ -37,7 +37,7 @@ from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.asymmetry import scoring_grid
 from lightning_landscape.measures.directions import Normalize
 from lightning_landscape.measures.survey import survey
-from lightning_landscape.measures.words import describe_surveys
+from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
 from lightning_landscape.ranks import lowest
 from lightning_landscape.reporting.arrays import survey_arrays
@@ -271,9 +271,8 @@ class AsymmetryMonitor(Monitor):
         """Say in words what the last probe showed, at which step, and what one can do."""
         if self.last is None:
             return f"{self.title} has measured nothing yet."
-        parts = [f"At step {self.last.step}:", describe_surveys(self.last.surveys)]
-        if self._swa is not None:
-            parts.append(self._swa.summary())
+        parts = [self.last.describe(), "" if self._swa is None else self._swa.summary()]
+        parts.append(answer_cost(self.budget.total(), self.budget.overhead()))
         return "\n".join(filter(None, parts))
 
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:

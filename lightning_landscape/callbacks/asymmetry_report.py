@@ -13,6 +13,8 @@ from torch import Tensor
 from lightning_landscape.measures.line import LineScore, compare_ends
 from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, split_batches
 from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.words import describe_surveys
+from lightning_landscape.measures.words_answers import answer_valley
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, difference
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
@@ -57,6 +59,13 @@ class LandscapeProbe:
     def line_scores(self) -> list[LineScore]:
         """The score of each of `line`."""
         return [compare_ends(part) for part in self.line]
+
+    def describe(self) -> str:
+        """Say in words what was found of the families."""
+        if not self.surveys:
+            return ""
+        found = describe_surveys(self.surveys)
+        return f"{answer_valley(self.surveys)}\nAt step {self.step}:\n{found}"
 
     def scalars(self, *, with_number: bool) -> dict[str, float]:
         """Return the numbers by relative tag; `n_directions` too where it is no setting."""

@@ -201,6 +201,7 @@ class Monitor(Named):
         """Write the page of the run, after the last probe of every monitor; the first one does."""
         page = self.output(trainer, self.n_steps).page
         self.guarded(page, "Writing the page", spends="figures")
+        self.budget.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on as if uninterrupted."""

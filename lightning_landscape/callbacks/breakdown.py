@@ -27,6 +27,7 @@ from lightning_landscape.measures.steps import (
     optimizer_steps,
     successive_cosine,
 )
+from lightning_landscape.measures.words_answers import answer_cost, answer_step
 from lightning_landscape.measures.words_breakdown import (
     describe_breakdown,
     describe_critical_rate,
@@ -226,12 +227,18 @@ class GradientBreakdownMonitor(Monitor):
         """Say in words what the last probe showed, at which step, and what one can do."""
         if not self.last:
             return f"{self.title} has measured nothing yet."
-        lines = [f"The step before training step {self.last[0].step}, on its own batch:"]
+        lines = [
+            f"{report.who}{answer_step(report.found.break_even, float(report.found.etas[-1]))}"
+            for report in self.last
+            if report.direction == "update"
+        ]
+        lines.append(f"The step before training step {self.last[0].step}, on its own batch:")
         for report in self.last:
             lines.append(f"{report.label}: {describe_breakdown(report.found)}")
             if not math.isnan(report.critical_rate):
                 step = report.step
                 lines.append(describe_critical_rate(report.rate, report.critical_rate, step=step))
+        lines.append(answer_cost(self.budget.total(), self.budget.overhead()))
         return "\n".join(lines)
 
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:

@@ -134,6 +134,7 @@ class Budget:
         self.n_left_out: Counter[str] = Counter()
         self._ended: dict[str, float] = {}  # when the last of a kind ended
         self._began = self._since = time.monotonic()
+        self._stopped = math.inf
 
     @contextmanager
     def spending(self, kind: str) -> Iterator[None]:
@@ -200,9 +201,14 @@ class Budget:
         self._count_as(self._kind)
         return sum(self.spent.values())
 
+    def stop(self) -> None:
+        """Stop the clock at the end of a fit."""
+        self._count_as(None)
+        self._stopped = time.monotonic()
+
     def elapsed(self) -> float:
-        """Return the seconds since the start of fit."""
-        return time.monotonic() - self._began
+        """Return the seconds since the start of fit, up to its end."""
+        return min(time.monotonic(), self._stopped) - self._began
 
     def overhead(self) -> float:
         """Return the share of the time since the start of fit that was spent."""

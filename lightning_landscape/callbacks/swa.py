@@ -32,7 +32,12 @@ from lightning_landscape.engine.steps import LossFn, check_loss_fn
 from lightning_landscape.measures.averaging import MetricSplit
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.words import describe_line
-from lightning_landscape.measures.words_average import describe_average
+from lightning_landscape.measures.words_answers import answer_averaging
+from lightning_landscape.measures.words_average import (
+    Verdict,
+    average_verdict,
+    describe_average,
+)
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import full
 
@@ -78,6 +83,8 @@ class SWA(SWAHooks):
         name: Tells several SWA callbacks apart in checkpoints, and is the prefix of their metrics.
         loss_fn: `loss_fn(module, batch)` runs a batch to estimate batch-norm statistics on, where
             `training_step` cannot be called (manual optimisation, `dataloader_iter`).
+        verbose: Whether to say at the end of fit what the average does, where no monitor that
+            follows it says so.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, if a setting is out of
@@ -116,6 +123,7 @@ class SWA(SWAHooks):
         save_at_end: bool = False,
         name: str = "swa",
         loss_fn: LossFn | None = None,
+        verbose: bool = True,
     ) -> None:
         super().__init__(name)
         self.start = checked_start(start)
@@ -130,6 +138,7 @@ class SWA(SWAHooks):
         self.loss_fn = check_loss_fn(loss_fn)
         self.apply_at_end = apply_at_end
         self.save_at_end = save_at_end
+        self.verbose = verbose
         self._forget()
 
     def _forget(self) -> None:
@@ -202,11 +211,15 @@ class SWA(SWAHooks):
         """
         if not self.n_averaged:
             return f"{self.state_key} has averaged nothing yet."
-        found = [f"{self.state_key} has averaged {self.n_averaged} sets of weights."]
-        if self._progress.splits:
+        splits = self._progress.splits[:_MOST_METRICS]
+        found = [
+            answer_averaging({split.name: _verdict(split) for split in splits}),
+            f"{self.state_key} has averaged {self.n_averaged} sets of weights.",
+        ]
+        if splits:
             n, step = self._progress.splits_at
             found.append(f"In the validation at step {step}, with {n} sets averaged:")
-            found += [_described(split) for split in self._progress.splits[:_MOST_METRICS]]
+            found += [_described(split) for split in splits]
         else:
             found.append("No verdict on the validation metrics: no validation of the average ran.")
         if self.line:
@@ -267,6 +280,10 @@ class SWA(SWAHooks):
                 f"{self.state_key} has averaged nothing yet (start={self.start}), and initial "
                 "weights are no average. Ask again after training has passed the start."
             )
+
+
+def _verdict(split: MetricSplit) -> Verdict:
+    return average_verdict(split.averaging, split.stderr, split.n_batches, better=split.better)
 
 
 def _described(split: MetricSplit) -> str:

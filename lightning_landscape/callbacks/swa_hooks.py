@@ -86,6 +86,7 @@ class SWAHooks(Named):
     bn_batches: int
     apply_at_end: bool
     save_at_end: bool
+    verbose: bool
     loss_fn: LossFn | None
     averaging: NormedAverage
 
@@ -242,8 +243,15 @@ class SWAHooks(Named):
             if self.apply_at_end:
                 self._guarded(lambda: self.apply_to(pl_module))
 
+    @abstractmethod
+    def summary(self) -> str:
+        """Say in words what the average does."""
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Say so if the average is on no disk; the checkpoint callbacks have saved by now."""
+        """Say what the average does, and that it is on no disk: all checkpoints are written now."""
+        averaged = self.n_averaged > self._progress.n_before
+        if self.verbose and averaged and not self._progress.is_watched:
+            rank_zero_info(f"\n{self.summary()}")
         if (
             self.n_averaged > max(self._progress.n_before, self._progress.n_saved)
             and not trainer.fast_dev_run

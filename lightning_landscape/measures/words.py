@@ -256,7 +256,7 @@ def _no_side(score: LineScore) -> str:
     """Return why no side may be called flat; empty if one may."""
     far, near = score.outward_ratio, score.outward_ratio_near
     if math.isnan(far) or not 0 < far < math.inf:
-        return "the loss does not rise, finitely, beyond both ends"
+        return "the loss does not rise beyond both ends of the line, or not to a finite value"
     if math.isnan(near):
         return "near the ends, at t = -1 and 2, the loss does not rise or was not measured"
     if score.n_batches < LEAST_BATCHES:

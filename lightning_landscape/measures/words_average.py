@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from lightning_landscape.measures.words import (
     KEEP_THE_AVERAGE,
@@ -11,6 +11,8 @@ from lightning_landscape.measures.words import (
     is_resolved,
     number,
 )
+
+Verdict: TypeAlias = Literal["better", "worse", "same", "no verdict"]
 
 _NOTHING = 1e-6  # a smaller difference is what single precision leaves of none
 
@@ -66,8 +68,35 @@ def describe_average(
     return f"{change}. {_verdict(current, control, gain, stderr, n_batches, better)}"
 
 
+def average_verdict(
+    gain: float, stderr: float, n_batches: int, *, better: Literal["lower", "higher"] = "lower"
+) -> Verdict:
+    """Say in a word what averaging alone does to a validation metric.
+
+    Args:
+        gain: The metric of the average minus that of the control.
+        stderr: Its standard error over the validation batches.
+        n_batches: How many those are.
+        better: Which values are the better ones.
+
+    Example:
+        >>> average_verdict(-0.3, 0.05, 6), average_verdict(-0.3, 0.05, 2)
+        ('better', 'no verdict')
+    """
+    if abs(gain) < _NOTHING:
+        return "same"
+    if not is_resolved(gain, stderr, n_batches):  # also where an error is not known
+        return "no verdict"
+    return "better" if (gain < 0) == (better == "lower") else "worse"
+
+
 def _verdict(
-    current: float, control: float, gain: float, stderr: float, n_batches: int, better: str
+    current: float,
+    control: float,
+    gain: float,
+    stderr: float,
+    n_batches: int,
+    better: Literal["lower", "higher"],
 ) -> str:
     sign = -1 if better == "lower" else 1
     refreshed = (
@@ -76,7 +105,8 @@ def _verdict(
         if sign * (control - current) > _NOTHING
         else ""
     )
-    if abs(gain) < _NOTHING:
+    verdict = average_verdict(gain, stderr, n_batches, better=better)
+    if verdict == "same":
         return (
             f"Averaging changes nothing now: it is too early, or the rate has decayed.{refreshed}"
         )
@@ -86,9 +116,9 @@ def _verdict(
             f"batches (at least {LEAST_BATCHES}).{refreshed}"
         )
     of = f"± {number(stderr, 2)}, {n_batches} validation batches"
-    if not is_resolved(gain, stderr, n_batches):
+    if verdict == "no verdict":
         return f"No verdict on averaging, because its part is within its error ({of}).{refreshed}"
-    if sign * gain > 0:
+    if verdict == "better":
         return f"The average is better because it is an average ({of}). {KEEP_THE_AVERAGE}"
     return f"The average is worse than the current weights ({of}): keep those.{refreshed}"
 

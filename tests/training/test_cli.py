@@ -77,6 +77,7 @@ SETTINGS = {
         "save_at_end": True,
         "name": "late",
         "loss_fn": "test_cli.double_loss",
+        "verbose": False,
     },
     AsymmetryMonitor: {
         "every_n_epochs": 2,

@@ -1,0 +1,102 @@
+"""The questions that a person asks, each with an answer of a few words; the sentences come after.
+
+An answer says yes or no only where the sentences do: both go by the same verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_landscape.measures.words import family_verdict, number, share
+from lightning_landscape.measures.words_average import Verdict
+
+if TYPE_CHECKING:
+    from lightning_landscape.measures.survey import Survey
+
+
+def answer_valley(found: Mapping[str, Survey]) -> str:
+    """Answer whether these weights lie in an asymmetric valley, family by family.
+
+    Example:
+        >>> import torch
+        >>> from lightning_landscape import FunctionObjective, survey
+        >>> bowl = lambda p: p["x"].square().sum() / 2 * torch.ones(3)
+        >>> still = FunctionObjective(bowl, {"x": torch.zeros(9)})
+        >>> answer_valley(survey(still, ["gaussian"], normalize="none"))
+        'Is this an asymmetric valley? No along gaussian.'
+    """
+    words = {"asymmetric": "Yes", "not asymmetric": "No", "no verdict": "No verdict"}
+    said = []
+    for verdict, word in words.items():
+        families = [name for name, one in found.items() if family_verdict(one) == verdict]
+        if families:
+            said.append(f"{word} along {_listed(families)}.")
+    return " ".join(["Is this an asymmetric valley?", *(said or ["No verdict."])])
+
+
+def answer_averaging(verdicts: Mapping[str, Verdict]) -> str:
+    """Answer whether averaging helps, by the validation metrics.
+
+    Args:
+        verdicts: Of each metric what `average_verdict` says.
+
+    Example:
+        >>> answer_averaging({"val_loss": "better", "val_acc": "no verdict"})
+        'Does averaging help? Yes by val_loss. No verdict by val_acc.'
+    """
+    words = {
+        "better": "Yes",
+        "worse": "No, it is worse,",
+        "same": "It changes nothing now",
+        "no verdict": "No verdict",
+    }
+    said = []
+    for verdict, word in words.items():
+        metrics = [name for name, one in verdicts.items() if one == verdict]
+        if metrics:
+            said.append(f"{word} by {_listed(metrics)}.")
+    return " ".join(["Does averaging help?", *(said or ["No verdict."])])
+
+
+def answer_step(break_even: float, largest: float) -> str:
+    """Answer whether a step was too large for its own batch.
+
+    Args:
+        break_even: Where along the step the loss of its batch is back at its start; 1 is the step.
+        largest: The largest multiple of the step that was measured.
+
+    Example:
+        >>> answer_step(0.6, 4.0)
+        'Is the step too large? Yes for its own batch: 0.6 of it would leave the loss as it was.'
+        >>> answer_step(float("inf"), 4.0)
+        'Is the step too large? No for its own batch: 4 times as much would still lower the loss.'
+    """
+    question = "Is the step too large?"
+    if math.isnan(break_even):
+        return f"{question} No verdict."
+    if break_even > 1:
+        times = number(largest if math.isinf(break_even) else break_even)
+        end = "still lower the loss" if math.isinf(break_even) else "leave the loss as it was"
+        return f"{question} No for its own batch: {times} times as much would {end}."
+    if break_even <= 0:
+        return f"{question} Yes for its own batch: it leads uphill from the start."
+    return (
+        f"{question} Yes for its own batch: {number(break_even)} of it would leave the loss as it "
+        "was."
+    )
+
+
+def answer_cost(seconds: float, overhead: float) -> str:
+    """Say what a monitor took of the fit so far.
+
+    Example:
+        >>> answer_cost(3.42, 0.048)
+        'What did this cost? 3.42 s, 5 % of the fit so far.'
+    """
+    return f"What did this cost? {number(seconds)} s, {share(overhead)} of the fit so far."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

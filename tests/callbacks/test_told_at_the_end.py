@@ -1,0 +1,80 @@
+"""What the console says when a fit has ended."""
+
+import logging
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from test_swa_control import Validated, data
+from torch.utils.data import DataLoader
+
+from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
+
+QUESTIONS = (
+    "Is this an asymmetric valley?",
+    "Does averaging help?",
+    "Is the step too large?",
+    "What did this cost?",
+)
+
+
+@pytest.fixture
+def said(tmp_path, caplog):
+    """Fit with some callbacks and return what Lightning's logger said."""
+
+    def fit(*callbacks):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            max_epochs=4,
+            accelerator="cpu",
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        with caplog.at_level(logging.INFO):
+            train, val = data(48), data(50)
+            trainer.fit(
+                Validated(), DataLoader(train, batch_size=8), DataLoader(val, batch_size=10)
+            )
+        return caplog.text
+
+    return fit
+
+
+def test_the_last_lines_answer_the_four_questions(said):
+    swa = SWA(0)
+    text = said(
+        swa,
+        AsymmetryMonitor(swa=swa, n_batches=3, every_n_epochs=4),
+        GradientBreakdownMonitor(every_n_steps=8),
+    )
+    assert [text.count(question) for question in QUESTIONS] == [1, 1, 1, 2]
+
+
+def test_an_average_that_no_monitor_follows_speaks_for_itself(said):
+    assert "Does averaging help?" in said(SWA(0))
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        lambda: SWA(0, verbose=False),
+        lambda: AsymmetryMonitor(n_batches=3, every_n_epochs=4, verbose=False),
+        lambda: GradientBreakdownMonitor(every_n_steps=8, verbose=False),
+    ],
+)
+def test_without_verbose_nothing_is_answered(said, silent):
+    text = said(silent())
+    assert not any(question in text for question in QUESTIONS)
+
+
+def test_the_cost_in_a_summary_is_that_of_the_fit_however_late_it_is_asked(said):
+    monitor = AsymmetryMonitor(n_batches=3, every_n_epochs=4)
+    said(monitor)
+    cost, overhead = monitor.summary().splitlines()[-1], monitor.budget.overhead()
+    assert monitor.budget.elapsed() == monitor.budget.elapsed()
+    assert cost == monitor.summary().splitlines()[-1]
+    assert 0 < overhead < 1

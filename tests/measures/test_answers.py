@@ -1,0 +1,85 @@
+"""The answers of a few words say yes or no only where the sentences do."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_landscape import FunctionObjective, survey
+from lightning_landscape.measures.words import describe_survey
+from lightning_landscape.measures.words_answers import (
+    answer_averaging,
+    answer_cost,
+    answer_step,
+    answer_valley,
+)
+from lightning_landscape.measures.words_average import average_verdict, describe_average
+
+
+def found(loss, n_batches=3, **options):
+    objective = FunctionObjective(
+        lambda p: torch.stack([loss(p["x"])] * n_batches), {"x": torch.ones(9)}
+    )
+    return survey(objective, ["uniform", "gaussian"], **options)
+
+
+def test_a_family_gets_the_answer_that_its_sentences_give():
+    # uniform directions of positive entries all see a side that is four times as steep
+    ramp = lambda x: torch.where(x > 1, 4 * (x - 1), 1 - x).sum()  # noqa: E731
+    surveys = found(ramp)
+    assert "Asymmetric along most directions" in describe_survey(surveys["uniform"])
+    assert "Yes along uniform." in answer_valley(surveys)
+    assert "Yes along gaussian" not in answer_valley(surveys)
+
+
+def test_two_batches_get_no_verdict_on_the_valley():
+    surveys = found(lambda x: (x - 1).square().sum(), n_batches=2)
+    assert answer_valley(surveys) == (
+        "Is this an asymmetric valley? No verdict along uniform and gaussian."
+    )
+
+
+@given(
+    gain=st.floats(-1, 1),
+    stderr=st.floats(0, 1),
+    n=st.integers(0, 9),
+    better=st.sampled_from(["lower", "higher"]),
+)
+def test_the_average_is_called_better_where_its_sentence_says_so(gain, stderr, n, better):
+    verdict = average_verdict(gain, stderr, n, better=better)
+    text = describe_average(
+        "m", 0.0, gain, stderr=stderr, n_batches=n, batch_norm=False, better=better
+    )
+    assert (verdict == "better") == ("The average is better" in text)
+    assert (verdict == "worse") == ("The average is worse" in text)
+    assert (verdict == "same") == ("changes nothing" in text)
+    assert (verdict == "no verdict") == ("No verdict" in text)
+
+
+def test_metrics_of_one_verdict_are_named_together():
+    verdicts = {"a": "better", "b": "better", "c": "better", "d": "worse", "e": "same"}
+    assert answer_averaging(verdicts) == (
+        "Does averaging help? Yes by a, b and c. No, it is worse, by d. "
+        "It changes nothing now by e."
+    )
+    assert answer_averaging({}) == "Does averaging help? No verdict."
+
+
+@pytest.mark.parametrize(
+    ("break_even", "says"),
+    [
+        (math.nan, "No verdict."),
+        (0.0, "Yes for its own batch: it leads uphill from the start."),
+        (1.0, "Yes for its own batch: 1 of it would leave"),
+        (2.5, "No for its own batch: 2.5 times as much would leave the loss as it was."),
+        (math.inf, "No for its own batch: 4 times as much would still lower the loss."),
+    ],
+)
+def test_a_step_is_too_large_from_its_break_even_on(break_even, says):
+    assert says in answer_step(break_even, 4.0)
+
+
+def test_the_cost_is_in_seconds_and_as_a_share_of_the_fit():
+    assert answer_cost(12.0, 0.25) == "What did this cost? 12 s, 25 % of the fit so far."
