@@ -5,6 +5,8 @@
 Nothing is fetched, neither by the build nor by a reader's browser.
 """
 
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 import lightning_landscape
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # gallery_arguments
 
 project = "lightning_landscape"
 author = copyright = "The lightning_landscape contributors"
@@ -37,6 +40,7 @@ nitpick_ignore_regex = [
     ),
     ("py:.*", r"(collections|contextlib|os|pathlib|typing)\..*"),
     ("py:.*", r"lightning_landscape\.\w+\..*"),
+    ("py:class", r"Normalize|Mode|LossFn|MaxOverhead|OnError|Figures?"),
     ("py:exc", r"ConfigurationError|MisconfigurationException"),
 ]
 
@@ -64,12 +68,17 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
     "ignore_pattern": r"from_yaml|/studies/",
+    "reset_argv": "gallery_arguments.shorter",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 1e9,
+    "write_computation_times": False,  # that page loads scripts from the web
 }
-warnings.filterwarnings("ignore")  # Lightning's advice on short runs, in the examples
+# examples print neither progress bars nor Lightning's advice on short runs
+os.environ["PL_TRAINER_ENABLE_PROGRESS_BAR"] = "False"
+os.environ["OMP_NUM_THREADS"] = "1"
+warnings.filterwarnings("ignore")
 
 _HOOKS = {name for base in (Callback, LightningModule, LightningCLI) for name in vars(base)}
 

@@ -1,4 +1,7 @@
-"""One learning rate rule, four depths: `fromage(net, lr="depth")` on the digits.
+"""One learning rate rule, four depths
+===================================
+
+`fromage(net, lr="depth")` on the digits::
 
     python examples/fromage_depth.py            # a minute or two on one core
 
@@ -70,7 +73,7 @@ def train(depth, name, seed, steps, data) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[2])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()

@@ -1,6 +1,8 @@
-"""Does averaging help, and is the valley asymmetric? Digits with a fifth of the labels scrambled.
+"""Does averaging help? Digits with wrong labels
+=============================================
 
-An ordinary LightningModule and Trainer: `SWA` and `AsymmetryMonitor` are two more callbacks.
+A fifth of the training labels is scrambled. An ordinary LightningModule and Trainer: `SWA` and
+`AsymmetryMonitor` are two more callbacks.
 """
 
 import argparse
@@ -68,7 +70,7 @@ def scores(model, *datasets):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[2])
     parser.add_argument("--epochs", type=int, default=65)
     args = parser.parse_args()
     torch.set_num_threads(1)  # a network this small is fastest on one

@@ -1,4 +1,7 @@
-"""The protocol of the Asymmetric Valleys paper: average, continue from the average, draw the line.
+"""The protocol of the Asymmetric Valleys paper
+============================================
+
+Average, continue from the average, draw the line.
 
 Train with SGD and average (epochs 15 to 44), then continue from the average with SGD at a tenth of
 the rate, and evaluate the loss on the line from where that leads (t = 0) to the average (t = 1).
@@ -71,7 +74,7 @@ def run(seed, epochs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=45)
     args = parser.parse_args()

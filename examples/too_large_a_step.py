@@ -1,4 +1,7 @@
-"""Is my step too large? A 16-layer residual network on digits: three optimizers, three rates each.
+"""Is my step too large?
+=====================
+
+A 16-layer residual network on digits: three optimizers, three rates each::
 
     python examples/too_large_a_step.py         # under a minute on one core
 
@@ -74,7 +77,7 @@ def train(optimizer, lr, n_steps):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[2])
     parser.add_argument("--steps", type=int, default=150)
     n_steps = parser.parse_args().steps
     torch.set_num_threads(1)  # a network this small is fastest on one

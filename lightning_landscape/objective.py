@@ -44,7 +44,7 @@ class Objective(Protocol):
 
     @property
     def params(self) -> Params:
-        """The point: what `alpha = 0` stands for."""
+        """The point, which is where `alpha = 0`."""
         ...
 
     def along(self, direction: Params) -> LossAlong:

@@ -70,12 +70,12 @@ def sample_direction(
     """Draw one random direction to walk along from `params`.
 
     Distributions: `gaussian` N(0, 1); `uniform` U(0, 1), the paper's, **not** orthogonal: two of
-    them have cosine 3/4; `rademacher` +1 or -1; `sign` |N(0, 1)| * sign(w), which lets every weight
-    grow on the + side. Then the length, by `normalize`: `"filter"`, each output row (`dim 0`) has
-    the norm of that row of the weights, a 1-D tensor being one row; `"layer"`, each tensor has the
-    norm of its weights; `"model"`, the whole direction has the norm of the group; so that with
-    these `alpha` is a relative perturbation, and rows of zero weights do not move. `"none"` has
-    unit L2 norm. Costs no evaluation.
+    them have cosine 3/4; `rademacher` +1 or -1; `sign` `|N(0, 1)| * sign(w)`, which lets every
+    weight grow on the + side. Then the length, by `normalize`: `"filter"`, each output row
+    (`dim 0`) has the norm of that row of the weights, a 1-D tensor being one row; `"layer"`, each
+    tensor has the norm of its weights; `"model"`, the whole direction has the norm of the group; so
+    that with these `alpha` is a relative perturbation, and rows of zero weights do not move.
+    `"none"` has unit L2 norm. Costs no evaluation.
 
     Args:
         params: The point to start from. A frozen `nn.Parameter` never moves.

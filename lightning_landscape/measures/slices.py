@@ -75,7 +75,7 @@ class Slice:
 
     @property
     def is_constant(self) -> bool:
-        """Whether every batch has the same finite loss at every alpha: nothing moves."""
+        """Whether nothing moves, so that every batch has the same finite loss at each alpha."""
         return bool(self.losses[0].isfinite().all() and (self.losses == self.losses[0]).all())
 
     @property
