@@ -154,11 +154,11 @@ def _ignore(*args: object, **kwargs: object) -> None:
 
 
 @contextmanager
-def dummy_loggers(trainer: Any | None) -> Iterator[None]:
-    """Let what is sent to the trainer's loggers reach nobody."""
+def trainer_kept(trainer: Any) -> Iterator[None]:
+    """Let what is sent to the trainer's loggers reach nobody, and what is set on it go back."""
     with undone() as undo:
-        if trainer is not None:
-            _silence(trainer, undo)
+        _silence(trainer, undo)
+        _keep_settings(trainer, undo)
         yield
 
 
@@ -183,8 +183,8 @@ def _silent(logger: Any) -> Any:
 def _keep_settings(trainer: Any, undo: Undo) -> None:
     """Put back what a step sets on its trainer and the loops, and writes among the metrics."""
     connector = trainer._logger_connector
-    undo.keep_all(trainer.__dict__)
-    for owner in (trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.strategy, connector):
+    loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop)
+    for owner in (trainer, *loops, trainer.strategy, trainer.precision_plugin, connector):
         undo.keep_all(owner.__dict__)
         for key, value in owner.__dict__.items():
             if key.endswith("_metrics") and type(value) is dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -39,6 +40,11 @@ class Undo:
     def keep_all(self, space: dict[str, Any]) -> None:
         """Let a dict have the entries it has now, and no other."""
         self.add(partial(_put_back_all, space, dict(space)))
+
+    def keep_list(self, items: list[Any]) -> None:
+        """Let a list have the items it has now."""
+        saved = list(items)
+        self.add(lambda: operator.setitem(items, slice(None), saved))
 
     def enter(self, context: AbstractContextManager[T]) -> T:
         """Enter a context that is left when all is undone."""

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from lightning_landscape._lightning import (
     collected,
-    dummy_loggers,
     epoch_metrics,
     has_hook,
     lightning_modules,
     live_results,
     new_results,
     takes_batch_index,
+    trainer_kept,
 )
 from lightning_landscape.callbacks.average import averaged_parameters
 from lightning_landscape.engine.batches import bytes_of, clone_batch
@@ -217,7 +217,7 @@ class SecondPass:
         live = self._places.read()
         with (
             unchanged_rng() as rng,
-            dummy_loggers(self._trainer),
+            trainer_kept(self._trainer),
             rates_kept(self._trainer),
             compiling_nothing(),
             checkpoints_unmoved(lambda: self._outside(weights, live, rng), self._trainer),
@@ -225,6 +225,7 @@ class SecondPass:
             try:
                 put_back(self._tensors, world.weights)
                 self._origin.restore(drift)
+                self._origin.hide_iterators()
                 self._places.write(world.contents)
                 yield
                 reshard(self._sharded)

@@ -1,4 +1,4 @@
-"""The schedulers and learning rates of a trainer, kept while a module may write to them."""
+"""The schedulers, learning rates and groups of a trainer's optimizers, kept as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_landscape.undo import Undo, undone
 
 @contextmanager
 def rates_kept(trainer: Any | None) -> Iterator[None]:
-    """Leave schedulers and learning rates as they are: a module may step its schedulers itself."""
+    """Leave schedulers and optimizers as they are: a step may step or extend them itself."""
     with undone() as undo:
         if trainer is not None:
             keep_rates(trainer, undo)
@@ -39,6 +39,12 @@ def keep_rates(trainer: Any, undo: Undo) -> None:
                     value.copy_(content[key])
 
     undo.add(put_back)
+    for optimizer in trainer.optimizers:  # a step that grows its network adds parameters
+        for group in optimizer.param_groups:
+            undo.keep_list(group["params"])
+            undo.keep_items(group, "params")
+        undo.keep_list(optimizer.param_groups)
+        undo.keep_all(optimizer.state)
 
 
 def _copied(value: Any) -> Any:

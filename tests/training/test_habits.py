@@ -3,9 +3,12 @@
 They were found with the clients of `tests/clients`.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hostile import differences, fit
+from lightning.pytorch.plugins.precision import Precision
 from toys import Plain
 
 from lightning_landscape import SWA, AsymmetryMonitor
@@ -92,3 +95,63 @@ def test_a_scheduler_that_nobody_stepped_is_not_loaded():
         AsymmetryMonitor(every_n_epochs=1, n_directions=1, n_points=5, on_error="raise"),
     ]
     assert differences(fit([], module=WithTouchy), fit(callbacks, module=WithTouchy)) == []
+
+
+def assert_invisible(module, **options):
+    """Train plainly and with two of our callbacks; compare, and take home the last run."""
+    few = {"n_directions": 1, "n_points": 5, "on_error": "raise", "max_overhead": None}
+    callbacks = [SWA(0), AsymmetryMonitor(every_n_steps=2, families=("gaussian",), **few)]
+    found = [fit(c, module=module, **options) for c in ([], callbacks)]
+    assert differences(*found) == []
+    assert callbacks[1].last is not None
+
+
+@pytest.mark.tried("clients", "a step that gives its optimizer the parameters of a new layer")
+def test_an_optimizer_has_the_groups_it_had():
+    class Grows(Plain):
+        def build(self):
+            super().build()
+            self.n_steps = 0
+
+        def training_step(self, batch, batch_idx):
+            self.n_steps += 1
+            if self.n_steps == 5:  # a probe gets there before training does
+                self.more = torch.nn.Linear(8, 3)
+                self.optimizers().add_param_group({"params": list(self.more.parameters())})
+            loss = self.loss(batch)
+            return loss + self.more(batch["x"]).square().mean() if self.n_steps > 4 else loss
+
+    assert_invisible(Grows)
+
+
+@pytest.mark.tried("clients", "a validation step that sets something on its trainer")
+def test_what_a_validation_step_sets_on_its_trainer_goes_back():
+    class Counts(Plain):
+        def validation_step(self, batch, batch_idx):
+            for owner in (self.trainer, self.trainer.strategy):
+                owner.n_validated = getattr(owner, "n_validated", 0) + 1
+            super().validation_step(batch, batch_idx)
+            metrics = self.trainer.callback_metrics
+            metrics["mine"] = metrics["both"] = torch.tensor(float(self.trainer.n_validated))
+            self.log("counted", float(self.trainer.strategy.n_validated))
+
+    assert_invisible(Counts)
+
+
+@pytest.mark.tried("clients", "a precision plugin that counts the steps it is entered for")
+def test_a_precision_plugin_keeps_its_attributes():
+    counts = []
+
+    class Counting(Precision):
+        n_entered = 0
+
+        @contextmanager
+        def train_step_context(self):
+            self.n_entered += 1
+            yield
+
+        def teardown(self):
+            counts.append(self.n_entered)
+
+    assert_invisible(Plain, plugins=lambda: [Counting()])
+    assert counts == [12, 12]
