@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from itertools import compress, repeat
+from operator import is_
 from types import FunctionType
 from typing import Any
 
@@ -15,7 +17,7 @@ def is_compiled(module: nn.Module) -> bool:
     return bool(getattr(module, "_compiler_ctx", None)) or any(
         hasattr(child, "_orig_mod")
         or getattr(child, "_compiled_call_impl", None) is not None
-        or (FunctionType in map(type, vars(child).values()) and _any_compiled(vars(child)))
+        or _any_compiled(vars(child))
         or _has_compiled_method(type(child))
         for child in module.modules()
     )
@@ -27,5 +29,7 @@ def _has_compiled_method(cls: type) -> bool:
 
 
 def _any_compiled(namespace: Mapping[str, Any]) -> bool:
-    functions = (value for value in namespace.values() if type(value) is FunctionType)
+    # by identity: a class may refuse `==`
+    is_function = map(is_, map(type, namespace.values()), repeat(FunctionType))
+    functions = compress(namespace.values(), is_function)
     return any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)

@@ -220,7 +220,7 @@ _KINDS: list[tuple[Any, Kind]] = [
     ((io.BytesIO, io.StringIO), _state(lambda f: (f.getvalue(), f.tell()), _write_stream)),
     (array.array, _state(lambda a: a.tobytes(), _write_numbers)),
     (
-        (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._SimpleCData),
+        (memoryview, ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._SimpleCData),
         _state(lambda c: bytes(memoryview(c).cast("B")), _write_bytes),
     ),
 ]
@@ -229,7 +229,7 @@ _KINDS: list[tuple[Any, Kind]] = [
 def attributes_of(owner: Any) -> dict[str, Any]:
     """Return the attributes and filled slots of an object, without what torch keeps on it."""
     space = space_of(owner)
-    if isinstance(owner, nn.Module):
+    if issubclass(type(owner), nn.Module):
         space = {key: value for key, value in space.items() if key not in SKIPPED}
     slots = _slots(type(owner))
     return {**_filled(owner, slots), **space} if slots else dict(space)
@@ -311,7 +311,7 @@ def _filled(owner: Any, slots: dict[str, Any]) -> dict[str, Any]:
 
 def read(place: Any) -> Any:
     """Return a copy of what a tensor or an object of a known kind holds."""
-    if isinstance(place, Tensor):
+    if issubclass(type(place), Tensor):
         return cloned(place)
     return _known(place).read(place)
 

@@ -140,6 +140,11 @@ class Isolation:
         self._set_mode()
         weights.stand(self._at)
         self._snapshot = self._snapshot_now()
+        if self._snapshot.iterators:
+            before = self._snapshot
+            undo.add(lambda: before.restore(before.changed()))
+            before.hide_iterators()
+            self._snapshot = self._snapshot_now()
         self.keeps_graph = self._snapshot.keeps_graph()
         pairs = zip(weights.names, weights.parameters, strict=True)
         self._trainable: dict[str, Tensor] = {n: p for n, p in pairs if p.requires_grad}

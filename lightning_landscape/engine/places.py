@@ -50,7 +50,7 @@ def _write(place: Any, key: str, content: Any) -> None:
         set_hooks(place, content)
     elif key:
         set_attribute(place, key, {} if content is _MISSING else {key: content})
-    elif isinstance(place, Tensor):
+    elif issubclass(type(place), Tensor):
         put_back([place], [content])
     else:
         write(place, content)

@@ -23,6 +23,7 @@ from lightning_landscape.engine.contents import (
     space_of,
 )
 from lightning_landscape.engine.guards import MEMORY, describe_error
+from lightning_landscape.engine.held_iterators import is_read_once
 from lightning_landscape.engine.places import HOOKS_OF_TENSORS
 from lightning_landscape.engine.tensors import cloned, version_of
 from lightning_landscape.engine.walk import ATOMS, boundary, children, is_opaque
@@ -41,11 +42,13 @@ class Recorded:
     Attributes:
         given_up: What could not be read or put back, by name, and why.
         outside: What is not looked into, by name, and why.
+        iterators: Those whose position nothing sets back, with their names.
     """
 
     def __init__(self, roots: Iterable[tuple[str, Any]], besides: Iterable[Tensor] = ()) -> None:
         self.given_up: dict[str, str] = {}
         self.outside: dict[str, str] = {}
+        self.iterators: list[tuple[Any, str]] = []
         self._besides = {id(tensor): tensor for tensor in besides}
         self._seen: dict[int, Any] = {}  # held, so that no id is used again
         self._tensors: list[Tensor] = []
@@ -57,6 +60,7 @@ class Recorded:
         self._hooked: list[Tensor] = []
         self._hooks: tuple[list[Any], ...] = tuple([] for _ in HOOKS_OF_TENSORS)
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
+        self._classes: list[type] = []
         self._sizes: list[int] = []  # of their __dict__; -1 where there are slots too
         self._names: dict[str, list[str]] = {
             kind: [] for kind in ("tensors", "values", "filled", "hooks", "keys")
@@ -92,11 +96,12 @@ class Recorded:
         if type(value) in ATOMS or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, nn.Module):
+        cls = type(value)  # not `isinstance`: a proxy's `__class__` is that of another object
+        if issubclass(cls, nn.Module):
             self._visit_module(value, name)
-        elif isinstance(value, Tensor):
+        elif issubclass(cls, Tensor):
             self._visit_tensor(value, name)
-        elif kind_of(type(value)) is not None:
+        elif kind_of(cls) is not None:
             self._visit_value(value, name)
         else:
             self._visit_object(value, name)
@@ -166,6 +171,8 @@ class Recorded:
     def _visit_object(self, value: Any, name: str) -> None:
         if reason := boundary(value):
             self.outside[name] = reason
+            if is_read_once(value):
+                self.iterators.append((value, name))
         elif is_opaque(value):
             self.outside[name] = f"a {type(value).__name__}: of no kind that is known"
         else:
@@ -189,6 +196,7 @@ class Recorded:
 
     def _add_namespace(self, owner: Any, saved: dict[str, Any], name: str) -> None:
         self._namespaces.append((owner, saved))
+        self._classes.append(type(owner))
         self._sizes.append(-1 if has_slots(type(owner)) else len(space_of(owner)))
         self._names["keys"].append(name)
 

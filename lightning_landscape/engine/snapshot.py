@@ -15,7 +15,7 @@ compared in milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, repeat
 from operator import is_, itemgetter
 from typing import Any
@@ -32,6 +32,7 @@ from lightning_landscape.engine.contents import (
     write,
 )
 from lightning_landscape.engine.guards import MEMORY, describe_error
+from lightning_landscape.engine.held_iterators import Unreadable, without
 from lightning_landscape.engine.places import HOOKS_KEY, HOOKS_OF_TENSORS, Places, set_hooks
 from lightning_landscape.engine.recorded import Recorded
 from lightning_landscape.engine.tensors import (
@@ -52,6 +53,7 @@ class Changes:
     values: set[int] = field(default_factory=set)
     filled: set[int] = field(default_factory=set)
     hooks: set[int] = field(default_factory=set)
+    classes: set[int] = field(default_factory=set)
     keys: set[tuple[int, str]] = field(default_factory=set)
 
     def __bool__(self) -> bool:
@@ -77,6 +79,17 @@ class Snapshot(Recorded):
         given_up: What could not be read or put back, by name, and why.
         outside: What is not looked into, by name, and why.
     """
+
+    def hide_iterators(self) -> None:
+        """Let the iterators raise when they are used, until what changed is restored."""
+        stand_ins = {id(iterator): Unreadable(name) for iterator, name in self.iterators}
+        for place, saved in self._values:
+            if (content := without(saved, stand_ins)) is not saved:
+                write(place, content)
+        for owner, saved in self._namespaces:
+            content = without(saved, stand_ins)
+            for key in differing_keys(content, saved):
+                set_attribute(owner, key, content)
 
     def leaves(self) -> list[Tensor]:
         """Return the tensors a backward pass would leave gradients in."""
@@ -119,6 +132,8 @@ class Snapshot(Recorded):
                 pairs = enumerate(zip(hooks, saved_hooks, strict=True))
                 changes.hooks.update(i for i, (now, saved) in pairs if now is not saved)
         for i, (owner, saved) in enumerate(self._namespaces):
+            if type(owner) is not self._classes[i]:
+                changes.classes.add(i)
             if not _is_as_saved(space_of(owner), saved, self._sizes[i]):
                 keys = differing_keys(attributes_of(owner), saved)
                 changes.keys.update((i, key) for key in keys)
@@ -126,6 +141,9 @@ class Snapshot(Recorded):
 
     def restore(self, changes: Changes) -> None:
         """Put back what changed, each by itself; what did not is not touched."""
+        for i in changes.classes:
+            owner, name = self._namespaces[i][0], self._name("keys", i, "__class__")
+            self._attempt(name, object.__setattr__, owner, "__class__", self._classes[i])
         for i, key in changes.keys:
             owner, saved = self._namespaces[i]
             self._attempt(self._name("keys", i, key), set_attribute, owner, key, saved)
@@ -144,13 +162,13 @@ class Snapshot(Recorded):
     def restorer(self, changes: Changes) -> list[Callable[[], None]]:
         """Return `restore(changes)` as a list of calls, prepared once to be made many times."""
         calls: list[Callable[[], None]] = []
+        rest = replace(changes, tensors=set(), keys=set())
+        if rest:
+            calls.append(lambda: self.restore(rest))
         if changes.tensors:
             calls.append(self._rewriter(sorted(changes.tensors)))
         if changes.keys:
             calls.append(self._resetter(changes.keys))
-        rest = Changes(values=changes.values, filled=changes.filled, hooks=changes.hooks)
-        if rest:
-            calls.append(lambda: self.restore(rest))
         return calls
 
     def places(self, changes: Changes) -> Places:
@@ -174,6 +192,7 @@ class Snapshot(Recorded):
         names = [self._name("keys", i, key) for i, key in changes.keys]
         contents = ((i, self._contents[i]) for i in changes.tensors)
         names += [self._name("tensors", i) for i, saved in contents if surely_same(saved, saved)]
+        names += [self._name("keys", i, "__class__") for i in changes.classes]
         for kind in ("values", "filled", "hooks"):
             names += [self._name(kind, i) for i in getattr(changes, kind)]
         return sorted(set(names))

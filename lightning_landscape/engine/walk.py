@@ -89,37 +89,38 @@ def boundary(value: Any) -> str | None:
 
 def children(value: Any) -> Iterator[Any]:
     """Yield the objects that one refers to otherwise than by attributes and slots."""
-    if isinstance(value, types.FunctionType):  # not its globals
+    cls = type(value)
+    if cls is types.FunctionType:  # not its globals
         yield from value.__closure__ or ()
         yield from value.__defaults__ or ()
         if value.__kwdefaults__:
             yield value.__kwdefaults__
-    elif isinstance(value, dict):
-        base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+    elif issubclass(cls, dict):
+        base: Any = OrderedDict if issubclass(cls, OrderedDict) else dict
         if base.__len__(value) <= LONGEST:
             yield from base.keys(value)
             yield from base.values(value)
-        if isinstance(value, defaultdict):
+        if issubclass(cls, defaultdict):
             yield value.default_factory
-    elif isinstance(value, (list, set, deque)):
-        base = next(base for base in (list, set, deque) if isinstance(value, base))
+    elif issubclass(cls, (list, set, deque)):
+        base = next(base for base in (list, set, deque) if issubclass(cls, base))
         if base.__len__(value) <= LONGEST:
             yield from base.__iter__(value)
-    elif isinstance(value, np.ndarray):
+    elif issubclass(cls, np.ndarray):
         if value.dtype.hasobject and value.size <= LONGEST:
             yield from value.view(np.ndarray).ravel().tolist()
-    elif isinstance(value, types.CellType):
+    elif cls is types.CellType:
         yield from read_cell(value)
-    elif isinstance(value, weakref.ref):
+    elif issubclass(cls, weakref.ref):
         yield value()
-    elif isinstance(value, _TRANSPARENT):
+    elif issubclass(cls, _TRANSPARENT):
         yield from gc.get_referents(value)
 
 
 def is_opaque(value: Any) -> bool:
     """Return whether nothing is known of an object but that it is there."""
     cls = type(value)
-    known = isinstance(value, (*_TRANSPARENT, types.FunctionType, weakref.ref))
+    known = issubclass(cls, (*_TRANSPARENT, types.FunctionType, weakref.ref))
     return not (known or kind_of(cls) or has_attributes(cls) or _is_constant(cls))
 
 

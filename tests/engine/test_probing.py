@@ -3,6 +3,9 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
+import operator
+import os
 import random
 
 import numpy as np
@@ -1466,12 +1469,43 @@ def test_any_seed_can_be_used(seed):
 
 def test_what_is_not_looked_into_is_named_when_everything_is_verified():
     module = Step()
-    module.stream = iter([1.0])
+    module.stream = open(os.devnull)  # noqa: SIM115
     with (
+        module.stream,
         pytest.warns(UserWarning, match=r"does not look into.*stream: an iterator"),
         probing(module, module.inputs(), verify="always"),
     ):
         pass
+
+
+class HoldsIterators(Step):
+    def build(self):
+        self.held = iter(DataLoader(range(9)))
+        self.inside = {"deep": [itertools.count(), (i for i in range(9))]}
+        self.reads = None
+
+    def iterators(self):
+        return [self.held, *self.inside["deep"]]
+
+    def write(self, loss, batch):
+        if self.reads is not None:
+            next(self.iterators()[self.reads])
+
+
+def test_iterators_that_a_module_holds_are_not_read():
+    module = HoldsIterators()
+    held = module.iterators()
+    for module.reads, name in enumerate(("held", "inside", "inside")):
+        with (
+            pytest.raises(RuntimeError, match=f"reads `{name}`.*Pass a `loss_fn`"),
+            probing(module, module.inputs()) as objective,
+        ):
+            objective.losses()
+    module.reads = None
+    with unchanged(module), probing(module, module.inputs()) as objective:
+        objective.losses()
+    assert all(map(operator.is_, held, module.iterators()))
+    assert list(map(next, held)) == [0, 0, 0]
 
 
 class Mute(Exception):

@@ -94,6 +94,17 @@ class History(list):
         return reversed([*super().__iter__()])
 
 
+class Proxy:
+    """Says that it is a dict, as proxies of one do."""
+
+    def __init__(self):
+        self.kept = 1
+
+    @property
+    def __class__(self):
+        return dict
+
+
 class Running:
     def __init__(self):
         self.total, self.itself, self.by_name = 0, self, {"me": self}
@@ -170,10 +181,12 @@ CASES = {
     ),
     "deque with a limit": (lambda: collections.deque([1, 2], maxlen=2), lambda x: x.append(3)),
     "set": (lambda: {1}, lambda x: x.add(2)),
+    "memoryview": (lambda: [memoryview(bytearray(2))], lambda x: x[0].__setitem__(0, 1)),
     "bytearray": (lambda: bytearray(b"ab"), lambda x: x.extend(b"c")),
     "list with attributes": (History, lambda x: setattr(x, "best", 1.0)),
     "list that walks backwards": (History, lambda x: x.append(2)),
     # objects
+    "object that says it is a dict": (Proxy, lambda x: setattr(x, "kept", 2)),
     "slots": (Slotted, lambda x: x.write()),
     "slots of a parent": (SlottedChild, lambda x: x.write()),
     "slots and a dict": (Mixed, lambda x: (x.write(), setattr(x, "free", 2))),
@@ -290,14 +303,16 @@ def seen(value, known=None):
         return [held.pop("training"), sorted(held.items()), list(value._modules)]
     if callable(value):
         return "?"
-    if isinstance(value, dict):
+    if issubclass(type(value), dict):
         content = [(key, seen(item, known)) for key, item in dict_items(value)]
     elif isinstance(value, set):
         content = sorted(value)
     elif isinstance(value, (list, tuple, collections.deque)):
         content = [seen(item, known) for item in list_items(value)]
     else:
-        content = value if isinstance(value, (int, float, str, bytearray, type(None))) else "?"
+        plain = (int, float, str, bytearray, type(None))
+        content = bytes(value) if isinstance(value, memoryview) else value
+        content = content if isinstance(content, (*plain, bytes)) else "?"
     slots = ["_Slotted__private", "kept", "late", "more"]
     attributes = {key: getattr(value, key) for key in slots if hasattr(value, key)}
     attributes |= getattr(value, "__dict__", {})
@@ -368,6 +383,24 @@ def test_identity_is_kept():
     assert holder.items is items
     assert items[0] is first[0]
     assert items[1] is first[1]
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["restore", "restorer"])
+def test_a_layer_is_of_its_class_again(prepared):
+    net = module()
+    x = torch.ones(2, 2)
+    before = net[0](x).tolist()
+    snapshot = Snapshot([("", net)])
+    nn.utils.parametrizations.orthogonal(net[0])  # makes a class for it
+    changes = snapshot.changed()
+    assert "0.__class__" in snapshot.describe(changes)
+    restore = snapshot.restorer(changes) if prepared else [lambda: snapshot.restore(changes)]
+    for call in restore:
+        call()
+    assert type(net[0]) is nn.Linear
+    assert net[0](x).tolist() == before
+    snapshot.restore(snapshot.changed())
+    assert not snapshot.changed()
 
 
 def test_restoring_moves_no_version_counter():
