@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_landscape.analysis.planes import Plane
 from lightning_landscape.measures.asymmetry import score_asymmetry
 from lightning_landscape.measures.breakdown import measure_breakdown
 from lightning_landscape.measures.rates import AsymmetryRate
@@ -31,6 +32,17 @@ def records(n_probes=12, *, seed=0, every=50, validation=True):
         found.append(Record("breakdown", "update", step, _breakdown(share)))
         found.append(Record("cost", "probe", step, {"seconds": 0.4, "overhead": 0.04}))
     return found
+
+
+def plane(name="plane", *, n=25, seed=0):
+    """Return the record of a plane: a valley that bends, with a hole where a loss is not finite."""
+    axes = [torch.linspace(-1.0, top, n, dtype=torch.float64) for top in (3.0, 2.0)]
+    x, y = torch.meshgrid(*axes, indexing="ij")
+    noise = 0.02 * torch.randn(n, n, 4, generator=torch.Generator().manual_seed(seed))
+    losses = (0.3 + (y - 0.3 * (x - 1) ** 2) ** 2 + 0.05 * (x - 1.2) ** 2)[:, :, None] + noise
+    losses[0, -1] = math.inf
+    points = {"last.ckpt": (0.0, 0.0), "last.ckpt:swa": (2.0, 0.0), "other.ckpt": (0.7, 1.4)}
+    return Plane(*axes, losses, "train").record(points, name)
 
 
 def write_run(folder, records, *, scalar=True):

@@ -147,7 +147,6 @@ LONG_FILES: set[str] = set()
 LONG_CLASSES: set[str] = set()
 LONG_FUNCTIONS: set[str] = {
     "analysis/analyze.py:analyze",
-    "analysis/planes.py:measure_plane",
     "analysis/verb.py:analyze",
 }
 STATEFUL_BASES: set[str] = set()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_landscape.analysis.plane_rows import (
+    RowFolder,
+    evaluate_rows,
+    plane_head,
+    write_whole,
+)
 from lightning_landscape.analysis.progress import progress_bar, say_cost
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import probing
@@ -24,6 +28,9 @@ from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
+from lightning_landscape.reporting.html import frame
+from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.results import plane_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +78,46 @@ class Plane:
             "n_nonfinite": self.n_nonfinite,
         }
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Plane:
+        """Return the plane that `to_dict` was called on.
+
+        Example:
+            >>> plane = Plane(torch.tensor([0.0]), torch.tensor([0.0, 1.0]), torch.ones(1, 2, 3))
+            >>> Plane.from_dict(plane.to_dict()).mean.tolist()
+            [[1.0, 1.0]]
+        """
+        one, two, losses = (
+            torch.tensor(content[name], dtype=torch.float64)
+            for name in ("alphas1", "alphas2", "losses")
+        )
+        first, second = content["distances"]
+        return cls(one, two, losses, str(content["mode"]), (first, second))
+
+    def record(
+        self, points: Mapping[str, Sequence[float]] | None = None, name: str = "plane"
+    ) -> Record:
+        """Return what the viewer and the page show of it.
+
+        Args:
+            points: Where the points that it goes through lie, by name.
+            name: What it is called.
+        """
+        units = self.distances == (1.0, 1.0)
+        data = plane_data(
+            self.alphas1,
+            self.alphas2,
+            self.losses,
+            points=points or {},
+            mode=self.mode,
+            unit="L2 distance" if units else "times the direction",
+            words=self.summary(points),
+        )
+        return Record("plane", name, 0, data)
+
+    def _repr_html_(self) -> str:
+        return frame({"plane": [self.record()]})
+
     def summary(self, points: Mapping[str, Sequence[float]] | None = None) -> str:
         """Say where the least loss of the plane lies, and where its points are."""
         mean = torch.where(self.mean.isfinite(), self.mean, math.inf)
@@ -83,7 +130,9 @@ class Plane:
         ]
         for name, (x, y) in (points or {}).items():
             near = mean[(self.alphas1 - x).abs().argmin(), (self.alphas2 - y).abs().argmin()]
-            lines.append(f"{name} lies at ({x:.3g}, {y:.3g}); at the next point: {near:.4g}.")
+            lines.append(
+                f"{name} lies at ({x:.3g}, {y:.3g}); at the nearest grid point: {near:.4g}."
+            )
         if self.n_nonfinite:
             lines.append(f"{self.n_nonfinite} losses are not finite.")
         return "\n".join(lines)
@@ -100,7 +149,7 @@ class Plane:
             mode=np.array(self.mode),
             distances=np.array(self.distances),
         )
-        _write_whole(Path(path), buffer.getvalue())
+        write_whole(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Plane:
@@ -172,33 +221,10 @@ def evaluate_plane(
         [[5.0, 1.0, 5.0], [4.0, 0.0, 4.0], [5.0, 1.0, 5.0]]
     """
     alphas1, alphas2 = _checked_axis("alphas1", alphas1), _checked_axis("alphas2", alphas2)
-    kept = RowFolder(rows, _head(objective, d1, d2, alphas1, alphas2))
+    kept = RowFolder(rows, plane_head(objective, d1, d2, alphas1, alphas2))
     found = evaluate_rows(objective, d1, d2, alphas1, alphas2, kept=kept, advance=advance)
     losses = torch.stack([found[i] for i in range(len(alphas1))])
     return Plane(alphas1, alphas2, losses, objective.mode, (l2_norm(d1), l2_norm(d2)))
-
-
-def evaluate_rows(
-    objective: Objective,
-    d1: Params,
-    d2: Params,
-    alphas1: Tensor,
-    alphas2: Tensor,
-    *,
-    kept: RowFolder,
-    advance: Callable[[int], object],
-    indices: Iterable[int] | None = None,
-) -> dict[int, Tensor]:
-    """Return some rows of a plane by index, float64 `[n2, n_batches]` each; all by default."""
-    rows: dict[int, Tensor] = {}
-    for i in range(len(alphas1)) if indices is None else indices:
-        row = kept.read(i)
-        if row is None:
-            row = _evaluate_row(objective, d1, d2, float(alphas1[i]), alphas2)
-            kept.write(i, row)
-        rows[i] = row
-        advance(len(alphas2))
-    return rows
 
 
 def measure_plane(
@@ -241,16 +267,11 @@ def measure_plane(
     """
     batches = list(batches)
     basis = plane_through(*points)
-    low, high = basis.points.min(dim=0).values, basis.points.max(dim=0).values
-    reach = margin * (high - low)
-    xs, ys = (
-        torch.linspace(float(a), float(b), n, dtype=torch.float64)
-        for a, b in zip(low - reach, high + reach, strict=True)
-    )
-    failure: Exception | None = None
-    found: dict[int, Tensor] = {}
+    xs, ys = _axes(basis, n, margin)
     mine = range(rank(), n, n_ranks())
-    try:
+    found: dict[int, Tensor] = {}
+
+    def measure() -> None:
         with (
             alone(),  # the others evaluate other rows
             probing(
@@ -262,10 +283,13 @@ def measure_plane(
             if progress:
                 objective.prepare()
                 say_cost(len(mine) * n, len(batches), objective.seconds)
-            kept = RowFolder(rows, _head(objective, basis.d1, basis.d2, xs, ys))
-            found = evaluate_rows(
-                objective, basis.d1, basis.d2, xs, ys, kept=kept, advance=advance, indices=mine
-            )
+            plane = objective, basis.d1, basis.d2, xs, ys
+            kept = RowFolder(rows, plane_head(*plane))
+            found.update(evaluate_rows(*plane, kept=kept, advance=advance, indices=mine))
+
+    failure: Exception | None = None
+    try:
+        measure()
     except Exception as error:  # told to the others first: they wait for these rows
         failure = error
     agree(failure, next(module.parameters()).device)
@@ -274,66 +298,14 @@ def measure_plane(
     return Plane(xs, ys, losses, mode), basis
 
 
-class RowFolder:
-    """Rows of a plane on disk, each written whole; nothing is kept without a folder.
-
-    Args:
-        folder: Where, or None.
-        plane: What plane they are of, as plain numbers and strings.
-
-    Raises:
-        ValueError: If the folder holds rows of another plane.
-    """
-
-    def __init__(self, folder: str | Path | None, plane: list[object]) -> None:
-        self._folder = None if folder is None else Path(folder)
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        head = self._folder / "plane.json"
-        if not head.exists():
-            _write_whole(head, json.dumps(plane).encode())
-        elif json.loads(head.read_text()) != plane:
-            raise ValueError(
-                f"`rows` must be a folder of its own for each plane. {folder} holds rows of "
-                "another one: other weights, axes or mode. Remove it, or choose another."
-            )
-
-    def read(self, i: int) -> Tensor | None:
-        """Return a row that is already there."""
-        path = self._path(i)
-        return torch.from_numpy(np.load(path)) if path is not None and path.exists() else None
-
-    def write(self, i: int, row: Tensor) -> None:
-        """Keep a row."""
-        path = self._path(i)
-        if path is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, row.numpy(), allow_pickle=False)
-            _write_whole(path, buffer.getvalue())
-
-    def _path(self, i: int) -> Path | None:
-        return None if self._folder is None else self._folder / f"row-{i:05d}.npy"
-
-
-def _head(
-    objective: Objective, d1: Params, d2: Params, alphas1: Tensor, alphas2: Tensor
-) -> list[object]:
-    """Return what tells planes apart, as plain numbers."""
-    norms = [l2_norm(params) for params in (objective.params, d1, d2)]
-    return [objective.mode, norms, alphas1.tolist(), alphas2.tolist()]
-
-
-def _evaluate_row(
-    objective: Objective, d1: Params, d2: Params, alpha1: float, alphas2: Tensor
-) -> Tensor:
-    origin = objective.params
-    start = {
-        name: torch.add(origin[name], step.to(origin[name]), alpha=alpha1)
-        for name, step in d1.items()
-    }
-    along = objective.at({**origin, **start}).along(d2)
-    return objective.gather(along.each(alphas2.tolist()))
+def _axes(basis: PlaneBasis, n: int, margin: float) -> list[Tensor]:
+    """Return the two axes of a plane, which reach beyond its points by a share of their span."""
+    low, high = basis.points.min(dim=0).values, basis.points.max(dim=0).values
+    reach = margin * (high - low)
+    return [
+        torch.linspace(float(a), float(b), n, dtype=torch.float64)
+        for a, b in zip(low - reach, high + reach, strict=True)
+    ]
 
 
 def _checked_axis(name: str, alphas: Tensor) -> Tensor:
@@ -344,9 +316,3 @@ def _checked_axis(name: str, alphas: Tensor) -> Tensor:
             "symmetric_grid(radius, n_points)."
         )
     return alphas
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -53,11 +53,7 @@ def show_plane(
     if save is not None:
         plane.save(save)
     if html is not None:
-        data = {**plane.to_dict(), "points": points}
-        data.pop("losses")
-        words = Record("words", "summary", 0, {"text": plane.summary(points)})
-        record = Record("plane", "plane", 0, data)
-        Path(html).write_text(page({"plane": [words, record]}, title="Loss on a plane"))
+        Path(html).write_text(page({"plane": [plane.record(points)]}, title="Loss on a plane"))
     if figures is not None:
         write_figures({"plane": plane.figure(basis, names)}, figures)
 

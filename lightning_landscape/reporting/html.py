@@ -22,7 +22,7 @@ _STATIC = Path(__file__).parent / "tensorboard" / "static"
 # each file after those that it imports
 _MODULES = (
     "dom", "format", "store", "state", "save", "chart", "heatmap", "card", "family", "line",
-    "breakdown", "glance", "controls", "app", "page",
+    "breakdown", "planemap", "plane", "glance", "controls", "app", "page",
 )  # fmt: skip
 _PAGE = Template("""<!doctype html>
 <html lang="en">

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore, compare_ends
 from lightning_landscape.measures.quantiles import median_interval
@@ -83,6 +85,39 @@ def breakdown_data(
     """
     step = None if sizes is None else sizes.to_dict()
     return {**found.to_dict(), "step": step, "mode": mode, "words": found.summary()}
+
+
+def plane_data(
+    alphas1: Tensor,
+    alphas2: Tensor,
+    losses: Tensor,
+    *,
+    points: Mapping[str, Sequence[float]],
+    mode: str,
+    unit: str,
+    words: str,
+) -> dict[str, Any]:
+    """Return what a record of a plane holds: the loss at each point, and where its points lie.
+
+    Args:
+        alphas1: Where along the first axis, `[n1]`.
+        alphas2: Where along the second, `[n2]`.
+        losses: `[n1, n2, n_batches]`; their mean over the batches is kept.
+        points: Where the points that it goes through lie, by name.
+        mode: How the network was run.
+        unit: What the axes are measured in.
+        words: What it shows.
+    """
+    return {
+        "alphas1": alphas1,
+        "alphas2": alphas2,
+        "mean": losses.mean(dim=2),
+        "n_batches": losses.shape[2],
+        "points": {name: list(place) for name, place in points.items()},
+        "mode": mode,
+        "unit": unit,
+        "words": words,
+    }
 
 
 def record_surveys(

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.svg_map import heat_map
 from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
 
-_SHOWN = ("line", "breakdown", "family")  # in this order
+_SHOWN = ("line", "breakdown", "family", "plane")  # in this order
 
 
 def describe(run: str, records: Sequence[Record]) -> str:
@@ -118,15 +119,41 @@ def _breakdown(data: dict[str, Any]) -> str:
     return _table(rows) + chart
 
 
+def _plane(data: dict[str, Any]) -> str:
+    values = [_floats(column) for column in data["mean"]]
+    known = sorted(value for column in values for value in column if math.isfinite(value))
+    rows = [(f"at {name}", f"({_show(x)}, {_show(y)})") for name, (x, y) in _points(data).items()]
+    if known:
+        low, middle, high = known[0], known[len(known) // 2], known[-1]
+        rows.append(("loss: least, median, largest", ", ".join(map(_show, (low, middle, high)))))
+    unit = data.get("unit", "alpha")
+    chart = heat_map(
+        data["alphas1"],
+        data["alphas2"],
+        values,
+        x_label=f"first axis, {unit}; colours: dark is low, equal shares of the points",
+        y_label="second axis",
+        title="Loss on a plane",
+        points=_points(data),
+    )
+    return _table(rows) + chart
+
+
+def _points(data: dict[str, Any]) -> dict[str, list[float]]:
+    return {name: _floats(place) for name, place in (data.get("points") or {}).items()}
+
+
 _TITLES = {
     "line": "Line to the average:",
     "breakdown": "Gradient breakdown:",
     "family": "Directions:",
+    "plane": "Plane:",
 }
 _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "line": _line,
     "breakdown": _breakdown,
     "family": _family,
+    "plane": _plane,
 }
 
 

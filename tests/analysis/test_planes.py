@@ -1,5 +1,7 @@
 """Planes: the algebra of three points, and losses that are those of every single point."""
 
+import html
+import json
 import math
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from lightning_landscape import FunctionObjective, probing, sample_direction, symmetric_grid
 from lightning_landscape.analysis.planes import Plane, evaluate_plane
 from lightning_landscape.measures.plane import orthogonalized, plane_through
+from lightning_landscape.reporting.records import Record
 
 
 def square(module, batch):
@@ -141,6 +144,28 @@ def test_a_saved_plane_is_read_back(tmp_path):
     plane.save(tmp_path / "plane.npz")
     assert Plane.load(tmp_path / "plane.npz").to_dict() == plane.to_dict()
     assert "Its least loss is 0, at (0, 0)." in plane.summary()
+
+
+def test_a_plane_comes_back_from_its_plain_numbers():
+    losses = torch.randn(3, 2, 4, dtype=torch.float64)
+    losses[0, 0, 0] = math.inf
+    plane = Plane(symmetric_grid(1.0, 3), torch.tensor([0.0, 2.0]).double(), losses, "eval", (2, 3))
+    again = Plane.from_dict(json.loads(json.dumps(plane.to_dict())))
+    assert torch.equal(again.losses, losses)
+    assert again.to_dict() == plane.to_dict()
+
+
+def test_the_record_of_a_plane_round_trips_with_its_points():
+    bowl = FunctionObjective(lambda p: (p["w"] ** 2).sum(), weights(0, 0))
+    grid = symmetric_grid(1.0, 3)
+    plane = evaluate_plane(bowl, weights(1, 0), weights(0, 1), grid, grid)
+    record = plane.record({"SWA": (0.5, -0.5)}, "mine")
+    assert Record.from_bytes(record.to_bytes()) == record
+    assert (record.kind, record.name, record.data["unit"]) == ("plane", "mine", "L2 distance")
+    assert record.data["mean"] == [[2, 1, 2], [1, 0, 1], [2, 1, 2]]
+    assert record.data["points"] == {"SWA": [0.5, -0.5]}
+    assert "SWA lies at (0.5, -0.5)" in record.data["words"]
+    assert "Plane: plane, step 0" in html.unescape(plane._repr_html_())
 
 
 def test_a_file_that_is_no_plane_is_named(tmp_path):

@@ -1,7 +1,9 @@
 """The page, opened from disk in a real browser."""
 
+import re
+
 import pytest
-from made_up_runs import records
+from made_up_runs import plane, records
 
 from lightning_landscape.reporting.html import frame, page
 
@@ -80,3 +82,73 @@ def test_the_viewer_runs_inside_a_notebooks_frame(screen, tmp_path, runs):
     screen.wait(lambda: "step 300" in screen.text(".step"))
     screen.press("\ue012")
     assert screen.errors() == []
+
+
+@pytest.fixture(scope="module")
+def with_planes(tmp_path_factory, runs):
+    path = tmp_path_factory.mktemp("planes") / "report.html"
+    shown = {"cnn": [*runs["cnn"], plane("checkpoints"), plane("seeds", seed=1)]}
+    path.write_text(page(shown), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def planes(screen, with_planes, offline):
+    screen.open(with_planes.as_uri())
+    screen.wait(lambda: len(screen.all(".card.wide canvas")) >= 4)
+    return screen
+
+
+def chosen(screen, k=0):
+    return screen.all(".card.wide .map canvas")[k].get_attribute("aria-label")
+
+
+def test_planes_stand_beside_the_probes_of_a_run(planes):
+    titles = [title.text for title in planes.all(".card.wide h3")]
+    assert titles == ["Plane: checkpoints", "Plane: seeds"]
+    assert "Where is the loss least? (seeds)" in planes.text(".glance")
+    assert "probe 7 of 7" in planes.text(".step")  # step 0 of the planes, and six of the probes
+    assert planes.errors() == []
+
+
+def test_hovering_a_plane_shows_the_place_and_the_loss(planes):
+    planes.point(planes.one(".card.wide .map canvas"), 20, 20)
+    tip = planes.one(".card.wide .map .tip").text
+    assert "), L2 distance" in tip
+    assert "loss: " in tip
+    assert ", mean of 4 batches" in tip
+    assert " above the least" in tip
+
+
+def test_a_click_on_a_plane_takes_the_slices_there(planes):
+    assert "At (0, 0) the loss is" in chosen(planes)
+    planes.point(planes.one(".card.wide .map canvas"), 60, -40, click=True)
+    x, y = re.search(r"At \((.+), (.+)\) the", chosen(planes)).groups()
+    assert "At (0, 0) the loss is" in chosen(planes, 1)
+    legend = planes.text(".card.wide .legend")
+    assert f"along the first axis at {y} on the second" in legend
+    assert f"along the second axis at {x} on the first" in legend
+    link = planes.driver.current_url
+    before = chosen(planes)
+    planes.open(link)
+    planes.wait(lambda: chosen(planes) == before)
+
+
+def test_arrow_keys_on_a_plane_move_its_point_and_not_the_step(planes):
+    step = planes.text(".step")
+    planes.run("arguments[0].focus()", planes.one(".card.wide .map canvas"))
+    planes.press("\ue014", "\ue013")  # right, up
+    assert "At (0.167, 0.125) the loss is" in chosen(planes)
+    assert planes.text(".step") == step
+
+
+def test_a_plane_can_be_read_without_scripts(screen, with_planes, offline):
+    screen.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        screen.open(with_planes.as_uri())
+        text = screen.text("#report")
+        assert "Plane: checkpoints" in text
+        assert "at last.ckpt:swa" in text
+        assert len([chart for chart in screen.all("svg rect") if chart.is_displayed()]) > 100
+    finally:
+        screen.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

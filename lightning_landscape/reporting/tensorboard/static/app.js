@@ -5,12 +5,15 @@ import { Colours, show } from "./format.js";
 import { Controls } from "./controls.js";
 import { FamilyCard } from "./family.js";
 import { LineCard } from "./line.js";
+import { PlaneCard } from "./plane.js";
 import { State } from "./state.js";
 import { Store } from "./store.js";
 import { fill, h } from "./dom.js";
 import { glance } from "./glance.js";
 
-const KINDS = [["line", LineCard], ["breakdown", BreakdownCard], ["family", FamilyCard]];
+const KINDS = [["line", LineCard], ["breakdown", BreakdownCard], ["family", FamilyCard], ["plane", PlaneCard]];
+
+const LOCAL = ["step", "chosen"]; // what changes no history
 
 export class App {
   /** Show a viewer in `root`; `address` keeps its state, see `State`. */
@@ -28,7 +31,7 @@ export class App {
     this.root = root;
     root.classList.add("landscape");
     root.replaceChildren(this.controls.element, this.message, this.problems, this.deck);
-    this.state.listeners.push((changes) => this.update({ history: Object.keys(changes).some((name) => name !== "step") }));
+    this.state.listeners.push((changes) => this.update({ history: Object.keys(changes).some((name) => !LOCAL.includes(name)) }));
     this.update({ history: true });
   }
 
@@ -95,7 +98,7 @@ export class App {
   }
 }
 
-const TITLES = { line: "Line to the average: ", family: "Directions: ", breakdown: "Gradient breakdown: " };
+const TITLES = { line: "Line to the average: ", family: "Directions: ", breakdown: "Gradient breakdown: ", plane: "Plane: " };
 
 /** Return the place of the latest step that is not after one, or of the first. */
 function before(steps, step) {

@@ -14,6 +14,8 @@ const OPTIONS = [
   ["fixed", "same scale at every step", "keep the loss axis while the step changes"],
 ];
 
+const CURVES = ["family", "line", "breakdown"]; // kinds of records that the options are about
+
 export class Controls {
   constructor(context) {
     this.context = context;
@@ -86,6 +88,7 @@ export class Controls {
     }));
     this.compare.hidden = all.length < 2;
     if (!this.compare.hidden) this.fillCompare(all);
+    this.options.hidden = !CURVES.some((kind) => store.keys(kind).length);
     fill(this.options, OPTIONS.map(([name, label, title]) => h("label", { title },
       h("input", { type: "checkbox", name, checked: state[name], onchange: (event) => state.set({ [name]: event.target.checked }) }), label)));
   }

@@ -8,6 +8,7 @@ const QUESTIONS = {
   line: (name) => `Would averaging help now? (${name})`,
   breakdown: (name) => `Is the step too large? (${name})`,
   family: (name) => `Is one side steeper? (${name})`,
+  plane: (name) => `Where is the loss least? (${name})`,
 };
 
 const SIGNS = { good: "✔", bad: "▲", plain: "●", none: "○" };
@@ -69,5 +70,16 @@ const VERDICTS = {
     if (!data.etas.includes(1)) return { tone: "plain", text: `descent up to ${show(limit * Number(data.relative_step))}` };
     if (limit >= 1) return { tone: "plain", text: "step within the descent limit" };
     return { tone: "plain", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
+  },
+  plane({ alphas1, alphas2, mean, points }) {
+    let [least, at] = [Infinity, null];
+    mean.forEach((row, i) => row.forEach((value, j) => {
+      if (Number(value) < least) [least, at] = [Number(value), [alphas1[i], alphas2[j]]];
+    }));
+    if (!at) return { tone: "none", text: "no verdict: not finite" };
+    const far = ([, [x, y]]) => Math.hypot(x - at[0], y - at[1]);
+    const [near] = Object.entries(points ?? {}).sort((a, b) => far(a) - far(b));
+    const where = near ? `, ${show(far(near))} from ${near[0]}` : "";
+    return { tone: "plain", text: `${show(least)} at (${show(at[0])}, ${show(at[1])})${where}` };
   },
 };

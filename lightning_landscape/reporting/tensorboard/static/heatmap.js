@@ -149,7 +149,7 @@ function symmetric(value, largest) {
   return Math.sign(value) * size;
 }
 
-function borders(centres) {
+export function borders(centres) {
   if (centres.length === 1) return [centres[0] - 0.5, centres[0] + 0.5];
   const between = centres.slice(1).map((x, k) => (x + centres[k]) / 2);
   const last = centres.length - 1;

@@ -4,6 +4,7 @@ const DEFAULTS = {
   step: null, // null: the latest
   hidden: [], // runs that are not shown
   difference: null, // [run, run]: show the second minus the first
+  chosen: {}, // of a plane the point that slices go through
   directions: true,
   band: true,
   validation: true,
@@ -54,5 +55,8 @@ function fits(name, value) {
   const runs = Array.isArray(value) && value.every((run) => typeof run === "string");
   if (name === "hidden") return runs;
   if (name === "difference") return value === null || (runs && value.length === 2);
+  if (name === "chosen") return isPlain(value) && Object.values(value).every((at) => Array.isArray(at) && at.length === 2 && at.every(Number.isFinite));
   return typeof value === "boolean";
 }
+
+const isPlain = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
