@@ -20,6 +20,11 @@ def rows(found, table, **wanted):
     return chosen
 
 
+def row(found, table, **wanted):
+    (only,) = rows(found, table, **wanted)
+    return only
+
+
 def averaged_sgd_lies_where_the_formula_says(found):
     for valley in rows(found, "Where averaged SGD lies, the minimum being 0"):
         error = abs(valley["measured"]["mean"] - valley["computed"])
@@ -52,10 +57,50 @@ def the_penalty_weakens_asymmetry_and_never_flips_it(found):
         assert 0 < network["sign"]["mean"] < 0.4
 
 
+def sgd_at_the_rate_of_the_average_stays_in_its_valley(found):
+    table = "barrier to the average"
+    at_the_rate = "1 times the rate, decay 0.0005"
+    for where in (at_the_rate, f"{at_the_rate}, then to 0"):
+        for line in rows(found, table, **{"from the average, SGD at": where}):
+            assert line["highest barrier"] <= 0.05
+    for line in rows(found, table, **{"from the average, SGD at": "other start"}):
+        assert min(line["barrier"]["values"]) > 0.05
+
+
+def more_signs_that_agree_more_asymmetry(found):
+    table = "area by the share of signs that agree"
+    for line in rows(found, table, **{"batch norm": True}):
+        assert line["100% agree"]["mean"] < line["50% agree"]["mean"] < line["0% agree"]["mean"]
+        assert line["100% agree"]["mean"] < -0.4
+    table = "by how the gains start"
+    signed = row(found, table, **{"gains start as": "N(0, 0.1)"})
+    positive = row(found, table, **{"gains start as": "ones"})
+    assert positive["uniform@norm"]["mean"] < -0.5 < -0.3 < signed["uniform@norm"]["mean"]
+    assert signed["sign@norm"]["mean"] < -0.5
+
+
+def the_model_is_exceeded_and_the_prefactor_keeps_the_norm(found):
+    for line in rows(found, "largest breakdown / model of a layer, relative step .01"):
+        assert min(line["at the start"]["values"]) > 1
+        assert min(line["at the end"]["values"]) > 1
+    table = "norm of the first matrix at the end, relative to the start"
+    for kept in rows(found, table, optimizer="Fromage"):
+        same = {key: kept[key] for key in ("network", "batch norm")}
+        grown = row(found, table, optimizer="no prefactor", **same)
+        assert grown["norm of the first matrix"]["mean"] > kept["norm of the first matrix"]["mean"]
+        if kept["batch norm"]:  # scale-invariant: the gradient is orthogonal to the weights
+            assert kept["norm of the first matrix"]["mean"] == pytest.approx(1, abs=0.02)
+            free = grown["if orthogonal"]["mean"]
+            assert grown["norm of the first matrix"]["mean"] == pytest.approx(free, rel=0.02)
+
+
 STUDIES = {
     "two_parameters": averaged_sgd_lies_where_the_formula_says,
     "how_likely": gaussian_is_symmetric_and_gains_are_lopsided,
     "weight_decay": the_penalty_weakens_asymmetry_and_never_flips_it,
+    "same_valley": sgd_at_the_rate_of_the_average_stays_in_its_valley,
+    "signs": more_signs_that_agree_more_asymmetry,
+    "breakdown": the_model_is_exceeded_and_the_prefactor_keeps_the_norm,
 }
 
 
