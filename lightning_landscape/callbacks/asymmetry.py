@@ -101,8 +101,8 @@ class AsymmetryMonitor(Monitor):
         precision: With `n_directions="auto"`, half of the width that the interval of the rate shall
             have, from 0.03 up; otherwise of no effect.
         details: Whether loggers get every number as a scalar, and not only `rate`, `area` and their
-            intervals, three numbers of the line, and the cost. Other callbacks, such as
-            ModelCheckpoint, always see all of them.
+            intervals, the line's `gap`, and `overhead`. Other callbacks, such as ModelCheckpoint,
+            always see all of them.
         figures: `"last"`: TensorBoard gets those of the last probe, other loggers those of every
             probe; `"all"`: every logger those of every probe; False: none.
         verbose: Whether to say at the end of fit what the last probe showed.

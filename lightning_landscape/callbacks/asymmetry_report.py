@@ -33,12 +33,12 @@ _UNITS = {
 
 # what loggers get of a family, of the line and of the cost without `details`
 _FEW = {"rate", "rate_low", "rate_high", "area", "area_low", "area_high", "n_directions"}
-_FEW |= {"distance", "gap", "outward_ratio", "seconds", "overhead"}
+_FEW |= {"gap", "overhead"}
 
 
 def is_one_of_few(tag: str) -> bool:
     """Return whether loggers get the number of this relative tag without `details`."""
-    return tag.rpartition("/")[2] in _FEW
+    return tag.rpartition("/")[2] in _FEW and tag != "swa/val/gap"  # `swa/<metric>` is of all data
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,6 @@ from lightning_landscape.sharding import reshard, sharded_modules
 
 __all__ = ["GradientBreakdownMonitor"]
 
-# the numbers that loggers get without `details`
-_FEW = frozenset(["critical_rate", "learning_rate", "successive_cosine", "seconds"])
 
 _RANDOM = 1  # the stream of the random direction, apart from that of the evaluations
 
@@ -383,9 +381,8 @@ class GradientBreakdownMonitor(Monitor):
 
     def _logs(self, tag: str) -> bool:
         """Return whether loggers get a number."""
-        head, _, last = tag.rpartition("/")
-        of_first = last == "max" and head.endswith(self.directions[0])
-        return self.details or "/layer/" in tag or last in _FEW or of_first
+        few = (f"{self.directions[0]}/max", "/critical_rate")
+        return self.details or "/layer/" in tag or tag.endswith(few)
 
     def _plot(self, output: Output, module: Any) -> None:
         layers = list(trainable(module))

@@ -118,8 +118,8 @@ def chart_layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         elif end == "descent_limit":
             lines = [f"{base}/{name}" for name in ("descent_limit", "break_even", "trust_lr")]
             layout["step"][f"{base}: largest relative steps"] = _lines(lines)
-        elif end == "critical_rate":
-            layout["step"][f"{base}: critical rate"] = _lines([tag, f"{base}/rate"])
+        elif end == "critical_rate" and f"{base}/learning_rate" in known:
+            layout["step"][f"{base}: critical rate"] = _lines([tag, f"{base}/learning_rate"])
     return {category: charts for category, charts in layout.items() if charts}
 
 

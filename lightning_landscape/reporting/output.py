@@ -121,6 +121,7 @@ class Output:
             {self.tag(tag): torch.tensor(value) for tag, value in scalars.items()}
         )
         named = {self.tag(tag): value for tag, value in scalars.items() if logged(tag)}
+        self._run_records.unlogged |= {self.tag(tag) for tag in scalars} - named.keys()
         about = {self.tag(tag): describe(written(tag)) for tag in scalars}
         for logger in self._trainer.loggers:
             writer = None
@@ -229,7 +230,7 @@ class Output:
         """Arrange the charts that there are by now in Custom Scalars, unless the user did."""
         if writer is None or not self._trainer.is_global_zero:
             return
-        layout = chart_layout(self._trainer.callback_metrics)
+        layout = chart_layout(self._trainer.callback_metrics.keys() - self._run_records.unlogged)
         if layout and self._warn_once.first(f"{writer.log_dir} {layout}"):
             write_layout(writer, layout)
 

@@ -23,6 +23,7 @@ class RunRecords:
         self._n_most = n_most
         self._tags: dict[str, _Thinned] = {}
         self.is_shown = True  # nothing was added since they were written to a page
+        self.unlogged: set[str] = set()  # tags of scalars that loggers do not get
 
     def add(self, record: Record) -> None:
         """Keep a record; it replaces the last one of its tag if that is of the same step."""

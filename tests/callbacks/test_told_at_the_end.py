@@ -1,10 +1,13 @@
 """What the console says when a fit has ended."""
 
 import logging
+import re
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_swa_control import Validated, data
 from torch.utils.data import DataLoader
 
@@ -16,6 +19,13 @@ QUESTIONS = (
     "Is the step too large?",
     "What did this cost?",
 )
+
+
+class OneMetric(Validated):
+    """Logs one validation metric, as most do."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
 
 
 @pytest.fixture
@@ -42,6 +52,31 @@ def said(tmp_path, caplog):
         return caplog.text
 
     return fit
+
+
+def test_tensorboard_gets_at_most_25_scalars_and_charts_of_them_alone(tmp_path):
+    swa, logger = SWA(0), TensorBoardLogger(tmp_path)
+    trainer = Trainer(
+        max_steps=200,
+        accelerator="cpu",
+        callbacks=[swa, AsymmetryMonitor(swa=swa, validation=True), GradientBreakdownMonitor()],
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    torch.manual_seed(0)
+    train = DataLoader(data(48), batch_size=8)
+    trainer.fit(OneMetric(), train, DataLoader(data(50), batch_size=10))
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir).Reload()
+    scalars = set(events.Tags()["scalars"])
+    ours = {tag for tag in scalars if tag.startswith(("landscape/", "breakdown/", "swa/"))}
+    assert {"landscape/gaussian/rate", "landscape/sign/area_low", "swa/control/val_loss"} <= ours
+    assert len(ours) <= 25, sorted(ours)
+    charts = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    assert b"landscape/sign/area_low" in charts
+    shown = {tag for tag in trainer.callback_metrics if re.search(rb"%b\W" % tag.encode(), charts)}
+    assert shown <= scalars
 
 
 def test_the_last_lines_answer_the_four_questions(said):

@@ -101,7 +101,8 @@ def test_a_resumed_run_may_change_its_layout(logger):
 
 
 def test_limits_of_the_step_are_in_one_chart():
-    tags = [f"breakdown/update/{name}" for name in ("descent_limit", "critical_rate")]
+    names = ("descent_limit", "critical_rate", "learning_rate")
+    tags = [f"breakdown/update/{name}" for name in names]
     assert list(chart_layout(tags)["step"]) == [
         "breakdown/update: critical rate",
         "breakdown/update: largest relative steps",
