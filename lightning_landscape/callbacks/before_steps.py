@@ -7,10 +7,11 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_landscape._lightning import Callback, batch_place, is_batch_iterator
+from lightning_landscape.undo import undone
 
 _HOOKS = {"training_step": "before_training_step", "validation_step": "before_validation_step"}
 
@@ -58,6 +59,8 @@ class _HookedStep:
         self._step = step
         self.hidden: Any = trainer.strategy.__dict__.get(step)  # what somebody else put there
         self._run: Callable[..., Any] = getattr(trainer.strategy, step)
+        home = getattr(type(trainer.strategy), step).__module__.partition(".")[0]
+        self._is_lightnings = home in ("lightning", "pytorch_lightning")
         self._last = -1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,12 +68,29 @@ class _HookedStep:
         if number == self._last and self._step == "training_step":  # an optimizer runs it again
             return self._run(*args, **kwargs)
         self._last = number
+        if self._is_lightnings and self.hidden is None:
+            return self._run(*self._reported(args, index), **kwargs)
+        # somebody else's may change the batch itself: before the module's own step, which is hidden
+        # until then
+        module = self._trainer.lightning_module
+        with undone() as undo:
+            undo.keep_items(module.__dict__, self._step)
+            step = getattr(module, self._step)
+
+            def hooked(*args: Any, **kwargs: Any) -> Any:
+                undo.run()
+                return step(*self._reported(args, index), **kwargs)
+
+            module.__dict__[self._step] = hooked
+            return self._run(*args, **kwargs)
+
+    def _reported(self, args: Sequence[Any], index: int) -> Sequence[Any]:
+        """Call the hooks with the batch, or let an iterator do so; return the arguments."""
         first, *rest = args
         if is_batch_iterator(first):
-            first = _reporting(first, self._call_hooks)
-        else:
-            self._call_hooks(first, *(rest or [index]))
-        return self._run(first, *rest, **kwargs)
+            return _reporting(first, self._call_hooks), *rest
+        self._call_hooks(first, *(rest or [index]))
+        return args
 
     def _call_hooks(self, batch: Any, index: int, loader: int = 0) -> None:
         where = (index,) if self._step == "training_step" else (index, loader)

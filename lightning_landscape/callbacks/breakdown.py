@@ -290,6 +290,7 @@ class GradientBreakdownMonitor(Monitor):
             return [], 0
         assert window is not None
         assert window.batch is not None
+        window.forget_missing(dict(module.named_parameters()))
         reshard(sharded_modules(module))
         earlier = self._windows.pop(self.n_steps - 2, None)
         batch, window.batch = window.batch, None

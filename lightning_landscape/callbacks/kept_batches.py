@@ -44,7 +44,13 @@ class KeptBatches:
         return KeptBatches(self.n, self.train[:n_train], self.validation[:n_validation])
 
     def keep(self, kind: list[KeptBatch], batch: Any, index: int) -> None:
-        """Keep a copy of a batch; only training batches have batch-norm statistics to estimate."""
+        """Keep a copy of a batch; only training batches have batch-norm statistics to estimate.
+
+        A validation batch gets the index of a training batch: `training_step` is run on it, which
+        may do something else, or skip the batch, at an index of 0.
+        """
+        if kind is self.validation and self.train:
+            index = self.train[len(kind) % len(self.train)].index
         kind.append(keep_batch(self.all, batch, index, calibrates=kind is self.train))
 
     def let_go(self, index: int) -> None:

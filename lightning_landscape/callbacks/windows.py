@@ -25,6 +25,10 @@ class Window:
     rates: Mapping[str, float] = field(default_factory=dict)
     batch: KeptBatch | None = None
 
+    def forget_missing(self, weights: Params) -> None:
+        """Forget the weights of layers that the step took away."""
+        self.before = {name: w for name, w in self.before.items() if name in weights}
+
 
 def copy_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a moment."""

@@ -15,6 +15,7 @@ from lightning_landscape.engine.batches import Batches, clone_batch
 from lightning_landscape.engine.compiled import is_compiled
 from lightning_landscape.engine.isolation import Isolation
 from lightning_landscape.engine.steps import Step
+from lightning_landscape.engine.tensors import is_batched
 from lightning_landscape.params import widest
 from lightning_landscape.sharding import is_sharded
 
@@ -74,7 +75,7 @@ class Evaluator:
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             for tensor in output if isinstance(output, (tuple, list)) else [output]:
-                if type(tensor) is Tensor and tensor.is_floating_point():
+                if type(tensor) is Tensor and tensor.is_floating_point() and not is_batched(tensor):
                     sums.append(tensor.detach().sum(dtype=widest(tensor.device)))
 
         hook = register_module_forward_hook(note)

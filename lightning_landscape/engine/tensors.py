@@ -137,6 +137,12 @@ def is_dense(tensor: Tensor) -> bool:
     )
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of `torch.func`, and must not leave the function it is in."""
+    functions: Any = torch._C
+    return functions._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def set_tracked(tensor: Tensor, requires_grad: bool) -> None:
     """Let a tensor require gradients again, or cut it off from the graph that wrote to it."""
     if requires_grad:

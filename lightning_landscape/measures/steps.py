@@ -169,7 +169,8 @@ def optimizer_steps(
     """Return the step of each optimizer, of its own parameters, by what it is called in tags.
 
     Args:
-        optimizers: Who made the steps; one that has none of the parameters is left out.
+        optimizers: Who made the steps; one that has none of the parameters is left out. Where all
+            have none, as with optimizers that step in the backward pass, all moved as one.
         parameters: The parameters, by name.
         before: The weights before the step; names it lacks do not move.
         after: The weights after it.
@@ -189,6 +190,8 @@ def optimizer_steps(
     for optimizer in optimizers:
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         groups.append([name for key, name in names.items() if key in own])
+    if not any(groups):
+        groups = [list(names.values())]
     labelled = zip(_labels(groups), groups, strict=True)
     return {who: Update(before, after, group) for who, group in labelled if group}
 

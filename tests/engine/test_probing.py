@@ -1478,6 +1478,24 @@ def test_what_is_not_looked_into_is_named_when_everything_is_verified():
         pass
 
 
+class PerSample(Step):
+    def write(self, loss, batch):
+        def of_one(weights, x):
+            return torch.func.functional_call(self.net, weights, (x[None],)).square().mean()
+
+        weights = dict(self.net.named_parameters())
+        gradients = torch.func.vmap(torch.func.grad(of_one), (None, 0))(weights, batch)
+        return loss + sum(gradient.square().mean() for gradient in gradients.values())
+
+
+def test_a_step_that_takes_gradients_of_each_sample_is_measured():
+    module = PerSample()
+    expected = [module.training_step(batch, i).item() for i, batch in enumerate(module.inputs())]
+    with unchanged(module), probing(module, module.inputs()) as objective:
+        assert objective.losses().tolist() == pytest.approx(expected, rel=1e-6)
+        assert objective.gradient()[0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
 class HoldsIterators(Step):
     def build(self):
         self.held = iter(DataLoader(range(9)))

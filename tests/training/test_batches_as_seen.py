@@ -7,6 +7,7 @@ import torch
 from hostile import differences, fit
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -107,6 +108,26 @@ class SeveralTimes(OwnHooks):
         return torch.optim.LBFGS(self.parameters(), lr=self.rate, max_iter=3)
 
 
+class Doubles(SingleDeviceStrategy):
+    """Changes the batch in its own step, as late as anybody can."""
+
+    def training_step(self, batch, *args):
+        double(batch)
+        return super().training_step(batch, *args)
+
+    def validation_step(self, batch, *args):
+        double(batch)
+        return super().validation_step(batch, *args)
+
+
+class AlsoBefore(Callback):
+    """Puts a function of its own before the step."""
+
+    def setup(self, trainer, pl_module, stage):
+        step = trainer.strategy.training_step
+        trainer.strategy.training_step = lambda batch, *args: double(batch) or step(batch, *args)
+
+
 def loaders():
     x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
     return [DataLoader([{"x": row} for row in rows], batch_size=4) for rows in (x[:12], x[12:])]
@@ -165,6 +186,7 @@ MODULES = {
     "a step that takes no index": (BatchAlone, [], {}),
     "windows of two batches": (OwnHooks, [], {"accumulate_grad_batches": 2}),
     "an optimizer that runs the step twice": (SeveralTimes, [], {}),
+    "the strategy's own step": (Regression, [], {"strategy": Doubles(torch.device("cpu"))}),
 }
 
 
@@ -262,6 +284,17 @@ def test_a_probe_that_runs_out_of_items_does_not_end_the_epoch():
         train(RunsOut(), asymmetry)
 
 
+def test_validation_batches_are_measured_where_a_step_skips_the_first(probes):
+    class Skips(Regression):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if batch_idx else None
+
+    module = Skips()
+    with pytest.warns(UserWarning, match="returned `None`"):
+        train(module, monitors()[1], max_epochs=2)
+    assert [len(losses) for losses in probes] == [6]
+
+
 def test_kept_batches_that_a_step_fails_on_are_replaced(probes, caplog):
     class Curriculum(Regression):
         """From the second epoch on its batches have targets, and it needs them."""
@@ -337,6 +370,13 @@ def test_what_somebody_else_put_before_the_steps_still_runs_and_stays():
         trainer = train(Regression(), *order)
         assert calls == [2, 2, 2]
         assert vars(trainer.strategy)["training_step"].__name__ == "<lambda>"
+
+
+def test_what_somebody_else_put_before_the_steps_may_change_the_batch(probes):
+    module = Regression()
+    train(module, AlsoBefore(), monitors()[2])
+    assert probes == [[module.returned[2]]]
+    assert "training_step" not in vars(module)
 
 
 def test_copies_of_the_strategy_have_plain_steps():

@@ -6,6 +6,7 @@ Each module changes one thing about a `Classifier`; each is trained plainly and 
 import collections
 import datetime
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ pytestmark = [
         # advice on old or unusual ways that people use all the same
         "ignore:`torch.nn.utils.weight_norm` is deprecated",
         "ignore:`training_step` returned `None`",
+        "ignore:`LightningModule.configure_optimizers` returned `None`",
         "ignore:Lazy modules are a new feature",
         "ignore:.*contains an uninitialized parameter",
         "ignore:None of the inputs have requires_grad",
@@ -233,6 +235,33 @@ class GrowsInItsStep(GrowsAHead):
         return super().training_step(batch, batch_idx)
 
 
+class ShrinksInItsStep(GrowsAHead):
+    def build(self):
+        self.head = nn.Linear(3, 3)
+
+    def on_train_epoch_start(self):
+        pass
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            self.head = None
+        return super().training_step(batch, batch_idx)
+
+
+class StepsInBackward(Classifier):
+    def on_fit_start(self):
+        for parameter in self.parameters():
+            optimizer = torch.optim.SGD([parameter], lr=self.lr)
+            parameter.register_post_accumulate_grad_hook(partial(self.step_one, optimizer))
+
+    def step_one(self, optimizer, parameter):
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return None
+
+
 @pytest.mark.parametrize(
     ("module", "options"),
     [
@@ -255,6 +284,8 @@ class GrowsInItsStep(GrowsAHead):
         tried("BackboneFinetuning", Finetuned, {}),
         tried("a layer that is added at an epoch", GrowsAHead, {}),
         tried("a layer that is added within a step", GrowsInItsStep, {}),
+        tried("a layer that is taken away within a step", ShrinksInItsStep, {}),
+        tried("optimizers that step in the backward pass", StepsInBackward, {}),
     ],
 )
 def test_with_this_step_training_is_bit_identical_and_all_is_measured(module, options):
