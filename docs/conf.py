@@ -70,6 +70,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"from_yaml|/studies/",
     "reset_argv": "gallery_arguments.shorter",
     "abort_on_example_error": True,
+    "remove_config_comments": True,
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 1e9,

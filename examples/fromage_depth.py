@@ -92,3 +92,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = 'pictures/11-undoing.png'

@@ -59,3 +59,5 @@ for name, found in report.families.items():
         f"{name:14} area {area:+.2f} [{low:+.2f}, {high:+.2f}], asymmetric {found.rate['rate']:.0%}"
     )
 print("The network is as it was.")
+
+# sphinx_gallery_thumbnail_path = 'pictures/three-slices.png'

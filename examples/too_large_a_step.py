@@ -98,3 +98,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = 'pictures/10-rate-in-use.png'
