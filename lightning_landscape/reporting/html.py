@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.records import Record, evenly
 from lightning_landscape.reporting.static import describe
 
 _STATIC = Path(__file__).parent / "tensorboard" / "static"
@@ -108,7 +108,7 @@ def thinned(records: Sequence[Record], n_most: int) -> list[Record]:
     steps: dict[str, list[int]] = {}
     for record in sorted(records, key=lambda record: record.step):
         steps.setdefault(record.tag, []).append(record.step)
-    kept = {tag: {own[k] for k in _evenly(len(own), n_most)} for tag, own in steps.items()}
+    kept = {tag: {own[k] for k in evenly(len(own), n_most)} for tag, own in steps.items()}
     return [record for record in records if record.step in kept[record.tag]]
 
 
@@ -127,12 +127,6 @@ def _module(name: str) -> str:
     exports = re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", code, re.MULTILINE)
     code = re.sub(r"^export ", "", code, flags=re.MULTILINE)
     return f"const {name}_module = (() => {{\n{code}\nreturn {{ {', '.join(exports)} }};\n}})();"
-
-
-def _evenly(n: int, n_most: int) -> set[int]:
-    if n <= n_most:
-        return set(range(n))
-    return {round(k * (n - 1) / max(n_most - 1, 1)) for k in range(n_most)} | {n - 1}
 
 
 def _file(name: str) -> str:

@@ -144,6 +144,18 @@ def read_events(folder: str | Path) -> tuple[list[Record], list[str]]:
     return collect(content for path in paths for content in _contents(path))
 
 
+def evenly(n: int, n_most: int) -> set[int]:
+    """Return at most `n_most` of `n` places, evenly spaced, with the first and the last.
+
+    Example:
+        >>> sorted(evenly(9, 3))
+        [0, 4, 8]
+    """
+    if n <= n_most:
+        return set(range(n))
+    return {round(k * (n - 1) / max(n_most - 1, 1)) for k in range(n_most)} | {n - 1}
+
+
 def collect(contents: Iterable[tuple[str, bytes]]) -> tuple[list[Record], list[str]]:
     """Decode records, the last of each tag and step, and name those that cannot be read.
 

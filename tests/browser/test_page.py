@@ -131,7 +131,7 @@ def test_a_click_on_a_plane_takes_the_slices_there(planes):
     link = planes.driver.current_url
     before = chosen(planes)
     planes.open(link)
-    planes.wait(lambda: chosen(planes) == before)
+    planes.wait(lambda: planes.all(".card.wide canvas") and chosen(planes) == before)
 
 
 def test_arrow_keys_on_a_plane_move_its_point_and_not_the_step(planes):

@@ -215,6 +215,19 @@ def test_without_torch_tensorboard_starts_and_the_slow_loader_keeps_all(
         assert screen.errors() == []
 
 
+def test_all_probes_of_a_long_run_are_there_after_a_selection(tensorboard, screen, tmp_path):
+    write_run(tmp_path / "long", records(70, validation=False))
+    with tensorboard(tmp_path) as address:
+        screen.open(f"{address}/#landscape")
+        screen.enter_tab()
+        screen.wait(lambda: "probe 70 of 70" in screen.text("output.step"))
+        script = "return performance.getEntriesByType('resource').map(e => e.name)"
+        asked = [name for name in screen.run(script) if "/records?" in name]
+        assert ["most=50" in name for name in asked] == [True, False]
+        screen.wait(lambda: not screen.all(".card.waiting"))
+        assert screen.errors() == []
+
+
 def test_without_data_there_is_no_tab(tensorboard, screen, tmp_path):
     writer = SummaryWriter(str(tmp_path))
     writer.add_scalar("val_loss", 1.0, 0)

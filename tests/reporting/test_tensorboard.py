@@ -91,6 +91,18 @@ def test_only_what_is_new_is_served_after_a_time():
     assert [found["name"] for found in answer["records"]] == [PROBE[1].name]
 
 
+def test_of_a_long_run_evenly_chosen_probes_can_be_asked_for_first():
+    found = records(9, every=10)
+    own = {tag: [] for tag in {record.tag for record in found}}
+    for record in found:
+        own[record.tag].append((record.step, record.step / 10.0, record.to_bytes()))
+    served = client(FakeProvider({"a": own}))
+    some = served.get("/records?run=a&most=3").json
+    assert {record["step"] for record in some["records"]} == {10, 50, 90}
+    assert (some["left_out"], some["latest"]) == (len(found) - 3 * len(own), 9.0)
+    assert served.get("/records?run=a").json["left_out"] == 0
+
+
 def test_a_corrupt_record_is_named_and_the_rest_is_served():
     runs = {"a": run_of(PROBE) | {"landscape/record/x": [(7, 6.0, b"nonsense")]}}
     answer = client(FakeProvider(runs)).get("/records?run=a").json

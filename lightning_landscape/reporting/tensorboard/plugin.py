@@ -19,7 +19,7 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import Request, Response
 
-from lightning_landscape.reporting.records import PLUGIN, collect_json
+from lightning_landscape.reporting.records import PLUGIN, collect_json, evenly
 
 STATIC = Path(__file__).parent / "static"
 _ALL = 1_000_000_000  # steps of a tag: `read_tensors` must be told a number
@@ -75,7 +75,10 @@ class LandscapePlugin(base_plugin.TBPlugin):
         return self._answer(self._runs, environ, start_response)
 
     def serve_records(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serve the records of `run` that are later than `after`, and what cannot be read."""
+        """Serve the records of `run` that are later than `after`, and what cannot be read.
+
+        At most `most` of each tag, chosen evenly, so that a long run is shown soon.
+        """
         return self._answer(self._records, environ, start_response)
 
     def serve_static(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -120,11 +123,22 @@ class LandscapePlugin(base_plugin.TBPlugin):
             downsample=_ALL,
             run_tag_filter=provider.RunTagFilter(runs=[run]),
         )
-        data = [(tag, datum) for tag, own in read.get(run, {}).items() for datum in own]
-        data.sort(key=lambda pair: pair[1].wall_time)
-        new = [(tag, datum) for tag, datum in data if datum.wall_time > after]
-        records, problems = collect_json((f"{tag} at step {d.step}", _bytes(d)) for tag, d in new)
-        rest = {"problems": problems, "latest": data[-1][1].wall_time if data else after}
+        most = int(request.args.get("most", 0))
+        new = {
+            tag: [d for d in own if d.wall_time > after] for tag, own in read.get(run, {}).items()
+        }
+        chosen = [
+            (own[k].wall_time, f"{tag} at step {own[k].step}", own[k])
+            for tag, own in new.items()
+            for k in evenly(len(own), most or len(own))
+        ]
+        chosen.sort(key=lambda row: row[0])
+        records, problems = collect_json((name, _bytes(datum)) for _, name, datum in chosen)
+        rest = {
+            "problems": problems,
+            "latest": chosen[-1][0] if chosen else after,
+            "left_out": sum(map(len, new.values())) - len(chosen),
+        }
         return f'{{"records": {records}, {json.dumps(rest)[1:]}'
 
     def _tags(self, request: Request, runs: list[str] | None = None) -> dict[str, Any]:

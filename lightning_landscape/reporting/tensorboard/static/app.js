@@ -28,6 +28,8 @@ export class App {
     this.problems = h("details", { className: "problems", hidden: true });
     this.glance = h("section", { className: "card glance", "aria-live": "polite" });
     this.deck = h("main", {}, this.glance);
+    this.timer = null; // until the cards that nobody sees are brought up to date
+    this.observer = new IntersectionObserver((entries) => this.follow(entries), { rootMargin: "400px" });
     this.root = root;
     root.classList.add("landscape");
     root.replaceChildren(this.controls.element, this.message, this.problems, this.deck);
@@ -70,7 +72,25 @@ export class App {
       this.showProblems();
     }
     fill(this.glance, glance(this));
-    for (const card of this.cards.values()) card.update(changes);
+    for (const card of this.cards.values()) card.refresh(changes);
+    this.finish();
+  }
+
+  /** Bring the cards that nobody sees up to date, one at a time. */
+  finish() {
+    this.timer ??= setTimeout(() => {
+      this.timer = null;
+      if ([...this.cards.values()].some((card) => card.flush())) this.finish();
+    }, 50);
+  }
+
+  /** Show the cards at once that a person sees, or would with a little scrolling. */
+  follow(entries) {
+    for (const { target, isIntersecting } of entries) {
+      const card = [...this.cards.values()].find(({ element }) => element === target);
+      card.isNear = isIntersecting;
+      if (isIntersecting) card.flush();
+    }
   }
 
   makeCards() {
@@ -86,6 +106,7 @@ export class App {
         const next = [...this.deck.children].find((child) => child.order > card.order);
         card.element.order = card.order;
         this.deck.insertBefore(card.element, next ?? null);
+        this.observer.observe(card.element);
       }
     }
   }

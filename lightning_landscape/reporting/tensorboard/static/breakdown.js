@@ -40,10 +40,7 @@ export class BreakdownCard extends Card {
     this.body.append(h("details", {}, this.summary, this.layers));
   }
 
-  update(changes) {
-    const shown = this.shown(this.key);
-    this.element.hidden = !shown.length;
-    if (!shown.length) return;
+  update(shown, changes) {
     this.say(shown);
     this.fillNumbers(shown);
     this.showChange(shown);

@@ -3,15 +3,34 @@
 import { h } from "./dom.js";
 import { swatch } from "./chart.js";
 
-/** A card about one key. A kind of card has `update()`, which reads `context`. */
+/** A card about one key. A kind of card has `key` and `update(shown, changes)`, which reads `context`. */
 export class Card {
   constructor(context, { title, note = "" }) {
     this.context = context;
     this.parts = [];
+    this.isNear = false; // what a person sees, or would with a little scrolling
+    this.stale = null; // changes that are not shown yet
     this.sentences = h("div", { className: "words" });
     this.body = h("div", { className: "body" });
-    this.element = h("section", { className: "card" },
+    this.element = h("section", { className: "card waiting" },
       h("h3", { textContent: title }), note ? h("p", { className: "note", textContent: note }) : null, this.body);
+  }
+
+  /** Take note of changes; they are shown at once if the card is near, else by `flush`. */
+  refresh(changes) {
+    this.element.hidden = !this.shown(this.key).length;
+    this.stale = { history: changes.history || !!this.stale?.history };
+    if (this.isNear) this.flush();
+  }
+
+  /** Show the changes, if there are any; return whether there were. */
+  flush() {
+    const changes = this.stale;
+    if (!changes || this.element.hidden) return false;
+    this.stale = null;
+    this.element.classList.remove("waiting");
+    this.update(this.shown(this.key), changes);
+    return true;
   }
 
   add(...parts) {

@@ -4,6 +4,7 @@ import { App } from "./app.js";
 
 const HERE = new URL(".", import.meta.url);
 const NAME = "landscape";
+const [FIRST, ALL] = [50, 0]; // probes of a run to ask for
 
 /** Called by TensorBoard in an empty iframe of the same origin. */
 export async function render() {
@@ -33,17 +34,24 @@ export async function render() {
 function makeRefresh(app) {
   const latest = new Map();
   let running = null;
+  const add = async (query) => {
+    const found = await fetchJson(`../records?${new URLSearchParams(query)}`);
+    app.add(query.run, found.records, found.problems);
+    return found;
+  };
   const fetchAll = async () => {
+    const long = []; // runs that are first shown by a selection of their probes
     try {
       const { runs } = await fetchJson("../runs");
       app.expect(runs.map(({ run }) => run));
       const changed = runs.filter(({ run, latest: time }) => !(latest.get(run) >= time));
       await Promise.all(changed.map(async ({ run }) => {
-        const query = new URLSearchParams({ run, after: latest.get(run) ?? 0 });
-        const found = await fetchJson(`../records?${query}`);
-        latest.set(run, found.latest);
-        app.add(run, found.records, found.problems);
+        const query = { run, after: latest.get(run) ?? 0 };
+        const some = await add({ ...query, most: latest.has(run) ? ALL : FIRST });
+        if (some.left_out) long.push(query);
+        else latest.set(run, some.latest);
       }));
+      await Promise.all(long.map(async (query) => latest.set(query.run, (await add(query)).latest)));
       app.say("");
     } catch (error) {
       app.say(`TensorBoard did not answer: ${error.message}. The next reload tries again.`);

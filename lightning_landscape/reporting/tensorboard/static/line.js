@@ -22,10 +22,7 @@ export class LineCard extends Card {
     this.add(this.trend);
   }
 
-  update(changes) {
-    const shown = this.shown(this.key);
-    this.element.hidden = !shown.length;
-    if (!shown.length) return;
+  update(shown, changes) {
     this.say(shown);
     this.fillNumbers(shown);
     if (changes.history) this.wanted = this.range();

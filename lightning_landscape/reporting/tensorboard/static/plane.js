@@ -20,10 +20,8 @@ export class PlaneCard extends Card {
     this.body.append(this.place, this.sentences);
   }
 
-  update() {
-    const shown = this.shown(this.key).map((each) => ({ ...each, record: rounded(each.record) }));
-    this.element.hidden = !shown.length;
-    if (!shown.length) return;
+  update(found) {
+    const shown = found.map((each) => ({ ...each, record: rounded(each.record) }));
     this.say(shown);
     this.showMaps(shown);
     this.chart.show(shown.flatMap((each) => this.slices(each)), {
