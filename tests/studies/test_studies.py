@@ -1,11 +1,15 @@
 """Every study runs, and what the docs call robust holds on seeds that the docs did not use."""
 
+import argparse
+import importlib
 import json
 import os
+import pickle
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -26,13 +30,26 @@ def row(found, table, **wanted):
 
 
 def averaged_sgd_lies_where_the_formula_says(found):
-    for valley in rows(found, "Where averaged SGD lies, the minimum being 0"):
+    for valley in rows(found, "where averaged SGD lies, the minimum being 0"):
         error = abs(valley["measured"]["mean"] - valley["computed"])
         assert error < 0.006, valley
+    for shifted in rows(found, "the linex valley under random shifts"):
+        best, computed = shifted["least at, measured"]["mean"], shifted["least at, computed"]
+        assert best == pytest.approx(computed, abs=0.04)
+        assert shifted["measured"]["mean"] > 0
     for line in rows(found, "Definition 1 in the linex valley"):
         assert line["greatest c, grid"] == pytest.approx(line["greatest c, exact"], rel=0.03)
         assert line["asymmetric at c = 0.9 of it"] is True
         assert line["at 1.1 of it"] is False
+
+
+def the_slice_of_a_neuron_is_centred_at_the_minimum_only(found):
+    (table,) = found["tables"]
+    for direction in ("uniform", "gaussian"):
+        early, minimum = rows(found, table, direction=direction)
+        centred = "least loss within .25 of 0"
+        assert early[centred]["mean"] < 0.7 < minimum[centred]["mean"]
+        assert minimum["verdict asymmetric"]["mean"] > 0.4
 
 
 def gaussian_is_symmetric_and_gains_are_lopsided(found):
@@ -67,6 +84,13 @@ def sgd_at_the_rate_of_the_average_stays_in_its_valley(found):
         assert min(line["barrier"]["values"]) > 0.05
 
 
+def the_average_is_wider_in_filter_norm(found):
+    table, rays = "width relative to the decayed weights", "gaussian, filter norm"
+    for line in rows(found, table, weights="average"):
+        assert line[rays]["mean"] > 1
+        assert line[rays]["mean"] > line["gaussian, L2 norm"]["mean"]
+
+
 def more_signs_that_agree_more_asymmetry(found):
     table = "area by the share of signs that agree"
     for line in rows(found, table, **{"batch norm": True}):
@@ -95,10 +119,12 @@ def the_model_is_exceeded_and_the_prefactor_keeps_the_norm(found):
 
 
 STUDIES = {
-    "two_parameters": averaged_sgd_lies_where_the_formula_says,
+    "valleys": averaged_sgd_lies_where_the_formula_says,
+    "one_neuron": the_slice_of_a_neuron_is_centred_at_the_minimum_only,
     "how_likely": gaussian_is_symmetric_and_gains_are_lopsided,
     "weight_decay": the_penalty_weakens_asymmetry_and_never_flips_it,
     "same_valley": sgd_at_the_rate_of_the_average_stays_in_its_valley,
+    "width": the_average_is_wider_in_filter_norm,
     "signs": more_signs_that_agree_more_asymmetry,
     "breakdown": the_model_is_exceeded_and_the_prefactor_keeps_the_norm,
 }
@@ -111,6 +137,28 @@ def run(name, out, monkeypatch, *options):
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     assert (out / f"{name}.png").stat().st_size > 5000
     return json.loads((out / f"{name}.json").read_text())
+
+
+def test_cifar_is_read_from_the_folder_that_its_archive_unpacks_to(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    common = importlib.import_module("common")
+    for k, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
+        part = {b"data": np.full((2, 3072), 50 * k, np.uint8), b"labels": [k, k + 1]}
+        (tmp_path / name).write_bytes(pickle.dumps(part))
+    data = common.load(argparse.Namespace(data=tmp_path), seed=0)
+    assert data.x.shape == (10, 3072)
+    assert data.y.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert data.x_test[0, 0].item() == pytest.approx((250 / 255 - 0.47) / 0.25)
+    assert common.resnet(data, 0)(data.x_test).shape == (2, 6)
+
+
+def test_intervals_are_those_of_student_and_of_clopper_and_pearson(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    common = importlib.import_module("common")
+    found = common.over_seeds([1.0, 2.0, 3.0])  # 4.303 standard errors of 1 / sqrt(3)
+    assert (found.mean, found.high - found.mean) == pytest.approx((2, 4.3027 / 3**0.5), rel=1e-4)
+    assert common.share([False] * 8).high == pytest.approx(1 - 0.025 ** (1 / 8))
+    assert common.correlation([1, 2, 3, 4, 5], [1, 8, 27, 64, 125]).mean == pytest.approx(1)
 
 
 @pytest.mark.slow
