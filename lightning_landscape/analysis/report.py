@@ -18,6 +18,7 @@ from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.survey import Survey, survey_of
 from lightning_landscape.measures.words import describe_line, describe_surveys
+from lightning_landscape.measures.words_answers import answer_valley
 from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_slices
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown
 from lightning_landscape.reporting.html import frame, page
@@ -91,7 +92,7 @@ class Report:
         """Say in words what was measured, with intervals, and "no verdict" where there is none."""
         lines = [f"{self.module}, {self.mode} mode, seed {self.seed}."]
         if self.families:
-            lines.append(describe_surveys(self.families))
+            lines += [answer_valley(self.families), describe_surveys(self.families)]
         if self.line:
             lines.append(describe_line(self.line, self.line.validation))
         if self.breakdown:
