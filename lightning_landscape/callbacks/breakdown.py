@@ -8,12 +8,12 @@ from typing import Any
 
 from torch.nn.parameter import is_lazy
 
-from lightning_landscape._lightning import as_configuration
+from lightning_landscape._lightning import as_configuration, logger_step
 from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, OnError
 from lightning_landscape.callbacks.breakdown_report import StepHistory, StepReport, plot_step
 from lightning_landscape.callbacks.budget import Schedule
-from lightning_landscape.callbacks.costs import TimedObjective
-from lightning_landscape.callbacks.windows import Window, copy_of
+from lightning_landscape.callbacks.costs import LAST_PROBE, TimedObjective
+from lightning_landscape.callbacks.windows import Window, copy_of, ends_epoch, ends_fit
 from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.steps import LossFn
@@ -43,15 +43,13 @@ from lightning_landscape.sharding import reshard, sharded_modules
 
 __all__ = ["GradientBreakdownMonitor"]
 
-
 _RANDOM = 1  # the stream of the random direction, apart from that of the evaluations
 
 
 class GradientBreakdownMonitor(Monitor):
     """Look, every so many steps, at the step just taken: was it too large, and for which layer?
 
-    Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical: weights,
-    buffers, optimizer state, random numbers, data order, the user's own log.
+    Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical.
 
     Each probe stands at the weights **before** the last optimizer step, on the very batch of that
     step (the last of an accumulation window), and follows `directions` from there:
@@ -82,16 +80,16 @@ class GradientBreakdownMonitor(Monitor):
     step that changed nothing, as when a loss scaler skips it, has no `"update"`.
 
     One probe costs exactly `1 + sum(len(etas))` gradient evaluations (13 by default): one where it
-    stands, which all directions share, and one per eta and direction, for each optimizer. Three
-    evaluations more learn what the step writes to: two forward passes, one gradient. Around
-    probed steps the weights are copied before the step and before the one that precedes it; with
-    `every_n_epochs` at every step where the end of an epoch cannot be foreseen (iterable datasets,
-    manual optimisation). Inside a probe there are six copies of the weights at most, besides the
-    weights and gradients of the training.
+    stands, which all directions share, and one per eta and direction, for each optimizer; three
+    more record what the step writes to. Around probed steps the weights are copied before the step
+    and before the one that precedes it; with `every_n_epochs` at every step where the end of an
+    epoch cannot be foreseen (iterable datasets, manual optimisation). Inside a probe there are six
+    copies of the weights at most, besides the weights and gradients of the training.
 
     Args:
         every_n_epochs: Look at the last step of every so many epochs.
-        every_n_steps: Or at every so many-th optimizer step; by default at every 100th.
+        every_n_steps: Or at every so many-th optimizer step; by default at every 100th, and at the
+            last one of a fit that would otherwise end without a probe.
         directions: Where to step: any of `"update"`, `"gradient"`, `"random"`.
         etas: How far, ascending, above 0; for all directions, or a mapping from direction to etas.
             By default `DEFAULT_ETAS`: (.25, .5, 1, 2, 4) of the update, relative steps from 1e-4 to
@@ -153,6 +151,7 @@ class GradientBreakdownMonitor(Monitor):
             self.etas = etas_of(self.directions, etas)
         self.layers = layers
         self._windows: dict[int, Window] = {}  # by the number of steps made before them
+        self._is_last_chance = False  # the fit ends with this step, and none was measured
         self._history = StepHistory()
         self.last: list[StepReport] = []
 
@@ -189,13 +188,13 @@ class GradientBreakdownMonitor(Monitor):
 
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""
-        due = self._due(trainer, pl_module, index, ahead=0)
+        self._is_last_chance = self._ends_unmeasured(trainer, pl_module, index, 0)
+        due = self._is_last_chance or self._due(trainer, pl_module, index, ahead=0)
+        unmeasured = self._is_last_chance or self._ends_unmeasured(trainer, pl_module, index, 1)
         wanted = due or self._due(trainer, pl_module, index, ahead=1)
         # lazy layers have no weights before the first pass
-        if (
-            not wanted
-            or not self._nearly_affords(trainer)
-            or any(map(is_lazy, pl_module.parameters()))
+        if not (unmeasured or (wanted and self._nearly_affords(trainer))) or any(
+            map(is_lazy, pl_module.parameters())
         ):
             self._windows = {}
             return
@@ -207,10 +206,15 @@ class GradientBreakdownMonitor(Monitor):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let go of a batch that the step skipped, and probe when one is due."""
-        window = self._windows.get(self.n_steps)
+        n_before, window = self.n_steps, self._windows.get(self.n_steps)
         if window is not None and self.skipped(outputs):
             window.batch = None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        ended = batch_idx + 1 == trainer.num_training_batches or ends_fit(trainer, ahead=-1)
+        if not (self._is_last_chance and ended) or self.last or self.n_steps == n_before:
+            return
+        if everybody(self.foretold() <= LAST_PROBE, pl_module.device):
+            self.run(trainer, pl_module, logger_step(trainer), is_last=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Plot the last probe."""
@@ -242,7 +246,7 @@ class GradientBreakdownMonitor(Monitor):
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:
         """Measure the step just taken, then report it."""
         began = self.budget.total()
-        reports, n_made = self._measure(trainer, module, step)
+        reports, n_made = self._measure(trainer, module, step, is_last=is_last)
         if reports:
             self._report(trainer, module, reports, began)
         return n_made
@@ -267,10 +271,16 @@ class GradientBreakdownMonitor(Monitor):
             return True
         if not (self.schedule.due_after_epoch(trainer.current_epoch) or trainer.fast_dev_run):
             return False
-        n, window = trainer.num_training_batches, trainer.accumulate_grad_batches
-        unforeseen = math.isinf(n) or not module.automatic_optimization
-        ends_fit = 0 < trainer.max_steps <= trainer.global_step + 1 + ahead
-        return unforeseen or ends_fit or batch_idx + ahead * window >= n - window
+        unforeseen = math.isinf(trainer.num_training_batches) or not module.automatic_optimization
+        return unforeseen or ends_epoch(trainer, batch_idx, ahead) or ends_fit(trainer, ahead)
+
+    def _ends_unmeasured(self, trainer: Any, module: Any, batch_idx: int, ahead: int) -> bool:
+        """Return whether the fit will end with a step though the default has measured none."""
+        if self.last or self.schedule.is_given:
+            return False
+        is_last_epoch = 0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1
+        ends = is_last_epoch and ends_epoch(trainer, batch_idx, ahead)
+        return module.automatic_optimization and (ends or ends_fit(trainer, ahead))
 
     def _keep(self, trainer: Any, module: Any, batch: Any | None, index: int) -> None:
         """Keep the weights once a window, they do not move inside it; of its batches the last."""
@@ -283,7 +293,9 @@ class GradientBreakdownMonitor(Monitor):
             window.batch = keep_batch([], batch, index)
             window.rates = rates_in_use(trainer.optimizers, trainable(module))
 
-    def _measure(self, trainer: Any, module: Any, step: int) -> tuple[list[StepReport], int]:
+    def _measure(
+        self, trainer: Any, module: Any, step: int, *, is_last: bool
+    ) -> tuple[list[StepReport], int]:
         """Return what was found of the step just taken, and how many evaluations it took."""
         window = self._windows.get(self.n_steps - 1)
         if not everybody(window is not None and window.batch is not None, module.device):
@@ -310,15 +322,13 @@ class GradientBreakdownMonitor(Monitor):
             objective = TimedObjective(live, announce)
             start = Start.of(live, window.before)
             each = max(self.budget.expected.get("evaluation", 0.0), live.seconds)
-            if not self.affords_probe(trainer, n_evaluations * each):
+            if not is_last and not self.affords_probe(trainer, n_evaluations * each):
                 self.budget.expect("evaluation", each)
                 return [], 0
             reports = []
             for who, (moved, cosine) in steps.items():
                 sizes = measure_step(window.before, after, start.gradient, moved, successive=cosine)
-                rate = next(
-                    (window.rates[name] for name in moved if name in window.rates), math.nan
-                )
+                rate = next((window.rates[n] for n in moved if n in window.rates), math.nan)
                 for name in self.directions:
                     if name != "update" or moved.moves:
                         direction = self._direction(name, live, start, moved)
@@ -386,6 +396,5 @@ class GradientBreakdownMonitor(Monitor):
         return self.details or "/layer/" in tag or tag.endswith(few)
 
     def _plot(self, output: Output, module: Any) -> None:
-        layers = list(trainable(module))
         for report in self.last:
-            plot_step(output, report, self._history, layers, mode=self.mode)
+            plot_step(output, report, self._history, list(trainable(module)), mode=self.mode)

@@ -15,7 +15,9 @@ from lightning_landscape.measures.sequential import FIRST, sequential_design
 from lightning_landscape.objective import LossAlong, Objective
 from lightning_landscape.params import Params
 
-_LAST_PROBE = 10.0  # seconds that the probe of the last weights may take over the budget
+LAST_PROBE = 10.0
+"""Seconds that a probe at the end of fit may take over the budget."""
+
 _FEWEST = 3  # directions of that probe, however long they take
 _TIMED = 2  # the first one also compares the module with its snapshot
 
@@ -172,7 +174,7 @@ class ProbePlan:
                 budget leaves, and three directions whatever they take. Any other is whole at least.
         """
         if is_last:
-            seconds = max(seconds, _LAST_PROBE)
+            seconds = max(seconds, LAST_PROBE)
         fewest = min(_FEWEST, self.n_whole) if is_last else self.n_whole
         return max(self.directions_within(seconds, each), fewest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -33,3 +34,14 @@ class Window:
 def copy_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a moment."""
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def ends_epoch(trainer: Any, batch_idx: int, ahead: int) -> bool:
+    """Return whether an epoch ends with the window of a batch, or with one that is `ahead`."""
+    window = trainer.accumulate_grad_batches
+    return batch_idx + ahead * window >= trainer.num_training_batches - window
+
+
+def ends_fit(trainer: Any, ahead: int) -> bool:
+    """Return whether `max_steps` ends the fit with the next step, or with one that is `ahead`."""
+    return 0 < trainer.max_steps <= trainer.global_step + 1 + ahead

@@ -615,6 +615,48 @@ def test_every_hundredth_step_is_probed_within_the_automatic_budget():
     assert str(monitor.schedule) == "every 100 steps"
 
 
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({}, 3),
+        ({"max_epochs": 2}, 7),
+        ({"max_epochs": 9, "max_steps": 6}, 5),
+        ({"accumulate_grad_batches": 2}, 1),
+        ({"accumulate_grad_batches": 3}, 1),
+        ({"limit_train_batches": 2}, 1),
+    ],
+    ids=str,
+)
+def test_by_default_a_fit_does_not_end_without_a_measured_step(options, step):
+    monitor = GradientBreakdownMonitor(on_error="raise")
+    run(Bowl(lr=0.01), monitor, **options)
+    assert [steps for steps, _ in monitor.history["update"]] == [step]
+    near_twice = pytest.approx(2 / 2)  # the critical rate of a bowl is 2 over its curvature
+    rates = [report.critical_rate for report in monitor.last if report.direction == "update"]
+    assert rates == [near_twice] or rates == [math.inf]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "options"),
+    [
+        (lambda: GradientBreakdownMonitor(every_n_steps=100), {}),  # as it was told to
+        (lambda: GradientBreakdownMonitor(), {"max_epochs": -1, "max_time": "00:00:00:01"}),
+    ],
+    ids=["own schedule", "no end in sight"],
+)
+def test_a_step_that_is_not_due_is_measured_at_a_known_end_alone(monitor, options):
+    monitor = monitor()
+    run(Bowl(lr=0.01), monitor, batches=2, **options)
+    steps = [step for step, _ in monitor.history.get("update", [])]
+    assert all((step + 1) % 100 == 0 for step in steps)
+
+
+def test_measuring_the_last_step_leaves_training_as_it_was():
+    monitor = GradientBreakdownMonitor(on_error="raise")
+    assert differences(plain_run("plain"), fit([monitor])) == []
+    assert monitor.history
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 
