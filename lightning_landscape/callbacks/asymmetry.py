@@ -244,7 +244,7 @@ class AsymmetryMonitor(Monitor):
     ) -> None:
         """Keep the first validation batches of the fit."""
         kept, in_fit = self.kept, trainer.state.fn == "fit" and not trainer.sanity_checking
-        if self.validation and in_fit and len(kept.validation) < kept.n:
+        if self.validation and in_fit and kept.wants_validation(trainer.global_step):
             self.guarded(lambda: kept.keep(kept.validation, batch, index), "Keeping a batch")
 
     def on_train_batch_end(

@@ -27,6 +27,7 @@ class KeptBatches:
     n: int
     train: list[KeptBatch] = field(default_factory=list)
     validation: list[KeptBatch] = field(default_factory=list)
+    _validated_at: int = field(default=-1, repr=False)  # the step of the pass they are from
 
     @property
     def all(self) -> list[KeptBatch]:
@@ -52,6 +53,12 @@ class KeptBatches:
         if kind is self.validation and self.train:
             index = self.train[len(kind) % len(self.train)].index
         kind.append(keep_batch(self.all, batch, index, calibrates=kind is self.train))
+
+    def wants_validation(self, step: int) -> bool:
+        """Return whether to keep a validation batch: of one pass alone, so that none comes twice."""
+        if not self.validation:
+            self._validated_at = step
+        return len(self.validation) < self.n and step == self._validated_at
 
     def let_go(self, index: int) -> None:
         """Let go of the last training batch, if it had this index: the step gave no loss for it."""

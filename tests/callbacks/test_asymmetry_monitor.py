@@ -501,6 +501,12 @@ def test_train_and_validation_batches_are_told_apart(tmp_path):
     assert float(metrics["landscape/swa/shift"]) == pytest.approx(float(shift), nan_ok=True)
 
 
+def test_no_validation_batch_is_kept_twice_where_there_are_few():
+    monitor = AsymmetryMonitor(validation=True, n_batches=5, every_n_epochs=1, **SMALL)
+    train(monitor, max_epochs=4)
+    assert len(monitor.kept.validation) == 3  # twelve samples in batches of four
+
+
 def test_without_validation_batches_it_says_so_and_probes_on_training_ones(caplog):
     caplog.set_level(logging.INFO)
     monitor = AsymmetryMonitor(validation=True, every_n_steps=2, **SMALL)
