@@ -55,7 +55,7 @@ class KeptBatches:
         kind.append(keep_batch(self.all, batch, index, calibrates=kind is self.train))
 
     def wants_validation(self, step: int) -> bool:
-        """Return whether to keep a validation batch: of one pass alone, so that none comes twice."""
+        """Return whether to keep a validation batch: of one pass alone, for none to come twice."""
         if not self.validation:
             self._validated_at = step
         return len(self.validation) < self.n and step == self._validated_at
