@@ -37,6 +37,10 @@ def test_links_to_files_lead_somewhere(page):
         assert (ROOT / link).exists(), link
 
 
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 100
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_loads_nothing_from_the_web(tmp_path):
     pytest.importorskip("sphinx_gallery", reason="needs the extra `docs`")

@@ -17,7 +17,7 @@ import yaml
 
 from lightning_landscape._lightning import import_cli, lightning_bases, overrides
 from lightning_landscape.analysis.analyze import analyze
-from lightning_landscape.analysis.checkpoints import checkpoint_file, load_weights
+from lightning_landscape.analysis.checkpoints import checkpoint_file, load_weights, read_checkpoint
 from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.planes import measure_plane
 from lightning_landscape.analysis.report import Line
@@ -144,7 +144,8 @@ def _staged(
     options: argparse.Namespace, rest: Sequence[str], measure: Callable[[Stage], Any]
 ) -> tuple[Any, bool]:
     """Return what was measured, and whether this is the first of several processes."""
-    cli = build(options.config or _beside(options.ckpt[0]), options.model, options.data, rest)
+    settings, source = _settings(options)
+    cli = build(settings, source, options.model, options.data, rest)
     stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
     if not overrides(cli.model, "configure_model"):  # else its layers are not there yet
         for path in options.ckpt:
@@ -168,22 +169,49 @@ def run_show(options: argparse.Namespace, rest: Sequence[str]) -> None:
     show_runs(options.run, as_json=options.json, html=options.html, words=True)
 
 
-def build(config: str | Path, model: str | None, data: str | None, rest: Sequence[str]) -> Any:
-    """Return a LightningCLI that has made the module, the data and a quiet Trainer of a config.
+def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return how module and data are made, and where that is said: a config, or the checkpoint."""
+    config = options.config or _beside(options.ckpt[0])
+    if config:
+        return _read_config(config), f"--config {config}"
+    if not options.model:
+        raise ValueError(
+            f"--config is needed: there is no config.yaml beside {options.ckpt[0]}, or one folder "
+            "above. Without LightningCLI use --model my_script.MyModule --data my_script.MyData: "
+            "hyperparameters that the checkpoint holds (save_hyperparameters) are taken from it."
+        )
+    file = checkpoint_file(options.ckpt[0])
+    saved = read_checkpoint(file, weights_only=not options.unsafe)
+    kinds = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+    held = {kind: dict(saved.get(key) or {}) for kind, key in kinds.items()}
+    own = {
+        kind: {name: value for name, value in given.items() if not name.startswith("_")}
+        for kind, given in held.items()  # names with an underscore are Lightning's
+    }
+    return own, str(file)
 
-    Raises:
-        ValueError: If the file does not say how to make them.
-    """
+
+def _read_config(config: str | Path) -> dict[str, Any]:
     if not Path(config).is_file():
         raise ValueError(f"--config must be the config.yaml of a fit. There is no file {config}.")
     settings = yaml.safe_load(Path(config).read_text())
     if not isinstance(settings, dict):
         raise ValueError(f"--config must be the config.yaml of a fit. {config} is something else.")
-    settings = settings.get("fit", settings)
+    return settings.get("fit", settings)
+
+
+def build(
+    settings: dict[str, Any], source: str, model: str | None, data: str | None, rest: Sequence[str]
+) -> Any:
+    """Return a LightningCLI that has made the module, the data and a quiet Trainer of settings.
+
+    Raises:
+        ValueError: If they do not say how to make them; `source` is where they are from.
+    """
     settings = {key: value for key, value in settings.items() if key not in _FIT_ONLY}
     sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
     for key, given in (("model", model), ("data", data)):
-        settings[key] = _with_class(key, settings.get(key), given, config)
+        settings[key] = _with_class(key, settings.get(key), given, source)
     settings["trainer"] = {
         **(settings.get("trainer") or {}),
         **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False),
@@ -209,16 +237,16 @@ def build(config: str | Path, model: str | None, data: str | None, rest: Sequenc
                 + list(rest),
             )
     except Exception as error:  # jsonargparse, and whatever the user's constructors raise
-        raise ValueError(f"--config {config} does not build: {one_line(error)}") from error
+        raise ValueError(f"{source} does not build: {one_line(error)}") from error
 
 
-def _with_class(key: str, given: Any, class_path: str | None, config: str | Path) -> Any:
+def _with_class(key: str, given: Any, class_path: str | None, source: str) -> Any:
     given = given or {}
     if class_path is None and "class_path" not in given:
         if key == "data" and not given:
             return None
         raise ValueError(
-            f"--{key} is needed: {config} names no class for it, as LightningCLI saves it where "
+            f"--{key} is needed: {source} names no class for it, as LightningCLI saves it where "
             f"the script names the class. Use --{key} my_script.MyClass."
         )
     path = class_path or given["class_path"]
@@ -230,13 +258,10 @@ def _with_class(key: str, given: Any, class_path: str | None, config: str | Path
     return given if class_path is None else {"class_path": class_path, "init_args": given}
 
 
-def _beside(checkpoint: str) -> Path:
-    for folder in Path(checkpoint).resolve().parents[:2]:
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml"
-    raise ValueError(
-        f"--config is needed: there is no config.yaml beside {checkpoint}, or one folder above."
-    )
+def _beside(checkpoint: str) -> Path | None:
+    """Return the config.yaml beside a checkpoint, or one folder above, if there is one."""
+    files = (folder / "config.yaml" for folder in Path(checkpoint).resolve().parents[:2])
+    return next((file for file in files if file.is_file()), None)
 
 
 @contextmanager

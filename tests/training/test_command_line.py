@@ -169,7 +169,7 @@ def test_several_checkpoints_have_a_line_each_to_the_last(checkpoint, project, c
 
 BAD = {
     "one checkpoint": (["line", "{ckpt}"], "needs two checkpoints or more"),
-    "no such file": (["analyze", "none.ckpt"], "there is no config.yaml beside none.ckpt"),
+    "no such file": (["analyze", "none.ckpt"], "must be a checkpoint file. There is no such file"),
     "another architecture": (["line", "{ckpt}", "{wide}"], "checkpoint of another architecture"),
     "no average": (["line", "{ckpt}", "{ckpt}:late"], "must name an average"),
     "truncated": (["line", "{ckpt}", "{broken}"], "must be a checkpoint file"),
@@ -201,6 +201,18 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, files, capsys, tmp_pa
 def test_a_config_without_a_class_asks_for_it(checkpoint, capsys):
     assert main(["analyze", str(checkpoint), "--quiet"]) == 2
     assert "--model is needed" in capsys.readouterr().err
+
+
+def test_without_a_config_hyperparameters_are_those_of_the_checkpoint(project, tmp_path, capsys):
+    plain = tmp_path / "plain.ckpt"  # as a script with a Trainer of its own writes it
+    state = torch.load(fit(project / "wider", width=6))
+    state["hyper_parameters"] = {"width": 6}
+    state.pop("datamodule_hyper_parameters", None)
+    torch.save(state, plain)
+    assert main(["line", str(plain), f"{plain}:swa", *FEW]) == 0
+    assert "The average is" in capsys.readouterr().out
+    assert main(["line", str(plain), f"{plain}:swa", "--quiet"]) == 2
+    assert "Without LightningCLI use --model my_script.MyModule" in capsys.readouterr().err
 
 
 TWO = """
