@@ -136,7 +136,7 @@ class AsymmetryMonitor(Monitor):
         radius: float = 0.6,
         normalize: Normalize = "filter",
         swa: str | SWA | None = None,
-        n_batches: int = 2,
+        n_batches: int = 4,
         validation: bool = False,
         mode: Mode = "train",
         loss_fn: LossFn | None = None,

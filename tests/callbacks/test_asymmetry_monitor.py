@@ -38,7 +38,7 @@ QUIET = {
     "enable_checkpointing": False,
     "log_every_n_steps": 1,
 }
-SMALL = {"n_directions": 2, "n_points": 5, "on_error": "raise"}
+SMALL = {"n_directions": 2, "n_points": 5, "n_batches": 2, "on_error": "raise"}
 
 
 class Net(LightningModule):
@@ -204,7 +204,7 @@ def test_a_budget_leaves_probes_out_and_says_so(monkeypatch, clock, caplog):
     slow(monkeypatch, clock, step=0.01)
     held = AsymmetryMonitor(every_n_epochs=1, max_overhead=0.01, **SMALL)
     _, trainer = train(held, logger=AllRows(), max_epochs=3)
-    assert steps_of(trainer, "landscape/seconds") == [17]  # the last weights
+    assert steps_of(trainer, "landscape/overhead") == [17]  # the last weights
     assert "3 probes were left out to stay within 1 % of the time; one takes about" in caplog.text
 
 
@@ -363,7 +363,11 @@ def test_under_a_budget_figures_take_at_most_as_much_time_as_probes(
     slow(monkeypatch, clock, step=0.001, batch=0.1)
     monkeypatch.setattr(Output, "figure", clock.taking(0.3, lambda *args: None))
     monitor = AsymmetryMonitor(
-        every_n_steps=1, families="gaussian", n_batches=1, max_overhead=0.05, figures="all", **SMALL
+        every_n_steps=1,
+        families="gaussian",
+        max_overhead=0.05,
+        figures="all",
+        **{**SMALL, "n_batches": 1},
     )
     train(monitor, logger=CSVLogger(tmp_path, name=""), max_epochs=60)
     spent = monitor.budget.spent
@@ -486,7 +490,7 @@ def test_the_line_to_the_average_is_that_of_the_weights_at_hand():
 
 def test_train_and_validation_batches_are_told_apart(tmp_path):
     swa = SWA(0, validate=False)
-    monitor = AsymmetryMonitor(swa=swa, validation=True, n_batches=2, **SMALL)
+    monitor = AsymmetryMonitor(swa=swa, validation=True, **SMALL)
     logger = TensorBoardLogger(tmp_path, name="")
     _, trainer = train(swa, monitor, logger=logger)
     found = {}
