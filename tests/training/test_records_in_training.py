@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 import zlib
+from collections import Counter
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 from torch import nn
 from torch.nn import functional
 
@@ -83,6 +86,31 @@ def test_a_default_probe_with_validation_takes_less_than_ten_kilobytes(folder):
     records, _ = read_events(folder)
     last = [r for r in records if r.monitor == "landscape" and r.step == records[-1].step]
     assert sum(len(record.to_bytes()) for record in last) < 10_000
+
+
+def bytes_by_kind(folder):
+    """Return the bytes of events by monitor, step and kind of summary."""
+    found = Counter()
+    for path in folder.glob("*tfevents*"):
+        for raw in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(raw)
+            for value in event.summary.value:
+                kind = value.metadata.plugin_data.plugin_name or value.WhichOneof("value")
+                found[value.tag.split("/")[0], event.step, kind] += len(raw)
+    return found
+
+
+def test_a_default_probe_takes_little_with_and_without_pictures(tmp_path):
+    swa = SWA(start=0)
+    monitors = [AsymmetryMonitor(swa=swa), GradientBreakdownMonitor(every_n_steps=4)]
+    trainer_in(tmp_path, [swa, *monitors], max_epochs=2).fit(Net(), *loaders())
+    found = bytes_by_kind(tmp_path)
+    for monitor in ("landscape", "breakdown"):
+        sizes = {kind: n for (who, step, kind), n in found.items() if (who, step) == (monitor, 7)}
+        assert {*sizes} == {"landscape", "scalars", "text", "image"}
+        pictures = sizes.pop("image")
+        assert 10_000 < pictures < 190_000
+        assert sum(sizes.values()) < 10_000
 
 
 def test_the_run_becomes_a_page(folder):
