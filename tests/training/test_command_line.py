@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from lightning_landscape import Plane, Report, load_swa_weights
+from lightning_landscape import Plane, Report, compare_ends, load_slices, load_swa_weights
 from lightning_landscape.cli import main
 
 pytest.importorskip("jsonargparse")
@@ -52,7 +52,17 @@ if __name__ == "__main__":
 FEW = ["--n_batches", "2", "--quiet", "--model", "project.Net", "--data", "project.Data"]
 
 
-def fit(folder, width=4):
+MONITOR = {
+    "trainer.callbacks+": "lightning_landscape.AsymmetryMonitor",
+    "trainer.callbacks.swa": "swa",
+    "trainer.callbacks.validation": True,
+    "trainer.callbacks.n_directions": 2,
+    "trainer.callbacks.n_points": 5,
+    "trainer.callbacks.every_n_epochs": 1,
+}
+
+
+def fit(folder, width=4, **further):
     """Train in a folder, in this process; return its checkpoint."""
     import project
 
@@ -69,6 +79,7 @@ def fit(folder, width=4):
         "trainer.logger.save_dir": folder,
         "trainer.callbacks": "lightning_landscape.SWA",
         "trainer.callbacks.start": 0,
+        **further,
         "model.width": width,
     }
     sys.argv = ["main.py", "fit", *(f"--{key}={value}" for key, value in settings.items())]
@@ -117,6 +128,39 @@ def test_a_line_leads_to_the_average_in_the_checkpoint(checkpoint, project, caps
         load_swa_weights(str(checkpoint), net)
         after = sum(float(net.training_step(b, 0)) for b in batches) / 2
     assert line["gap"] == pytest.approx(after - before, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def monitored(project):
+    """A checkpoint at the end of a fit, and what AsymmetryMonitor logged there."""
+    checkpoint = fit(project / "monitored", **MONITOR)
+    logged = max(checkpoint.parents[1].glob("landscape/*.npz"), key=lambda path: path.name)
+    return checkpoint, load_slices(logged)
+
+
+def test_the_line_of_two_checkpoints_is_the_logged_one_bit_for_bit(monitored, capsys):
+    checkpoint, logged = monitored
+    assert main(["line", str(checkpoint), f"{checkpoint}:swa", *FEW, "--json"]) == 0
+    line = out(capsys)["line"]
+    train, validation = (one for one in logged if one.label.startswith("swa"))
+    assert train.losses.std(dim=0).min() > 0
+    assert line["slice"]["losses"] == train.losses.tolist()
+    assert line["validation"]["slice"]["losses"] == validation.losses.tolist()
+    score = compare_ends(train)
+    assert [line[name] for name in ("distance", "gap", "barrier", "sign_agreement")] == [
+        score.distance, score.gap, score.barrier, score.sign_agreement,
+    ]  # fmt: skip
+
+
+def test_the_directions_of_a_checkpoint_are_the_logged_ones(monitored, capsys):
+    checkpoint, logged = monitored
+    few = ["--n_directions", "2", "--n_points", "5", "--families", "gaussian", "sign"]
+    assert main(["analyze", str(checkpoint), *few, *FEW, "--json"]) == 0
+    families = out(capsys)["families"]
+    for family, found in families.items():
+        slices = [one.losses.tolist() for one in logged if one.label == family]
+        assert [one["losses"] for one in found["slices"]] == slices
+        assert len(slices) == 2
 
 
 def test_the_verb_of_ones_own_script_measures_the_same(checkpoint, capsys, monkeypatch):
