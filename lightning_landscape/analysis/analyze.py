@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,65 +103,59 @@ def analyze(
         2.56
     """
     check_choice("normalize", normalize, ("filter", "layer", "model", "none"))
+    families = (families,) if isinstance(families, str) else tuple(families)
     train = [_kept(batch, i) for i, batch in enumerate(batches)]
-    others = [_kept(batch, i, calibrates=False) for i, batch in enumerate(validation or ())]
+    others = [
+        # as in the monitors: `training_step` may skip a batch of another index
+        _kept(batch, i % max(len(train), 1), calibrates=False)
+        for i, batch in enumerate(validation or ())
+    ]
     is_validation = [False] * len(train) + [True] * len(others)
     trainer = attached_trainer(module) if trainer is None else trainer
-    began = time.monotonic()
-    with opened(
-        module, train + others, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
-    ) as bare:
-        families = (families,) if isinstance(families, str) else tuple(families)
-        sampled = [family for family in families if family != HESSIAN]
-        n_lines = len(sampled) * n_directions + (HESSIAN in families)
-        total = n_lines * n_points + (len(line_grid(OVERHANG)) if toward is not None else 0)
+    open_on = partial(opened, module, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed)
+    grid = {"n_points": n_points, "radius": radius, "validation": is_validation}
+    sampled = {"module": module, "n_directions": n_directions, "normalize": normalize}
+    began, total = time.monotonic(), _n_evaluations(families, n_directions, n_points, toward)
+    with open_on(train + others) as bare:
         if progress:
             bare.prepare()
-            say_cost(total, len(train) + len(others), bare.seconds)
+            say_cost(total, len(is_validation), bare.seconds)
         with progress_bar(total, "slices", shown=progress) as advance:
             objective = Counted(bare, advance)
-            found: dict[str, Survey] = {}
-            if sampled:
-                found |= survey(
-                    objective,
-                    sampled,
-                    module=module,
-                    n_directions=n_directions,
-                    n_points=n_points,
-                    radius=radius,
-                    normalize=normalize,
-                    seed=seed,
-                    validation=is_validation,
-                )
-            if HESSIAN in families:
-                found[HESSIAN] = survey_along(
-                    objective,
-                    HESSIAN,
-                    [_sharpest(objective, seed)],
-                    n_points=n_points,
-                    radius=radius,
-                    validation=is_validation,
-                )
+            found = _surveys(objective, families, seed, grid, sampled)
             line = None if toward is None else measure_line(objective, toward, is_validation)
         n_evaluations = bare.n_evaluations
     changed = None
     if breakdown:
-        with opened(
-            module, train, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed
-        ) as bare:
+        with open_on(train) as bare:
             changed = _breakdown(bare)
             n_evaluations += bare.n_evaluations
-    return Report(
-        families=found,
-        line=line,
-        breakdown=changed,
-        module=type(module).__name__,
-        mode=mode,
-        seed=seed,
-        normalize=normalize,
-        n_evaluations=n_evaluations,
-        seconds=time.monotonic() - began,
-    )
+    settings = {"module": type(module).__name__, "mode": mode, "seed": seed, "normalize": normalize}
+    cost = {"n_evaluations": n_evaluations, "seconds": time.monotonic() - began}
+    return Report(found, line, changed, **settings, **cost)
+
+
+def _n_evaluations(
+    families: Sequence[str], n_directions: int, n_points: int, toward: Params | None
+) -> int:
+    """Return how many evaluations the slices and the line take."""
+    n_slices = sum(1 if family == HESSIAN else n_directions for family in families)
+    return n_slices * n_points + (len(line_grid(OVERHANG)) if toward is not None else 0)
+
+
+def _surveys(
+    objective: Objective,
+    families: Sequence[str],
+    seed: int,
+    grid: dict[str, Any],
+    sampled: dict[str, Any],
+) -> dict[str, Survey]:
+    """Measure the families of random directions, and the sharpest one if it is asked for."""
+    random = [family for family in families if family != HESSIAN]
+    found = survey(objective, random, seed=seed, **grid, **sampled) if random else {}
+    if HESSIAN in families:
+        found[HESSIAN] = survey_along(objective, HESSIAN, [_sharpest(objective, seed)], **grid)
+    return found
 
 
 def measure_line(objective: Objective, toward: Params, is_validation: Sequence[bool] = ()) -> Line:

@@ -67,36 +67,38 @@ class Analyzes:
             figures: A folder to write PNG figures to.
             quiet: Whether to show neither cost nor progress.
         """
+        measured = {
+            "families": families, "n_directions": n_directions, "n_points": n_points, "seed": seed,
+            "radius": radius, "normalize": normalize, "mode": mode, "breakdown": breakdown,
+        }  # fmt: skip
         stage = Stage(self, model, datamodule, n_batches)
-
-        def measure() -> Report:
-            return analyze(
-                model,
-                stage.batches("train"),
-                validation=stage.batches("val"),
-                toward=None
-                if toward is None
-                else load_weights(toward, model, weights_only=weights_only is not False),
-                families=families,
-                n_directions=n_directions,
-                n_points=n_points,
-                radius=radius,
-                normalize=normalize,
-                mode=mode,
-                trainer=self,
-                breakdown=breakdown,
-                seed=seed,
-                progress=not quiet,
-            )
-
         try:
-            report = stage.run(measure, ckpt_path=ckpt_path, weights_only=weights_only)
+            report = stage.run(
+                lambda: _measure(stage, toward, weights_only, progress=not quiet, **measured),
+                ckpt_path=ckpt_path,
+                weights_only=weights_only,
+            )
         except (ValueError, OSError) as error:
             print(f"analyze: {one_line(error)}", file=sys.stderr)
             raise SystemExit(2) from error
         if self.is_global_zero:
             show_report(report, as_json=json, html=html, save=save, figures=figures)
         return report
+
+
+def _measure(
+    stage: Stage, toward: str | None, weights_only: bool | None, **settings: Any
+) -> Report:
+    """Return the report on the batches of a stage."""
+    module, tensors_only = stage.module, weights_only is not False
+    return analyze(
+        module,
+        stage.batches("train"),
+        validation=stage.batches("val"),
+        toward=None if toward is None else load_weights(toward, module, weights_only=tensors_only),
+        trainer=stage.trainer,
+        **settings,
+    )
 
 
 class LandscapeCLI(_CLI):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_landscape import (
@@ -61,6 +62,22 @@ def test_validation_batches_are_told_apart(net, batches):
     found = report.families["gaussian"]
     assert [s.losses.shape[1] for s in (found.slices[0], found.validation[0])] == [2, 1]
     assert torch.equal(found.slices[0].losses, alone.families["gaussian"].slices[0].losses)
+
+
+class Indexed(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).square().mean() + 100 * batch_idx
+
+
+def test_a_validation_batch_has_the_index_of_a_training_batch(batches):
+    few = {"n_directions": 1, "n_points": 5, "families": ("gaussian",)}
+    report = analyze(Indexed(), batches[:2], validation=batches, **few)
+    centre = report.families["gaussian"].validation[0].losses[2]
+    assert (centre / 100).floor().tolist() == [0, 1, 0]  # as AsymmetryMonitor keeps them
 
 
 def test_the_line_leads_from_the_weights_to_those_given(net, batches):
