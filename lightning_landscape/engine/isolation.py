@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -145,6 +146,9 @@ class Isolation:
             undo.add(lambda: before.restore(before.changed()))
             before.hide_iterators()
             self._snapshot = self._snapshot_now()
+        for array in self._snapshot.uncopied:
+            undo.add(partial(array.setflags, write=True))
+            array.setflags(write=False)
         self.keeps_graph = self._snapshot.keeps_graph()
         pairs = zip(weights.names, weights.parameters, strict=True)
         self._trainable: dict[str, Tensor] = {n: p for n, p in pairs if p.requires_grad}

@@ -25,8 +25,8 @@ from lightning_landscape.engine.contents import (
 from lightning_landscape.engine.guards import MEMORY, describe_error
 from lightning_landscape.engine.held_iterators import is_read_once
 from lightning_landscape.engine.places import HOOKS_OF_TENSORS
-from lightning_landscape.engine.tensors import cloned, version_of
-from lightning_landscape.engine.walk import ATOMS, boundary, children, is_opaque
+from lightning_landscape.engine.tensors import cloned, is_dense, version_of
+from lightning_landscape.engine.walk import ATOMS, MOST_BYTES, boundary, children, is_opaque
 from lightning_landscape.sharding import is_freed
 
 _PLAIN_CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
@@ -43,12 +43,17 @@ class Recorded:
         given_up: What could not be read or put back, by name, and why.
         outside: What is not looked into, by name, and why.
         iterators: Those whose position nothing sets back, with their names.
+        uncopied: Arrays that are too large to be copied.
     """
 
     def __init__(self, roots: Iterable[tuple[str, Any]], besides: Iterable[Tensor] = ()) -> None:
         self.given_up: dict[str, str] = {}
         self.outside: dict[str, str] = {}
         self.iterators: list[tuple[Any, str]] = []
+        self.uncopied: list[np.ndarray] = []
+        self._uncopied_tensors: list[tuple[Tensor, int, str]] = []  # with their versions
+        self._buffers: set[int] = set()
+        self._bytes = 0
         self._besides = {id(tensor): tensor for tensor in besides}
         self._seen: dict[int, Any] = {}  # held, so that no id is used again
         self._tensors: list[Tensor] = []
@@ -123,6 +128,8 @@ class Recorded:
             if isinstance(held, dict):  # else a scripted module, which holds them in C++
                 self._seen[id(held)] = held
                 self._add_value(held, name)
+            if registry == "_buffers":
+                self._buffers.update(map(id, held.values()))
             for key, value in held.items():
                 if value is not None:
                     pending.append((value, prefix + key))
@@ -145,6 +152,9 @@ class Recorded:
                 self._pending.append((hooks[-1], f"the hooks of {name}"))
         if id(tensor) in self._besides:
             return
+        if id(tensor) not in self._buffers and not self._fits(tensor, name):
+            self._uncopied_tensors.append((tensor, version_of(tensor), name))
+            return
         try:
             content = cloned(tensor)
         except MEMORY:
@@ -163,10 +173,22 @@ class Recorded:
         if reason := boundary(value) if type(value) is dict else None:
             self.outside[name] = reason
             return
-        if not isinstance(value, np.ndarray) or value.flags.writeable:
+        if not isinstance(value, np.ndarray) or (value.flags.writeable and self._fits(value, name)):
             self._add_value(value, name)
+        elif value.flags.writeable:
+            self.uncopied.append(value)
         self._visit_attributes(value, name)
         self._visit_children(value, name)
+
+    def _fits(self, values: Any, name: str) -> bool:
+        """Return whether a tensor or array may be copied, after those nearer to the module."""
+        known = isinstance(values, np.ndarray) or is_dense(values)
+        size = values.nbytes if known else 0
+        if self._bytes + size > MOST_BYTES:
+            self.outside[name] = f"too large to be copied: {size / 2**20:.0f} MiB"
+            return False
+        self._bytes += size
+        return True
 
     def _visit_object(self, value: Any, name: str) -> None:
         if reason := boundary(value):

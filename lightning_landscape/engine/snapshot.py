@@ -108,6 +108,9 @@ class Snapshot(Recorded):
                 needs memory. Those in host memory may be mapped from a file that is read only.
         """
         changes = Changes()
+        for tensor, version, name in self._uncopied_tensors:
+            if version_of(tensor) != version:
+                self.given_up[name] = "it was written to, and is too large to be copied"
         tensors, contents = self._tensors, self._contents
         if suspect:
             changes.tensors.update(

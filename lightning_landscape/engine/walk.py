@@ -26,6 +26,7 @@ import torch
 from lightning_landscape.engine.contents import has_attributes, kind_of, read_cell
 
 LONGEST = 10_000  # elements: what longer containers hold is not looked into
+MOST_BYTES = 2**30  # of tensors and arrays besides buffers: further ones are not copied
 
 ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}

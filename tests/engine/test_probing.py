@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor, probing
 from lightning_landscape._lightning import ConfigurationError
+from lightning_landscape.engine import recorded
 from lightning_landscape.engine.batch_norm import estimate_batch_norm
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.guards import describe_error
@@ -1494,6 +1495,37 @@ def test_a_step_that_takes_gradients_of_each_sample_is_measured():
     with unchanged(module), probing(module, module.inputs()) as objective:
         assert objective.losses().tolist() == pytest.approx(expected, rel=1e-6)
         assert objective.gradient()[0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+class HoldsMuch(Step):
+    def build(self):
+        self.register_buffer("queue", torch.zeros(9))
+        self.near = torch.zeros(2)
+        self.data = {"tensor": torch.zeros(9), "array": np.zeros(9), "few": np.zeros(1)}
+
+    def write(self, loss, batch):
+        self.queue += 1
+        self.near += 1
+        self.data["few"] += 1
+        self.data[self.writes] += 1
+
+
+@pytest.mark.parametrize("writes", ["tensor", "array", "few"])
+def test_what_is_too_large_to_be_copied_is_not_written_unseen(writes, monkeypatch):
+    monkeypatch.setattr(recorded, "MOST_BYTES", 20)
+    module = HoldsMuch()
+    module.writes = writes
+    before = module.data["array"].copy()
+    told = {
+        "tensor": pytest.warns(UserWarning, match=r"data: it was written to, and is too large"),
+        "array": pytest.raises(ValueError, match="read-only"),
+        "few": contextlib.nullcontext(),
+    }
+    with told[writes], probing(module, module.inputs()) as objective:
+        objective.losses()
+    assert module.queue.sum() == module.near.sum() == module.data["few"].sum() == 0
+    assert (module.data["array"] == before).all()
+    assert module.data["array"].flags.writeable
 
 
 class HoldsIterators(Step):
