@@ -16,6 +16,7 @@ from lightning_landscape.measures.directions import Normalize, split_family
 from lightning_landscape.measures.sequential import check_precision
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import group_names, trainable
+from lightning_landscape.ranks import n_ranks
 
 if TYPE_CHECKING:
     from lightning_landscape.callbacks.swa import SWA
@@ -148,7 +149,7 @@ def refuse_lone_samples(
     Raises:
         ConfigurationError: If the step fails for that reason. Other failures are those of a probe.
     """
-    if mode == "eval" or not batch_norms(module):
+    if mode == "eval" or not batch_norms(module) or n_ranks() > 1:  # a step may exchange something
         return
     if batch_size(clone_batch(batch.data)) != 1:  # it reads an iterator to its end
         return

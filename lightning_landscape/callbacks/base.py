@@ -28,6 +28,7 @@ from lightning_landscape.checks import check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.isolation import Mode
+from lightning_landscape.engine.lockstep import Lockstep
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.probing import opened
 from lightning_landscape.engine.steps import LossFn, check_loss_fn, loss_step
@@ -81,6 +82,7 @@ class Monitor(Named):
         self.n_steps = 0  # batches that advanced the trainer
         self._last_global_step = 0
         self._module: weakref.ref[Any] | None = None
+        self._lockstep: Lockstep | None = None  # during a fit
         self._is_probed = False  # no batch was trained on since the last probe
 
     @property
@@ -145,11 +147,27 @@ class Monitor(Named):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the module: a copy belongs to no fit."""
-        return {**self.__dict__, "_module": None}
+        return {**self.__dict__, "_module": None, "_lockstep": None}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out what cannot work before training begins."""
         self.check(trainer, pl_module)
+        self._lockstep = Lockstep()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the other processes."""
+        super().teardown(trainer, pl_module, stage)
+        self._leave()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the other processes."""
+        super().on_exception(trainer, pl_module, exception)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._lockstep is not None:
+            self._lockstep.close()
+        self._lockstep = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
@@ -245,6 +263,7 @@ class Monitor(Named):
             loss_fn=self.loss_fn,
             mode=self.mode,
             seed=self.seed,
+            lockstep=self._lockstep,
         )
 
     def run_probe(self, trainer: Any, module: Any, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -47,10 +47,14 @@ class Lockstep:
     nothing is sent.
 
     Make it, open its sections and agree in the same order on all ranks.
+
+    Args:
+        alone: Whether there is nobody to agree with.
     """
 
-    def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo") if n_ranks() > 1 else None
+    def __init__(self, *, alone: bool = False) -> None:
+        several = n_ranks() > 1 and not alone
+        self._group: Any = dist.new_group(backend="gloo") if several else None
         self._sent: list[Any] = []  # with the tensors they need until they are received
         self._failed = False  # here or elsewhere
         self._inside = False
@@ -102,6 +106,31 @@ class Lockstep:
             told = _Messages(self._group, "")
             told.work.wait()
             raise RuntimeError(f"it failed on {told}")
+
+    def do(self, action: Callable[[], T]) -> T:
+        """Do something that exchanges nothing; raise on all ranks if it fails on one."""
+        try:
+            with self.section():
+                result = action()
+        except Exception:
+            if not self.alone:
+                self.hear()
+            raise
+        try:
+            self.agree()
+        except RuntimeError:
+            self.hear()
+            raise
+        return result
+
+    def hear(self) -> None:
+        """Wait until all ranks have heard of a failure that they know of from elsewhere."""
+        if self._group is not None and not self._failed:
+            with suppress(RuntimeError):
+                self.agree()
+        for work, _ in self._sent:
+            work.wait()
+        self._failed, self._sent = False, []
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, after an agreement."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_landscape.engine.batches import Batches, KeptBatch
 from lightning_landscape.engine.evaluator import Evaluator
 from lightning_landscape.engine.isolation import Isolation, Mode
+from lightning_landscape.engine.lockstep import Lockstep
 from lightning_landscape.engine.steps import Step
 from lightning_landscape.engine.tensors import same_bits
 from lightning_landscape.engine.weights import Path
@@ -44,6 +45,7 @@ class ModuleObjective:
         *,
         mode: Mode,
         trainer: Any | None,
+        lockstep: Lockstep | None = None,
     ) -> None:
         self.mode = mode
         self.n_evaluations = 0
@@ -56,6 +58,7 @@ class ModuleObjective:
         self._device = next(iter(self._params.values())).device
         self._batches = Batches(batches, self._device)
         self._alone = n_ranks() == 1
+        self._lockstep = lockstep or Lockstep(alone=True)
         self._failure: Exception | None = None  # of this rank, kept until all have heard of it
         self._evaluator = Evaluator(
             module,
@@ -116,7 +119,7 @@ class ModuleObjective:
     def _gradient_along(self, direction: Params, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
         path = self._isolation.path(direction)
         found = self._in_lockstep(lambda: self._checked_gradient(path, alpha))
-        agree(self._failure, self._device)
+        self._agree()
         assert found is not None
         losses, gradients = found
         return losses, dict(zip(self._params, average_over_ranks(gradients), strict=True))
@@ -124,11 +127,11 @@ class ModuleObjective:
     def prepare(self) -> None:
         """Make the two evaluations that show what losses write, unless they were made."""
         self._in_lockstep(self._prepare_losses)
-        agree(self._failure, self._device)
+        self._agree()
 
     def gather(self, losses: Tensor) -> Tensor:
         """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
-        agree(self._failure, losses.device)
+        self._agree()
         return gather_batches(losses)
 
     @property
@@ -170,10 +173,19 @@ class ModuleObjective:
         if self._failure is not None:
             return None
         try:
-            return evaluate()
+            with self._lockstep.section():  # the step may exchange something
+                return evaluate()
         except Exception as error:
             self._failure = error
             return None
+
+    def _agree(self) -> None:
+        """Raise on every rank if one has failed."""
+        try:
+            agree(self._failure, self._device)
+        except Exception:
+            self._lockstep.hear()
+            raise
 
     def _checked_losses(self, path: Path, alpha: float) -> Tensor:
         self._prepare_losses()

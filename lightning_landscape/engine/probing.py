@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.engine.batches import KeptBatch, clone_batch, prepared
 from lightning_landscape.engine.isolation import Mode, isolated
+from lightning_landscape.engine.lockstep import Lockstep
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.steps import LossFn, loss_step
 from lightning_landscape.engine.weights import Path
@@ -116,21 +117,35 @@ def opened(
     loss_fn: LossFn | None,
     mode: Mode,
     seed: int,
+    lockstep: Lockstep | None = None,
 ) -> Iterator[ModuleObjective]:
-    """Do as `probing` does, with batches that were kept before."""
+    """Do as `probing` does, with batches that were kept before.
+
+    With a `lockstep` all ranks open it together: what fails on one is raised on all.
+    """
     if mode not in get_args(Mode):
         raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
     if not batches:
         raise ConfigurationError("`batches` must hold at least one batch. Got none.")
     _check_weights(module, at or {})
     step = loss_step(module, loss_fn, trainer=trainer)
-    with isolated(module, trainer=trainer, mode=mode, at=at, seed=seed) as isolation:
-        if any(batch.raw for batch in batches):
-            batches = [prepared(module, batch, trainer) for batch in batches]
-            if has_transfer_hooks(module):  # that may have written too
-                isolation.record(Path(), 0.0)
-        isolation.include("batch", [batch.data for batch in batches])
-        objective = ModuleObjective(module, isolation, step, batches, mode=mode, trainer=trainer)
+    with ExitStack() as stack:
+
+        def hold_still() -> ModuleObjective:
+            isolation = stack.enter_context(
+                isolated(module, trainer=trainer, mode=mode, at=at, seed=seed)
+            )
+            ready = batches
+            if any(batch.raw for batch in batches):
+                ready = [prepared(module, batch, trainer) for batch in batches]
+                if has_transfer_hooks(module):  # that may have written too
+                    isolation.record(Path(), 0.0)
+            isolation.include("batch", [batch.data for batch in ready])
+            return ModuleObjective(
+                module, isolation, step, ready, mode=mode, trainer=trainer, lockstep=lockstep
+            )
+
+        objective = hold_still() if lockstep is None else lockstep.do(hold_still)
         yield objective
         objective.close()
 

@@ -10,7 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Subset
 from toys import QUIET, Plain, Samples
 
-from lightning_landscape import SWA, AsymmetryMonitor, ranks
+from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor, ranks
+from lightning_landscape.engine import probing
 
 two_processes = pytest.mark.slow  # they are forked
 
@@ -34,6 +35,25 @@ class Failing(Net):
         if self.trainer.global_rank == 1 and not self.training:
             raise ZeroDivisionError("only here")
         return super().training_step(batch, batch_idx)
+
+
+class Exchanging(Net):
+    """Its training step sends twice; one rank cannot be probed."""
+
+    failing = (1, "before")
+
+    def training_step(self, batch, batch_idx):
+        self.fail("before")
+        loss = super().training_step(batch, batch_idx)
+        self.all_gather(loss.detach())
+        self.fail("between")
+        gathered = self.all_gather(loss.detach())
+        self.fail("after")
+        return loss + 0 * gathered.sum()
+
+    def fail(self, place):
+        if not self.training and (self.trainer.global_rank, place) == self.failing:
+            raise ZeroDivisionError(place)
 
 
 def train(*callbacks, module=Net, **options):
@@ -72,6 +92,29 @@ def test_a_rank_that_fails_leaves_nobody_waiting():
     probed, metrics = train(monitor(mode="eval"), module=Failing)
     assert differences(plain, probed) == []
     assert "landscape/gaussian/area" not in metrics
+
+
+@two_processes
+@pytest.mark.filterwarnings("ignore:The probe of")
+@pytest.mark.parametrize("place", ["before", "between", "after", "opening", "nowhere"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_between_exchanges_leaves_nobody_waiting(rank, place, monkeypatch):
+    class Fails(Exchanging):
+        failing = (rank, place)
+
+    def out_of_memory(module, *args, real=probing.isolated, **kwargs):
+        if module.trainer.global_rank == rank:
+            raise torch.OutOfMemoryError
+        return real(module, *args, **kwargs)
+
+    plain, _ = train(module=Fails)
+    if place == "opening":
+        monkeypatch.setattr(probing, "isolated", out_of_memory)
+    watching = GradientBreakdownMonitor(every_n_steps=2, mode="eval", etas=[1.0])
+    probed, metrics = train(monitor(mode="eval"), watching, module=Fails)
+    assert differences(plain, probed) == []
+    measured = {"landscape/gaussian/area", "breakdown/update/max"} <= metrics
+    assert measured is (place == "nowhere")
 
 
 @two_processes
