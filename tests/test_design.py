@@ -147,39 +147,7 @@ LONG_FILES: set[str] = set()
 LONG_CLASSES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 STATEFUL_BASES: set[str] = set()
-LONG_NAMES: set[str] = {
-    "test_a_gradient_that_is_not_a_number_is_kept_and_ends_the_descent_but_not_the_rise",
-    "test_a_grid_that_is_none_is_refused_with_the_rule_the_value_and_the_way_out",
-    "test_a_logger_that_raises_is_warned_about_once_and_the_others_get_theirs",
-    "test_a_loss_that_is_finite_nowhere_but_at_the_start_has_no_measured_descent",
-    "test_a_product_of_factors_breaks_down_by_one_factor_less_than_the_model",
-    "test_a_series_that_never_could_stop_has_the_interval_of_clopper_and_pearson",
-    "test_a_step_that_leaves_another_grad_mode_behind_reaches_no_other_evaluation",
-    "test_before_the_descent_limit_slopes_are_negative_and_before_the_break_even_rises_are",
-    "test_complex_rows_have_the_norm_of_their_weights_and_move_in_both_parts",
-    "test_if_averaging_never_starts_one_warning_says_so_and_the_trained_weights_stay",
-    "test_it_stands_at_the_weights_before_the_step_on_the_batch_of_that_step",
-    "test_losses_are_scaled_less_than_in_training_and_without_a_scaler_not_at_all",
-    "test_of_an_accumulation_window_it_takes_the_last_batch_and_the_weights_before_all",
-    "test_of_many_layers_the_scalars_show_the_largest_and_the_cosine_that_is_farthest_from_0",
-    "test_optimizers_whose_parameters_are_not_told_apart_by_a_module_have_numbers",
-    "test_pure_noise_along_directions_gets_a_verdict_in_at_most_seven_percent",
-    "test_the_average_is_the_mean_of_the_weights_at_the_ends_of_these_epochs",
-    "test_the_gradient_direction_is_the_same_relative_step_whatever_the_optimizer",
-    "test_the_interval_of_a_fixed_number_misses_more_often_where_it_decides_the_number",
-    "test_the_loss_is_the_mean_over_batches_and_the_gradient_is_its_gradient",
-    "test_the_random_direction_is_the_same_at_every_probe_and_follows_the_seed",
-    "test_the_rate_is_that_of_as_many_whole_slices_and_all_else_that_of_eight",
-    "test_the_ratio_of_the_score_is_that_between_half_the_radius_and_the_radius",
-    "test_the_start_is_shared_by_all_optimizers_and_the_announced_cost_is_of_all",
-    "test_the_update_at_1_is_the_step_to_the_last_bit_and_its_loss_the_loss_there",
-    "test_the_width_of_the_linex_valley_is_where_its_sides_reach_half_the_smaller_rise",
-    "test_training_is_bit_identical_with_plateau_and_early_stopping_on_the_users_metric",
-    "test_two_copies_of_the_weights_are_kept_where_the_last_step_cannot_be_foreseen",
-    "test_weight_norm_is_averaged_by_its_own_parameters_and_runs_at_the_average",
-    "test_whatever_was_measured_the_summary_is_one_to_three_honest_sentences",
-    "test_while_no_gradient_breaks_down_by_more_than_the_cosine_the_loss_falls",
-}
+LONG_NAMES: set[str] = set()
 
 
 def sources(folder, pattern="*.py"):

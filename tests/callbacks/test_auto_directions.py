@@ -82,7 +82,7 @@ def of_family(metrics):
 
 @pytest.mark.tried("steps", "as many directions as the interval of the rate needs")
 @pytest.mark.parametrize("validation", [False, True])
-def test_the_rate_is_that_of_as_many_whole_slices_and_all_else_that_of_eight(validation):
+def test_the_rate_is_of_all_directions_and_all_else_of_eight(validation):
     auto = AsymmetryMonitor(every_n_epochs=4, validation=validation, **AUTO)
     found = of_family(train(auto)[1])
     n = int(found.pop("n_directions"))

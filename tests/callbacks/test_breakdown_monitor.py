@@ -235,7 +235,7 @@ def test_a_step_up_the_hill_has_no_descent_in_it(found):
     assert values["breakdown/update/trust_lr"] < 0 or values["breakdown/update/trust_lr"] == 0
 
 
-def test_the_gradient_direction_is_the_same_relative_step_whatever_the_optimizer(found):
+def test_the_gradient_direction_does_not_depend_on_the_optimizer(found):
     run(Bowl(lr=1e-6), watching(directions="gradient"), batches=1)
     (result, direction), *_ = found
     assert torch.equal(direction["weight"], torch.tensor([[-3.0, -4.0]]))
@@ -243,7 +243,7 @@ def test_the_gradient_direction_is_the_same_relative_step_whatever_the_optimizer
     assert result.descent_limit == math.inf  # .1 is the last, the bottom is at 1
 
 
-def test_the_random_direction_is_the_same_at_every_probe_and_follows_the_seed(found):
+def test_the_random_direction_is_one_for_all_probes_of_a_seed(found):
     run(Bowl(lr=0.0), watching(directions="random", etas=[0.1]), batches=2)
     run(Bowl(lr=0.0), watching(directions="random", etas=[0.1], seed=1), batches=1)
     first, second, other = (direction["weight"] for _, direction in found)
@@ -292,7 +292,7 @@ class Snoop(Callback):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, Fromage])
-def test_the_update_at_1_is_the_step_to_the_last_bit_and_its_loss_the_loss_there(optimizer, found):
+def test_the_update_at_1_is_the_step_to_the_last_bit(optimizer, found):
     g = torch.Generator().manual_seed(0)
     batches = [torch.randn(4, 3, generator=g) for _ in range(5)]
     snoop = Snoop()
@@ -320,7 +320,7 @@ def test_without_its_end_the_update_would_miss_the_step(monkeypatch):
     assert not all(torch.equal(a, b) for a, b in zip(at_one, after, strict=True))
 
 
-def test_it_stands_at_the_weights_before_the_step_on_the_batch_of_that_step(found):
+def test_it_stands_before_the_step_on_the_batch_of_that_step(found):
     recorder = Recorder()
     run(Bowl(lr=0.05), watching(2), batches=4, recorder=recorder)
     for (result, _), step in zip(found, (1, 3), strict=True):
@@ -328,7 +328,7 @@ def test_it_stands_at_the_weights_before_the_step_on_the_batch_of_that_step(foun
         assert result.loss_start == near(float(x * before.square().sum()))
 
 
-def test_of_an_accumulation_window_it_takes_the_last_batch_and_the_weights_before_all(found):
+def test_of_a_window_it_takes_the_last_batch_and_the_first_weights(found):
     recorder = Recorder()
     options = {"recorder": recorder, "accumulate_grad_batches": 3}
     trainer = run(Bowl(lr=0.02), watching(), batches=5, **options)
@@ -410,7 +410,7 @@ def test_the_weights_are_kept_only_around_the_steps_that_are_probed():
     assert counting.n_held == [0, 0, 1, 2, 0, 0, 1, 2, 0]
 
 
-def test_two_copies_of_the_weights_are_kept_where_the_last_step_cannot_be_foreseen():
+def test_two_copies_are_kept_where_the_last_step_is_unforeseen():
     counting = CountsCopies()
     streamed(LargeBowl(1013), callbacks=[counting, watching(None, every_n_epochs=1)])
     assert counting.n_held == [1] + [2] * 9
@@ -511,7 +511,7 @@ def test_an_optimizer_that_did_not_step_has_no_update_to_report(found):
 
 
 @pytest.mark.tried("steps", "several optimizers that share the parts of a module")
-def test_optimizers_whose_parameters_are_not_told_apart_by_a_module_have_numbers():
+def test_optimizers_that_share_a_module_have_numbers_for_names():
     class Mixed(Alternating):
         def configure_optimizers(self):
             first, second = (net.weight for net in self.nets.values())
@@ -558,7 +558,7 @@ def test_a_probe_costs_what_it_says_and_three_evaluations_to_learn_from(options,
     assert len(CALLS) == 3 + n + 3
 
 
-def test_the_start_is_shared_by_all_optimizers_and_the_announced_cost_is_of_all(caplog):
+def test_all_optimizers_share_the_start_and_the_announced_cost(caplog):
     calls = []
     counted = lambda module, batch: (calls.append(1), bowls(module, batch))[1]  # noqa: E731
     with caplog.at_level("INFO"):
@@ -833,7 +833,7 @@ def test_sizes_are_of_layers_by_name_and_unknown_for_weights_of_zero():
     assert math.isnan(sizes.successive_cosine)
 
 
-def test_of_many_layers_the_scalars_show_the_largest_and_the_cosine_that_is_farthest_from_0():
+def test_of_many_layers_the_scalars_show_the_most_extreme():
     w = {"up": torch.tensor([[3.0, 4.0]]), "down": torch.tensor([[0.0, 1.0]])}
     step = {"up": 1.1 * w["up"], "down": 1.2 * w["down"]}
     gradient = {"up": torch.tensor([[1.0, 0.0]]), "down": torch.tensor([[0.0, -0.5]])}

@@ -108,7 +108,7 @@ def assert_same(weights, expected):
     ],
     ids=str,
 )
-def test_the_average_is_the_mean_of_the_weights_at_the_ends_of_these_epochs(options, epochs):
+def test_the_average_is_the_mean_of_the_weights_after_these_epochs(options, epochs):
     swa, twin = SWA(**options), Snapshots()
     train(swa, twin)
     assert swa.n_averaged == len(epochs)
@@ -189,7 +189,7 @@ def test_layers_made_in_setup_are_averaged():
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_weight_norm_is_averaged_by_its_own_parameters_and_runs_at_the_average(wrap):
+def test_weight_norm_is_averaged_by_its_own_parameters(wrap):
     # Lightning's and torch's averages deep-copy the module, which the old weight_norm refuses
     module = wrap(nn.Linear(3, 2))
     swa = SWA(0)
@@ -219,7 +219,7 @@ def test_before_anything_was_averaged_there_is_no_average():
         pass
 
 
-def test_if_averaging_never_starts_one_warning_says_so_and_the_trained_weights_stay():
+def test_if_averaging_never_starts_one_warning_says_so():
     plain, _ = train()
     with pytest.warns(UserWarning, match="averaged nothing: the fit ended before start=9"):
         module, _ = train(SWA(start=9, apply_at_end=True))

@@ -106,7 +106,7 @@ def test_the_last_validation_includes_the_weights_of_its_epoch():
     assert seen == [1, 2]
 
 
-def test_training_is_bit_identical_with_plateau_and_early_stopping_on_the_users_metric():
+def test_training_is_bit_identical_with_plateau_and_early_stopping():
     def stopping():
         return EarlyStopping("val_loss", patience=1, min_delta=0.5)
 

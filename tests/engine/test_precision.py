@@ -144,7 +144,7 @@ def test_the_gradient_of_half_precision_does_not_vanish():
             assert (probed[name] - gradient).norm() <= 0.01 * gradient.norm()
 
 
-def test_losses_are_scaled_less_than_in_training_and_without_a_scaler_not_at_all():
+def test_losses_are_scaled_less_than_in_training_or_not_at_all():
     class Holder:
         precision_plugin = scaled(2.0**16)
 

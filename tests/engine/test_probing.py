@@ -921,7 +921,7 @@ def test_grad_modes_around_do_not_matter(around):
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
 
 
-def test_a_step_that_leaves_another_grad_mode_behind_reaches_no_other_evaluation():
+def test_a_grad_mode_that_a_step_leaves_reaches_no_other_evaluation():
     entered = []
 
     class TogglesGradMode(Step):

@@ -144,7 +144,7 @@ def test_the_score_of_the_linex_valley_says_which_side_is_flat():
     assert (flipped.flat_side, flipped.ratio) == (1, pytest.approx(score.ratio, rel=1e-9))
 
 
-def test_the_width_of_the_linex_valley_is_where_its_sides_reach_half_the_smaller_rise():
+def test_the_width_of_the_linex_valley_is_at_half_the_smaller_rise():
     half = float(linex(torch.tensor(-1.0).double())) / 2
 
     def reach(side):  # bisection
@@ -966,7 +966,7 @@ def test_the_ratio_is_the_larger_of_the_two_orientations(line, data):
 
 @FEW
 @given(integer_slices())
-def test_the_ratio_of_the_score_is_that_between_half_the_radius_and_the_radius(line):
+def test_the_ratio_of_the_score_is_of_the_outer_half_of_the_radius(line):
     radius = float(line.alphas[-1])
     assert score_asymmetry(line).ratio == asymmetry_ratio(line, zeta=radius / 2, r=radius)
 

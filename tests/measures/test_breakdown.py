@@ -108,7 +108,7 @@ class Watched:
     STEPS,
     st.sampled_from([-1.0, 1.0]),
 )
-def test_a_product_of_factors_breaks_down_by_one_factor_less_than_the_model(factors, etas, sign):
+def test_a_product_breaks_down_by_one_factor_less_than_the_model(factors, etas, sign):
     # g_k is the product of the others; all grow by (1 + eta): r = (1 + eta)^(L - 1) - 1 everywhere
     depth, grown = len(factors), 1 + f64(*etas)
     objective = product_of(factors, sign)
@@ -218,7 +218,7 @@ def test_a_deep_linear_net_by_hand():
     assert found.relative_step == pytest.approx(u3)
 
 
-def test_the_loss_is_the_mean_over_batches_and_the_gradient_is_its_gradient():
+def test_the_gradient_is_that_of_the_mean_over_batches():
     # batches (x - 1)^2 and (x + 1)^2 have the mean x^2 + 1
     two = FunctionObjective(
         lambda p: torch.cat([(p["x"] - 1) ** 2, (p["x"] + 1) ** 2]), {"x": row(2.0)}
@@ -273,7 +273,7 @@ def check_lemma_1(seed, activation, depth, size, aim):
     st.sampled_from([0.01, 0.1, 0.5, 2.0]),
     st.floats(0.2, 1.0),
 )
-def test_while_no_gradient_breaks_down_by_more_than_the_cosine_the_loss_falls(
+def test_the_loss_falls_while_no_gradient_breaks_down_by_the_cosine(
     seed, activation, depth, size, aim
 ):
     check_lemma_1(seed, activation, depth, size, aim)
@@ -489,7 +489,7 @@ def test_a_loss_that_blows_up_ends_the_descent_at_the_last_finite_eta():
     assert (found.descent_limit, found.break_even) == (2.0, 2.0)
 
 
-def test_a_loss_that_is_finite_nowhere_but_at_the_start_has_no_measured_descent():
+def test_a_loss_that_is_finite_at_the_start_alone_has_no_descent():
     found = measure_breakdown(walled(0.5), {"x": row(1.0)}, (1.0, 2.0))
     assert (found.descent_limit, found.break_even) == (0.0, 0.0)
 
@@ -513,7 +513,7 @@ def test_one_infinite_batch_is_an_infinite_loss():
     assert found.descent_limit == 1.0
 
 
-def test_a_gradient_that_is_not_a_number_is_kept_and_ends_the_descent_but_not_the_rise():
+def test_a_gradient_that_is_nan_ends_the_descent_but_not_the_rise():
     # 0 * sqrt|x - 2| is 0 with the gradient 0 * inf at x = 2, where (x - 9)^2 / 2 goes on falling
     objective = FunctionObjective(
         lambda p: (p["x"] - 9).square() / 2 + 0 * (p["x"] - 2).abs().sqrt(), {"x": row(0.0)}
@@ -784,7 +784,7 @@ def test_the_slope_is_the_derivative_of_the_loss(seed, etas):
 
 @FEW
 @given(st.integers(0, 10**6))
-def test_before_the_descent_limit_slopes_are_negative_and_before_the_break_even_rises_are(seed):
+def test_slopes_are_negative_up_to_the_descent_limit(seed):
     objective, step = random_step(seed)
     found = measure_breakdown(objective, step, [0.01, 0.03, 0.1, 0.3, 1.0])
     assert (found.slope[found.etas < found.descent_limit] < 0).all()
@@ -885,7 +885,7 @@ def test_an_accelerator_gives_the_same_numbers():
         1.0,
     ],
 )
-def test_a_grid_that_is_none_is_refused_with_the_rule_the_value_and_the_way_out(etas):
+def test_a_wrong_grid_is_refused_with_the_rule_and_the_way_out(etas):
     shown = str(torch.as_tensor(etas, dtype=torch.float64).tolist())
     with pytest.raises(ValueError, match="`etas` must be at least one finite step above 0") as e:
         measure_breakdown(bowl(row(1.0)), {"x": row(-1.0)}, etas)
@@ -1053,9 +1053,7 @@ VALUES = st.sampled_from([0.0, -1.0, 1.0, -1e-320, 1e300, -1e300, math.inf, -mat
 
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.integers(0, 2), st.integers(1, 3), st.booleans())
-def test_whatever_was_measured_the_summary_is_one_to_three_honest_sentences(
-    data, n_layers, n_etas, whole
-):
+def test_a_summary_is_one_to_three_sentences_whatever_was_measured(data, n_layers, n_etas, whole):
     """A loss of any values: the first zeros are found, and the words have no nan and no inf."""
     etas = f64(*[(1.0 if whole else 0.3) * 2**k for k in range(n_etas)])
     draw = lambda n: f64(*data.draw(st.lists(VALUES, min_size=n, max_size=n)))  # noqa: E731

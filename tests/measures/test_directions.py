@@ -211,7 +211,7 @@ def test_float64_weights_get_float64_accuracy():
     assert not torch.equal(direction, direction.float().double())  # drawn in float64 as well
 
 
-def test_complex_rows_have_the_norm_of_their_weights_and_move_in_both_parts():
+def test_complex_rows_have_their_weights_norm_and_move_in_both_parts():
     params = {"w": weights(3, 4, dtype=torch.complex64), "b": weights(4, dtype=torch.complex64)}
     direction = sample_direction(params, "gaussian", generator=seeded())
     for name, weight in params.items():

@@ -59,7 +59,7 @@ def test_it_does_so_when_the_series_is_cut_off_at_a_number_fixed_before(n_most):
     assert coverage(TENTH.stops, TENTH.interval, n_most, shares).min() >= 0.95
 
 
-def test_the_interval_of_a_fixed_number_misses_more_often_where_it_decides_the_number():
+def test_an_interval_of_a_fixed_number_misses_more_where_it_stops_by_it():
     def narrow(k, n):
         low, high = clopper_pearson(k, n)
         return n >= FIRST and high - low <= 0.2
@@ -100,7 +100,7 @@ def test_the_most_is_what_a_fixed_number_would_take():
 
 
 @pytest.mark.parametrize("k", range(9))
-def test_a_series_that_never_could_stop_has_the_interval_of_clopper_and_pearson(k):
+def test_a_series_that_could_not_stop_has_clopper_pearsons_interval(k):
     low, high = TENTH.interval(k, 8)
 
     def at_least(j, p):

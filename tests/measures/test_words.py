@@ -324,7 +324,7 @@ def test_pure_noise_on_a_line_gets_a_verdict_in_at_most_seven_percent(lines):
     assert verdicts / 2000 <= 0.07
 
 
-def test_pure_noise_along_directions_gets_a_verdict_in_at_most_seven_percent():
+def test_pure_noise_gets_a_verdict_in_at_most_seven_percent():
     generator = torch.Generator().manual_seed(0)
     grid, verdicts = symmetric_grid(0.6, 13), 0
     for _ in range(300):

@@ -199,7 +199,7 @@ def test_an_interrupt_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
     assert list((tmp_path / "landscape").iterdir()) == []
 
 
-def test_a_logger_that_raises_is_warned_about_once_and_the_others_get_theirs(tmp_path):
+def test_a_logger_that_raises_costs_one_warning_and_no_other_logger(tmp_path):
     def broken(*args, **kwargs):
         raise RuntimeError("offline")
 
