@@ -104,12 +104,7 @@ def analyze(
     """
     check_choice("normalize", normalize, ("filter", "layer", "model", "none"))
     families = (families,) if isinstance(families, str) else tuple(families)
-    train = [_kept(batch, i) for i, batch in enumerate(batches)]
-    others = [
-        # as in the monitors: `training_step` may skip a batch of another index
-        _kept(batch, i % max(len(train), 1), calibrates=False)
-        for i, batch in enumerate(validation or ())
-    ]
+    train, others = _kept_batches(batches, validation or ())
     is_validation = [False] * len(train) + [True] * len(others)
     trainer = attached_trainer(module) if trainer is None else trainer
     open_on = partial(opened, module, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed)
@@ -187,6 +182,19 @@ def _sharpest(objective: Objective, seed: int) -> Params:
 
 def _breakdown(objective: Objective) -> GradientBreakdown:
     return measure_breakdown(objective, gradient_direction(objective), DEFAULT_ETAS["gradient"])
+
+
+def _kept_batches(
+    batches: Iterable[Any], validation: Iterable[Any]
+) -> tuple[list[KeptBatch], list[KeptBatch]]:
+    """Return copies of the training and the validation batches.
+
+    As in the monitors, a validation batch has the index of a training batch: `training_step` may do
+    something else at another one.
+    """
+    train = [_kept(batch, i) for i, batch in enumerate(batches)]
+    n = max(len(train), 1)
+    return train, [_kept(batch, i % n, calibrates=False) for i, batch in enumerate(validation)]
 
 
 def _kept(batch: Any, index: int, *, calibrates: bool = True) -> KeptBatch:
