@@ -55,6 +55,7 @@ FEW = ["--n_batches", "2", "--quiet", "--model", "project.Net", "--data", "proje
 MONITOR = {
     "trainer.callbacks+": "lightning_landscape.AsymmetryMonitor",
     "trainer.callbacks.swa": "swa",
+    "trainer.callbacks.n_batches": 2,
     "trainer.callbacks.validation": True,
     "trainer.callbacks.n_directions": 2,
     "trainer.callbacks.n_points": 5,
