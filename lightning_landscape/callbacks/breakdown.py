@@ -10,7 +10,12 @@ from torch.nn.parameter import is_lazy
 
 from lightning_landscape._lightning import as_configuration, logger_step
 from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, OnError
-from lightning_landscape.callbacks.breakdown_report import StepHistory, StepReport, plot_step
+from lightning_landscape.callbacks.breakdown_report import (
+    StepHistory,
+    StepReport,
+    describe_steps,
+    plot_step,
+)
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.costs import LAST_PROBE, TimedObjective
 from lightning_landscape.callbacks.windows import Window, copy_of, ends_epoch, ends_fit
@@ -27,11 +32,7 @@ from lightning_landscape.measures.steps import (
     optimizer_steps,
     successive_cosine,
 )
-from lightning_landscape.measures.words_answers import answer_cost, answer_step
-from lightning_landscape.measures.words_breakdown import (
-    describe_breakdown,
-    describe_critical_rate,
-)
+from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import everybody
@@ -229,19 +230,8 @@ class GradientBreakdownMonitor(Monitor):
         """Say in words what the last probe showed, at which step, and what one can do."""
         if not self.last:
             return f"{self.title} has measured nothing yet."
-        lines = [
-            f"{report.who}{answer_step(report.found.break_even, float(report.found.etas[-1]))}"
-            for report in self.last
-            if report.direction == "update"
-        ]
-        lines.append(f"The step before training step {self.last[0].step}, on its own batch:")
-        for report in self.last:
-            lines.append(f"{report.label}: {describe_breakdown(report.found)}")
-            if not math.isnan(report.critical_rate):
-                step = report.step
-                lines.append(describe_critical_rate(report.rate, report.critical_rate, step=step))
-        lines.append(answer_cost(self.budget.total(), self.budget.overhead()))
-        return "\n".join(lines)
+        cost = answer_cost(self.budget.total(), self.budget.overhead())
+        return f"{describe_steps(self.last, self._history)}\n{cost}"
 
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:
         """Measure the step just taken, then report it."""

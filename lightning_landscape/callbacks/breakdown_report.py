@@ -12,9 +12,17 @@ import torch
 
 from lightning_landscape.measures.breakdown import GradientBreakdown, critical_rate
 from lightning_landscape.measures.steps import StepSizes
+from lightning_landscape.measures.words_answers import answer_step
+from lightning_landscape.measures.words_breakdown import (
+    describe_breakdown,
+    describe_critical_rate,
+    describe_successive_steps,
+)
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
 from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.scalars import breakdown_scalars, shown_column, step_scalars
+
+_OF_LATE = 20  # probes whose successive cosines are told
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,12 @@ class StepHistory:
     Attributes:
         breakdown: The step, and the breakdown of each layer.
         rates: The step, the learning rate in use, and the critical one.
+        cosines: Of each optimizer, the step and its cosine with the one before.
     """
 
     breakdown: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
     rates: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
+    cosines: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def add(self, report: StepReport) -> None:
         """Add what a probe found."""
@@ -70,6 +80,7 @@ class StepHistory:
         values = found.breakdown[:, shown_column(found)].tolist()
         rows = self.breakdown.setdefault(report.label, [])
         rows.append((report.step, dict(zip(found.names, values, strict=True))))
+        self.cosines.setdefault(report.who, {})[report.step] = report.sizes.successive_cosine
         if not math.isnan(report.critical_rate):
             rates = self.rates.setdefault(report.label, [])
             rates.append((report.step, report.rate, report.critical_rate))
@@ -81,7 +92,8 @@ class StepHistory:
             for name, rows in self.breakdown.items()
         }
         rates = {name: [list(row) for row in rows] for name, rows in self.rates.items()}
-        return {"history": history, "rates": rates}
+        cosines = {who: list(rows.items()) for who, rows in self.cosines.items()}
+        return {"history": history, "rates": rates, "cosines": cosines}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; what it lacks starts anew."""
@@ -93,6 +105,33 @@ class StepHistory:
             name: [(int(step), rate, critical) for step, rate, critical in rows]
             for name, rows in state.get("rates", {}).items()
         }
+        self.cosines = {
+            who: {int(step): cosine for step, cosine in rows}
+            for who, rows in state.get("cosines", {}).items()
+        }
+
+
+def describe_steps(reports: Sequence[StepReport], history: StepHistory) -> str:
+    """Say in words what the last probe showed, and whether steps have undone each other of late."""
+    lines = [
+        f"{_whose(report.who)}{answer_step(report.found.break_even, float(report.found.etas[-1]))}"
+        for report in reports
+        if report.direction == "update"
+    ]
+    lines.append(f"The step before training step {reports[0].step}, on its own batch:")
+    for report in reports:
+        lines.append(f"{report.label}: {describe_breakdown(report.found)}")
+        if not math.isnan(report.critical_rate):
+            step = report.step
+            lines.append(describe_critical_rate(report.rate, report.critical_rate, step=step))
+    for who, cosines in history.cosines.items():
+        of_late = list(cosines.values())[-_OF_LATE:]
+        lines.append(f"{_whose(who)}{describe_successive_steps(of_late)}")
+    return "\n".join(lines)
+
+
+def _whose(who: str) -> str:
+    return f"{who.rstrip('/')}: " if who else ""
 
 
 def plot_step(

@@ -37,6 +37,7 @@ from lightning_landscape.measures.words_average import (
     Verdict,
     average_verdict,
     describe_average,
+    describe_latest,
 )
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import full
@@ -220,6 +221,8 @@ class SWA(SWAHooks):
             n, step = self._progress.splits_at
             found.append(f"In the validation at step {step}, with {n} sets averaged:")
             found += [_described(split) for split in splits]
+            if self.average == "latest" and _verdict(splits[0]) in ("better", "worse"):
+                found.append(_described_latest(splits[0]))
         else:
             found.append("No verdict on the validation metrics: no validation of the average ran.")
         if self.line:
@@ -284,6 +287,11 @@ class SWA(SWAHooks):
 
 def _verdict(split: MetricSplit) -> Verdict:
     return average_verdict(split.averaging, split.stderr, split.n_batches, better=split.better)
+
+
+def _described_latest(split: MetricSplit) -> str:
+    normed = split.has_batch_norm
+    return describe_latest(split.name, split.averaging, batch_norm=normed, better=split.better)
 
 
 def _described(split: MetricSplit) -> str:

@@ -13,24 +13,6 @@ from torch import Tensor
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[dict[str, Any]]:
-    """Start every global random stream at a seed, and put all back at the end as they were.
-
-    What they were is yielded.
-
-    Example:
-        >>> with isolated_rng(1):
-        ...     a = torch.rand(3)
-        >>> with isolated_rng(1):
-        ...     bool((a == torch.rand(3)).all())
-        True
-    """
-    with unchanged_rng() as before:
-        seed_all(seed)
-        yield before
-
-
-@contextmanager
 def unchanged_rng() -> Iterator[dict[str, Any]]:
     """Put every global random stream back at the end as it was at the start, which is yielded."""
     before = rng_states()

@@ -783,6 +783,16 @@ def test_all_that_was_measured_lies_beside_as_arrays(written):
         assert int(arrays["step"]) == 3
 
 
+def test_steps_that_overshoot_a_bowl_are_said_to_undo_each_other():
+    ones = [torch.ones(2)] * 9
+    monitor = watching()
+    run(Bowl(lr=0.75), monitor, batches=ones)  # beyond the bottom each time: W <- -W / 2
+    assert "Successive steps undo each other (median cosine -1 [-1, -1], of 8)" in monitor.summary()
+    resumed = watching()
+    resumed.load_state_dict(monitor.state_dict())
+    assert resumed.state_dict() == monitor.state_dict()
+
+
 def test_the_history_goes_on_after_a_restart(tmp_path):
     first, second = watching(), watching()
     run(Bowl(lr=0.01), first, batches=2).save_checkpoint(tmp_path / "some.ckpt")

@@ -179,6 +179,24 @@ def test_without_a_control_the_summary_says_that_it_is_confounded():
     assert "No verdict on averaging, because no control was run" in swa.summary()
 
 
+@pytest.mark.parametrize(
+    ("average", "gain", "says"),
+    [
+        ("latest", -0.5, "decaying the rate now would probably help too"),
+        ("latest", 0.5, "would probably not help"),
+        ("latest", 1e-3, ""),  # within its error
+        ("equal", -0.5, ""),
+    ],
+)
+def test_the_latest_weights_tell_about_decaying_the_rate(average, gain, says):
+    swa = SWA(0, average=average, window=2)
+    train(swa, max_epochs=5)
+    split = swa._progress.splits[0]
+    swa._progress.splits = [replace(split, average=split.control + gain, stderr=0.01, n_batches=5)]
+    assert ("decaying the rate" in swa.summary()) == bool(says)
+    assert says in swa.summary()
+
+
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_summary_without_a_line_says_why(watched):
     swa, monitor = SWA(0), Callback()
