@@ -24,6 +24,7 @@ from itertools import product
 import torch
 from common import (
     bars,
+    break_even_rate,
     geometric,
     load,
     loss_fn,
@@ -46,15 +47,11 @@ NETWORKS = {
 }
 ETAS = [10 ** (k / 2 - 4) for k in range(10)]  # to 3.2
 AT, SMALL = 4, 7  # the index of .01, and how many are at most .1
-RATES = [10 ** (k / 2 - 5) for k in range(17)]
 
 
 def plain_sgd(net, batches):
     """SGD without momentum, at a tenth of the rate at which the first step breaks even."""
-    with probing(net, batches, loss_fn=loss_fn) as objective:
-        down = gradient_direction(objective, normalize="none")
-        limit = measure_breakdown(objective, down, RATES).break_even
-    return sgd(net, min(0.1 * limit, 1.0), momentum=0.0, decay=0.0)
+    return sgd(net, 0.1 * break_even_rate(net, batches), momentum=0.0, decay=0.0)
 
 
 OPTIMIZERS = {
@@ -104,6 +101,18 @@ def exceeded(found) -> float:
     return (found.excess[:, :SMALL].max(dim=0).values > 1).double().mean().item()
 
 
+def draw(figure, by_time: list[dict]) -> None:
+    for axes, norm in zip(figure.subplots(1, 2, sharex=True), (True, False), strict=True):
+        chosen = [row for row in by_time if row["batch norm"] == norm]
+        when = ["at the start", "after an epoch", "at the end"]
+        bars(axes, chosen, lambda row: f"{row['network']}, {row['optimizer']}", when)
+        axes.axvline(1, color="#999999", lw=0.8)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.set(xscale="log", xlabel="breakdown / model, step .01")
+        axes.set_title(f"{'with' if norm else 'without'} batch norm")
+    figure.axes[1].legend(fontsize=7, frameon=False)
+
+
 def main() -> None:
     options = parse(__doc__, seeds=3)
     networks = ["3-layer MLP"] if options.fast else list(NETWORKS)
@@ -130,23 +139,12 @@ def main() -> None:
             free = geometric([r["free"] for r in runs]) if name == "no prefactor" else 1.0
             growth.append({**key, "norm of the first matrix": grown, "if orthogonal": free})
 
-    def draw(figure) -> None:
-        for axes, norm in zip(figure.subplots(1, 2, sharex=True), (True, False), strict=True):
-            chosen = [row for row in by_time if row["batch norm"] == norm]
-            when = ["at the start", "after an epoch", "at the end"]
-            bars(axes, chosen, lambda row: f"{row['network']}, {row['optimizer']}", when)
-            axes.axvline(1, color="#999999", lw=0.8)
-            axes.tick_params(axis="y", labelsize=7)
-            axes.set(xscale="log", xlabel="breakdown / model, step .01")
-            axes.set_title(f"{'with' if norm else 'without'} batch norm")
-        figure.axes[1].legend(fontsize=7, frameon=False)
-
     tables = {
         "largest breakdown / model of a layer, relative step .01": by_time,
         "largest relative step: promised by Lemma 2, and where the loss is back": limits,
         "norm of the first matrix at the end, relative to the start": growth,
     }
-    publish(options, "breakdown", tables, draw)
+    publish(options, "breakdown", tables, lambda figure: draw(figure, by_time))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from lightning_landscape import SWA, Params, recalibrate_batch_norm
+from lightning_landscape import (
+    SWA,
+    Params,
+    gradient_direction,
+    measure_breakdown,
+    probing,
+    recalibrate_batch_norm,
+)
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 
@@ -68,15 +75,15 @@ def share(flags: Sequence[bool]) -> Estimate:
 
 def correlation(x: Sequence[float], y: Sequence[float], n_draws: int = 1000) -> Estimate:
     """Spearman's correlation over runs, with a bootstrap interval over the runs."""
-    both = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a + b)])
-    if len(both) < 4 or not np.ptp(both, axis=0).all():
+    both = np.array([(a, b) for a, b in zip(x, y, strict=True) if not math.isnan(a + b)])
+    ranks = stats.rankdata(both, axis=0) if len(both) else both  # infinite ones are the highest
+    if len(both) < 4 or not np.ptp(ranks, axis=0).all():
         return Estimate(math.nan, math.nan, math.nan, [])
     draws = np.random.default_rng(0).integers(len(both), size=(n_draws, len(both)))
-    ranks = [stats.rankdata(both[draw], axis=0) for draw in draws]
-    found = [np.corrcoef(r.T)[0, 1] for r in ranks if np.ptp(r, axis=0).all()]
+    drawn = [stats.rankdata(ranks[draw], axis=0) for draw in draws]
+    found = [np.corrcoef(r.T)[0, 1] for r in drawn if np.ptp(r, axis=0).all()]
     low, high = np.quantile(found, [0.025, 0.975])
-    whole = np.corrcoef(stats.rankdata(both, axis=0).T)[0, 1]
-    return Estimate(float(whole), float(low), float(high), [])
+    return Estimate(float(np.corrcoef(ranks.T)[0, 1]), float(low), float(high), [])
 
 
 # --------------------------------------------------------------------------------------- data
@@ -229,6 +236,17 @@ def to_zero(done: float) -> float:
 
 def sgd(net: nn.Module, lr: float, *, decay: float = 5e-4, momentum: float = 0.9):
     return torch.optim.SGD(net.parameters(), lr, momentum=momentum, weight_decay=decay)
+
+
+def break_even_rate(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """The rate at which a step down the gradient leaves the loss of the batches as it was."""
+    with probing(net, batches, loss_fn=loss_fn) as objective:
+        losses, gradient = objective.gradient()
+        # with it a linear loss would fall to 0; far below it the fall is lost in rounding
+        scale = float(losses.mean()) / sum(float(g.square().sum()) for g in gradient.values())
+        rates = [scale * 10 ** (k / 4 - 3) for k in range(25)]
+        down = gradient_direction(objective, normalize="none")
+        return measure_breakdown(objective, down, rates).break_even
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,14 @@ def more_signs_that_agree_more_asymmetry(found):
     assert signed["sign@norm"]["mean"] < -0.5
 
 
+def the_steep_side_costs_more_on_test_too(found):
+    table = "test loss of a step of .3 to either side, minus that at the weights"
+    for line in rows(found, table, **{"abs area on train": "0.6 to 1.0", "batch norm": True}):
+        assert line["steep minus flat"]["mean"] > 0
+    for line in rows(found, "gain of averaging"):
+        assert abs(line["gain from statistics"]["mean"]) < 0.05
+
+
 def the_model_is_exceeded_and_the_prefactor_keeps_the_norm(found):
     for line in rows(found, "largest breakdown / model of a layer, relative step .01"):
         assert min(line["at the start"]["values"]) > 1
@@ -118,6 +126,15 @@ def the_model_is_exceeded_and_the_prefactor_keeps_the_norm(found):
             assert grown["norm of the first matrix"]["mean"] == pytest.approx(free, rel=0.02)
 
 
+def annealed_weights_gain_nothing_and_momentum_hides_the_hovering(found):
+    table = "what was seen at a high rate, and what decaying did"
+    for line in rows(found, table):
+        assert all(abs(v) < 0.01 for v in line["average of annealed weights"]["values"])
+        assert (line["cosine"]["mean"] > 0.5) == (line["optimizer"] != "Fromage")
+    for line in rows(found, table, optimizer="Fromage"):
+        assert line["training loss, decayed / now"]["mean"] < 1
+
+
 STUDIES = {
     "valleys": averaged_sgd_lies_where_the_formula_says,
     "one_neuron": the_slice_of_a_neuron_is_centred_at_the_minimum_only,
@@ -127,6 +144,8 @@ STUDIES = {
     "width": the_average_is_wider_in_filter_norm,
     "signs": more_signs_that_agree_more_asymmetry,
     "breakdown": the_model_is_exceeded_and_the_prefactor_keeps_the_norm,
+    "decay_or_average": annealed_weights_gain_nothing_and_momentum_hides_the_hovering,
+    "which_side": the_steep_side_costs_more_on_test_too,
 }
 
 
