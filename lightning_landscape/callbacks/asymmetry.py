@@ -90,7 +90,7 @@ class AsymmetryMonitor(Monitor):
             one, or as many as there are.
         validation: Whether to keep and evaluate as many validation batches too.
         mode: How the network is run, see `probing`.
-        loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
+        loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
             optimisation and `dataloader_iter`.
         max_overhead: The share of the fit's wall time that probes may take. `"auto"` is 0.05,
             together with other monitors, where no frequency is given, and no limit where one is.

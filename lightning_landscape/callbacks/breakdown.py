@@ -48,7 +48,7 @@ _RANDOM = 1  # the stream of the random direction, apart from that of the evalua
 
 
 class GradientBreakdownMonitor(Monitor):
-    """Look, every so many steps, at the step just taken: was it too large, and for which layer?
+    """Measure, every so many steps, whether the step just taken was too large, and for which layer.
 
     Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical.
 
@@ -88,15 +88,15 @@ class GradientBreakdownMonitor(Monitor):
     copies of the weights at most, besides the weights and gradients of the training.
 
     Args:
-        every_n_epochs: Look at the last step of every so many epochs.
-        every_n_steps: Or at every so many-th optimizer step; by default at every 100th, and at the
+        every_n_epochs: Measure the last step of every so many epochs.
+        every_n_steps: Or every so many-th optimizer step; by default every 100th, and the
             last one of a fit that would otherwise end without a probe.
         directions: Where to step: any of `"update"`, `"gradient"`, `"random"`.
         etas: How far, ascending, above 0; for all directions, or a mapping from direction to etas.
             By default `DEFAULT_ETAS`: (.25, .5, 1, 2, 4) of the update, relative steps from 1e-4 to
             1e-1 else.
         mode: How the network is run, see `probing`.
-        loss_fn: `loss_fn(module, batch)` in the place of `training_step`; needed with manual
+        loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
             optimisation and `dataloader_iter`.
         max_overhead: The share of the fit's wall time that probes may take, such as 0.05; a probe
             that would go over it is left out, and figures where there is no time for them. None

@@ -1,4 +1,4 @@
-"""Say what went wrong, and undo what was done, whatever happens meanwhile."""
+"""Describe an exception: type, text, and the innermost line of the user's code."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def probing(
             not name stay as they are.
         trainer: Whose precision the steps run in and whose loggers stay out of it; the one the
             module is attached to by default.
-        loss_fn: `loss_fn(module, batch)` gives the loss, or a dict with a `"loss"`; in the place of
+        loss_fn: `loss_fn(module, batch)` gives the loss, or a dict with a `"loss"`; instead of
             `training_step`, and needed where that cannot be called: manual optimisation,
             `dataloader_iter`.
         mode: `"train"`, what the optimizer sees: batch statistics, dropout with one fixed mask;

@@ -1,8 +1,8 @@
-"""Random directions in weight space: how they are drawn, and how long they are.
+"""Random directions in weight space: how they are sampled, and how long they are.
 
-A family is `"<distribution>[@<group>]"`: `"gaussian"`, `"uniform@norm"`, `"sign@head.*"`. Drawing
-happens on the CPU from a generator you pass, so that a direction depends on its seed alone, not on
-the device, the other families or the state of anybody's training.
+A family is `"<distribution>[@<group>]"`: `"gaussian"`, `"uniform@norm"`, `"sign@head.*"`. A
+direction is sampled on the CPU from a generator that you pass. So it depends on the seed alone, and
+not on the device, the other families or the training.
 
 References:
     He, Huang, Yuan (2019), Asymmetric Valleys, arXiv:1902.00744: uniform directions.
@@ -27,9 +27,9 @@ __all__ = ["sample_direction"]
 
 Normalize = Literal["filter", "layer", "model", "none"]
 
-_Draw = Callable[[Tensor, torch.Generator], Tensor]
+_Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
-_PIECE = 2**14  # elements drawn at a time: what stays in the cache is drawn in two thirds the time
+_PIECE = 2**14  # elements sampled at a time: within the cache it takes two thirds of the time
 _LEAST = 1e-15  # a norm of less, or of more than its inverse, needs float64 to be summed
 _SMALL = 2**14  # elements: tensors up to here are scaled together
 _TOGETHER = 2**20  # elements in all: what is scaled together needs memory
@@ -51,7 +51,7 @@ def _sign(like: Tensor, generator: torch.Generator) -> Tensor:
     return _gaussian(like, generator).abs_().mul_(like.sign())
 
 
-DISTRIBUTIONS: dict[str, _Draw] = {
+DISTRIBUTIONS: dict[str, _Sampler] = {
     "gaussian": _gaussian,
     "uniform": _uniform,
     "rademacher": _rademacher,
@@ -67,15 +67,16 @@ def sample_direction(
     generator: torch.Generator,
     normalize: Normalize = "filter",
 ) -> dict[str, Tensor]:
-    """Draw one random direction to walk along from `params`.
+    """Sample a random direction from `params`.
 
     Distributions: `gaussian` N(0, 1); `uniform` U(0, 1), the paper's, **not** orthogonal: two of
     them have cosine 3/4; `rademacher` +1 or -1; `sign` `|N(0, 1)| * sign(w)`, which lets every
-    weight grow on the + side. Then the length, by `normalize`: `"filter"`, each output row
-    (`dim 0`) has the norm of that row of the weights, a 1-D tensor being one row; `"layer"`, each
-    tensor has the norm of its weights; `"model"`, the whole direction has the norm of the group; so
-    that with these `alpha` is a relative perturbation, and rows of zero weights do not move.
-    `"none"` has unit L2 norm. Costs no evaluation.
+    weight grow on the + side.
+
+    Lengths: `"filter"`, each output row (`dim 0`) has the norm of that row of the weights, and a
+    1-D tensor is one row; `"layer"`, each tensor has the norm of its weights; `"model"`, the whole
+    direction has the norm of the group. With these three `alpha` is a relative perturbation, and
+    rows of zero weights do not move. `"none"` has unit L2 norm. Costs no evaluation.
 
     Args:
         params: The point to start from. A frozen `nn.Parameter` never moves.
@@ -112,20 +113,20 @@ def sample_direction(
             "choose another group, or leave this family out."
         )
     blocks = _blocks(params, moving)
-    steps = [_drawn_and_scaled(distribution, block, normalize, generator) for block in blocks]
+    steps = [_sampled_and_scaled(distribution, block, normalize, generator) for block in blocks]
     if normalize in ("model", "none"):
         target = l2_norm({name: params[name] for name in moving}) if normalize == "model" else 1.0
         length = l2_norm(dict(zip(map(str, range(len(steps))), steps, strict=True)))
         for step in steps:
             step.mul_(target / length if length else 0.0)
-    drawn: dict[str, Tensor] = {}
+    sampled: dict[str, Tensor] = {}
     for block, step in zip(blocks, steps, strict=True):
         tensors = list(block.values())
         parts = _like(step, tensors[0]).split([tensor.numel() for tensor in tensors])
         for name, tensor, part in zip(block, tensors, parts, strict=True):
-            drawn[name] = distribute_like(part.view(tensor.shape), tensor)
+            sampled[name] = distribute_like(part.view(tensor.shape), tensor)
     return {
-        name: drawn[name] if name in drawn else torch.zeros_like(tensor.detach())
+        name: sampled[name] if name in sampled else torch.zeros_like(tensor.detach())
         for name, tensor in params.items()
     }
 
@@ -207,7 +208,7 @@ def _blocks(params: Params, names: list[str]) -> list[dict[str, Tensor]]:
     return blocks
 
 
-def _drawn_and_scaled(
+def _sampled_and_scaled(
     distribution: str, block: dict[str, Tensor], normalize: Normalize, generator: torch.Generator
 ) -> Tensor:
     """Return a flat step for a block of tensors, on the CPU."""
@@ -228,7 +229,7 @@ def _drawn_and_scaled(
 
 def _as_real_cpu(tensor: Tensor) -> Tensor:
     tensor = as_real(tensor)
-    # half types are drawn and scaled in float32: their norms would overflow
+    # half types are sampled and scaled in float32: their norms would overflow
     return tensor.to("cpu", tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the exact interval for a share of which `k` of `n` draws were a success.
+    """Return the exact interval for the share of successes, of which there were `k` in `n` trials.
 
     It covers every share at least as often as it says. Its ends are the shares under which `k` or
     more, or `k` or fewer, have half of the allowed error.
@@ -37,23 +37,23 @@ def _upper_end(k: int, n: int, confidence: float) -> float:
     return greatest_share(yes, np.full(k + 1, n), np.array(series), (1 - confidence) / 2)
 
 
-def greatest_share(yes: np.ndarray, draws: np.ndarray, series: np.ndarray, chance: float) -> float:
-    """Return the share under which some ends of a series of draws have a given chance together.
+def greatest_share(yes: np.ndarray, trials: np.ndarray, series: np.ndarray, chance: float) -> float:
+    """Return the share under which some ends of a series of trials have a given chance together.
 
     Args:
         yes: The successes of each end.
-        draws: The draws of each end.
+        trials: The trials of each end.
         series: The log of the number of series with that end.
         chance: The chance of all of them, which falls from 1 to 0 as the share grows.
 
     Returns:
         The share, to 1e-12; 1 where the ends are all there are.
     """
-    if (yes == draws).any():
+    if (yes == trials).any():
         return 1.0
 
     def exceeds(share: float) -> bool:
-        chances = series + yes * math.log(share) + (draws - yes) * math.log1p(-share)
+        chances = series + yes * math.log(share) + (trials - yes) * math.log1p(-share)
         return bool(np.exp(chances).sum() > chance)
 
     return _bisected(exceeds, 1.0)
@@ -91,7 +91,7 @@ def median_interval(
     """Return the median and an interval for it from order statistics, whatever the distribution.
 
     The k-th smallest and k-th largest value, with the largest k for which the binomial chance that
-    the median of independent draws lies outside is at most `1 - confidence`. Values that are nan
+    the median of independent trials lies outside is at most `1 - confidence`. Values that are nan
     are left out; with fewer than 6 others no such interval exists at 95 % and the ends are nan.
 
     Args:

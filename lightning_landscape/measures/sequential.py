@@ -1,17 +1,17 @@
-"""A share to a wanted precision: sample one by one, stop once the interval is narrow.
+"""Estimate a share to a given precision: sample one by one, stop once the interval is narrow.
 
-An interval made for a fixed number of draws misses more often than it says where the draws decide
+An interval made for a fixed number of trials misses more often than it says where the trials decide
 when to stop. The interval here accounts for the stopping rule. Outcomes `(k, n)`, `k` successes in
-`n` draws, are ordered: early stops with few successes lowest, early stops with many highest, all
+`n` trials, are ordered: early stops with few successes lowest, early stops with many highest, all
 others between them by `k`. The interval inverts the tail probabilities in that order: its ends are
 the shares under which the outcome that was found, or one further out, has half of the allowed
-error. With a fixed number of draws that is the interval of Clopper and Pearson.
+error. With a fixed number of trials that is the interval of Clopper and Pearson.
 
 It covers every share as often as it says. More successes never lower the place of a series in the
 order, so the chance of an outcome this low or lower falls as the share grows. A share lies above
 the interval only if its outcome is among the lowest, whose chance under that share is half of the
 error; and likewise below. The argument does not need the length of the series: it may be cut off
-after a number of draws that was fixed before the first. The interval is then wider, and as valid.
+after a number of trials that was fixed before the first. The interval is then wider, and as valid.
 
 References:
     Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of
@@ -28,18 +28,18 @@ import numpy as np
 
 from lightning_landscape.measures.quantiles import greatest_share
 
-FIRST = 8  # draws before the first look
+FIRST = 8  # trials before the interval is first computed
 
 
 class SequentialDesign:
-    """When to stop drawing yes or no, and the interval for the share of yes.
+    """When to stop a series of trials, and the interval for the share of successes.
 
     Args:
         precision: Half of the width that the interval shall have.
-        confidence: Its least coverage, whatever the share.
+        confidence: Its least coverage over all shares.
 
     Attributes:
-        n_least: The fewest draws a series stops after: those of one answer only.
+        n_least: The fewest trials a series stops after: those of one outcome only.
         n_most: The most: by then all series have stopped.
 
     Raises:
@@ -64,9 +64,9 @@ class SequentialDesign:
             )
         self.precision = precision
         self.confidence = confidence
-        # of the series that had not stopped before n draws, k of them yes: the log of their number
+        # log of the number of series of n trials and k successes that had not stopped before
         self._series = [np.zeros(1)]
-        # after n draws, stop where the rarer answer came so often or less
+        # after n trials, stop where the rarer outcome came so often or less
         self._rarest = [-1]
         # the ends for few successes so far: k, n and the log of the number of series
         self._low_ends = np.empty((0, 3))
@@ -76,11 +76,11 @@ class SequentialDesign:
         self.n_least = next(n for n, rarest in enumerate(self._rarest) if rarest >= 0)
 
     def stops(self, k: int, n: int) -> bool:
-        """Return whether to stop after `n` draws, `k` of them yes."""
+        """Return whether to stop after `n` trials, `k` of them successes."""
         return n >= self.n_most or min(k, n - k) <= self._rarest[n]
 
     def interval(self, k: int, n: int) -> tuple[float, float]:
-        """Return the interval for the share of yes after `n` draws, `k` of them yes.
+        """Return the interval for the share of successes after `n` trials, `k` of them successes.
 
         Raises:
             ValueError: If all series with these numbers have stopped before.
@@ -88,12 +88,12 @@ class SequentialDesign:
         if n > self.n_most or np.isneginf(self._series[n][k]):
             raise ValueError(
                 "`n` must not go on once the interval is narrow enough, which it is only for those "
-                f"who stop then: draw until `stops`. Got k={k}, n={n} at {self.precision=}."
+                f"who stop then: sample until `stops`. Got k={k}, n={n} at {self.precision=}."
             )
         return 1 - self._high(n - k, n), self._high(k, n)
 
     def ends(self, n_most: int | None = None) -> list[tuple[int, int, float]]:
-        """Return all ends `(k, n, log of the number of series)`, cut off after `n_most` draws."""
+        """Return all ends `(k, n, log of the number of series)`, cut off after `n_most` trials."""
         last = self.n_most if n_most is None else min(n_most, self.n_most)
         return [
             (k, n, float(series))
@@ -103,7 +103,7 @@ class SequentialDesign:
         ]
 
     def _extend(self) -> None:
-        """Draw once more, and find where to stop then."""
+        """Add one trial, and find the outcomes to stop at after it."""
         n, rarest = self.n_most + 1, self._rarest[-1]
         going_on = self._series[-1].copy()
         going_on[: rarest + 1] = going_on[n - 1 - rarest :] = -math.inf
@@ -125,8 +125,8 @@ class SequentialDesign:
         """Return the share under which an end as low or lower has half of the error."""
         sooner = self._low_ends[self._low_ends[:, 1] < n]
         here = np.stack([np.arange(k + 1), np.full(k + 1, n), self._series[n][: k + 1]], axis=1)
-        yes, draws, series = np.concatenate([sooner, here]).T
-        return greatest_share(yes, draws, series, (1 - self.confidence) / 2)
+        yes, trials, series = np.concatenate([sooner, here]).T
+        return greatest_share(yes, trials, series, (1 - self.confidence) / 2)
 
 
 def check_precision(precision: float) -> None:
@@ -134,7 +134,7 @@ def check_precision(precision: float) -> None:
     if not 0.03 <= precision < 0.5:
         raise ValueError(
             "`precision` must be half of the width of an interval for a share, from 0.03, which "
-            f"may take 1098 draws, to below 0.5. Got {precision!r}."
+            f"may take 1098 trials, to below 0.5. Got {precision!r}."
         )
 
 

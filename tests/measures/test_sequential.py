@@ -122,7 +122,9 @@ def test_before_any_draw_nothing_is_known():
 
 
 def test_to_go_on_after_the_end_is_an_error():
-    with pytest.raises(ValueError, match=r"`n` must not go on .* draw until `stops`. Got k=0, n=1"):
+    with pytest.raises(
+        ValueError, match=r"`n` must not go on .* sample until `stops`. Got k=0, n=1"
+    ):
         TENTH.interval(0, 18)
     with pytest.raises(ValueError, match=r"Got k=60, n=120"):
         TENTH.interval(60, 120)
