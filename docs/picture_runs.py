@@ -154,7 +154,7 @@ def hovering(folder):
     """Fromage at a constant rate; the average is of one set of weights, so it is the weights."""
     seed_everything(0, verbose=False)
     swa = SWA(start=0.5, average="latest", window=1)
-    monitor = GradientBreakdownMonitor(every_n_steps=10, directions=["update"])
+    monitor = GradientBreakdownMonitor(every_n_steps=10, directions=["update"], details=True)
     data = clean_digits()
     return train(
         ConstantFromage(), data, folder, "hovering", epochs=20, swa=swa, monitors=[monitor]
