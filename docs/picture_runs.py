@@ -124,7 +124,7 @@ def noisy(folder):
     swa = SWA(start=0.25)
     monitors = [
         AsymmetryMonitor(every_n_epochs=3, swa=swa, n_batches=8, validation=True, figures="all"),
-        GradientBreakdownMonitor(every_n_steps=30),
+        GradientBreakdownMonitor(every_n_steps=30, details=True),
     ]
     return train(Digits(), noisy_digits(0), folder, "digits", epochs=45, swa=swa, monitors=monitors)
 
