@@ -6,12 +6,7 @@ import torch.nn.functional as F
 import torchmetrics
 from hostile import HostileModule, Rows, Samples, differences, fit
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
@@ -200,8 +195,10 @@ class Swapping(HostileModule):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_training_is_bit_identical_beside_a_callback_that_swaps_weights(first):
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")  # from 2.6
+
     def callbacks(*ours):
-        ema = EMAWeightAveraging(decay=0.5, use_buffers=False)
+        ema = averaging.EMAWeightAveraging(decay=0.5, use_buffers=False)
         return [*ours, ema] if first else [ema, *ours]
 
     assert differences(fit(callbacks()), fit(callbacks(SWA(0)))) == []
