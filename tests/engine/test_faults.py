@@ -1,5 +1,6 @@
 """Whatever goes wrong inside a probe, and whoever looks in the middle of one: nothing was moved."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -15,8 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_landscape import AsymmetryMonitor, probing
-from lightning_landscape.engine import isolation
-from lightning_landscape.engine.snapshot import Snapshot
+from lightning_landscape.engine.isolation import isolated
 from lightning_landscape.engine.tensors import same_bits
 
 ERRORS = {
@@ -195,30 +195,33 @@ def test_a_failure_while_opening_leaves_no_trace(k, error, monkeypatch):
             raise error("mine")
         return clone(self, *args, **kwargs)
 
-    opening = isolation.Isolation(module, mode="train", at={"net.4.bias": torch.ones(3)})
+    opening = isolated(module, mode="train", at={"net.4.bias": torch.ones(3)})
     with unchanged(module):
         monkeypatch.setattr(torch.Tensor, "clone", failing_clone)
         with pytest.raises(error, match="mine"):
             opening.__enter__()
         monkeypatch.undo()
-    assert not isolation._open
+    module.net[4].bias.data.fill_(10.0)
+    with unchanged(module), probing(module, [hostile_batch()]) as objective:
+        assert (objective.params["net.4.bias"] == 10.0).all()
+
+
+class NoRoom(random.Random):
+    """Memory is out when it is read."""
+
+    def getstate(self):
+        raise MemoryError("mine")
 
 
 @pytest.mark.tried("faults", "out of memory, and an interrupt, while a probe opens")
-def test_a_snapshot_that_fails_leaves_no_trace(monkeypatch):
+def test_a_snapshot_that_fails_leaves_no_trace():
     module = HostileModule()
     module.auxiliary = None
-    visit = Snapshot._visit
-
-    def failing_visit(self, value, name):
-        if name.startswith("meter"):
-            raise MemoryError("mine")
-        visit(self, value, name)
-
-    opening = probing(module, [hostile_batch()])
-    monkeypatch.setattr(Snapshot, "_visit", failing_visit)
-    with unchanged(module), pytest.raises(MemoryError, match="mine"):
-        opening.__enter__()
+    with unchanged(module):
+        module.meter.history.append(NoRoom())
+        with pytest.raises(MemoryError, match="mine"):
+            probing(module, [hostile_batch()]).__enter__()
+        module.meter.history.pop()
 
 
 @pytest.mark.tried("faults", "no memory to compare in when a probe ends")
