@@ -58,7 +58,7 @@ def watchers(
     *, every_n_steps: int | None = 3, mode: str = "train", swa: SWA | None = None, **options: Any
 ) -> list[Any]:
     """Return all three callbacks; what fails inside a probe is raised."""
-    swa = swa or SWA(start=0, every_n_steps=1)
+    swa = swa or SWA(start=0, every_n_steps=1, loss_fn=options.get("loss_fn"))
     options = {"every_n_steps": every_n_steps, "mode": mode, "on_error": "raise", **options}
     asymmetry = AsymmetryMonitor(n_directions=1, n_points=5, swa=swa, validation=True, **options)
     breakdown = GradientBreakdownMonitor(directions=DIRECTIONS, etas=(0.5, 1.0), **options)

@@ -15,7 +15,7 @@ from lightning_landscape.engine.batches import Batches, clone_batch
 from lightning_landscape.engine.compiled import is_compiled
 from lightning_landscape.engine.isolation import Isolation
 from lightning_landscape.engine.steps import Step
-from lightning_landscape.engine.tensors import is_batched
+from lightning_landscape.engine.tensors import is_batched, plain
 from lightning_landscape.params import widest
 from lightning_landscape.sharding import is_sharded
 
@@ -138,6 +138,7 @@ class Evaluator:
                 "The step must return its loss as a tensor with one element, or a dict with that "
                 f"under 'loss'. Got {_shown(loss)}."
             )
+        loss = plain(loss)
         return loss.reshape(()) if loss.ndim else loss
 
     def _recalibrate(self) -> None:

@@ -126,6 +126,14 @@ def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[]
     return copy
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor without the methods of a subclass; those that wrap others are left alone."""
+    if type(tensor) is Tensor or hasattr(type(tensor), "__tensor_flatten__"):
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return Tensor.as_subclass(tensor, Tensor)
+
+
 def is_dense(tensor: Tensor) -> bool:
     """Return whether a tensor is plain numbers in memory, each in a place of its own."""
     return (

@@ -1479,6 +1479,27 @@ def test_what_is_not_looked_into_is_named_when_everything_is_verified():
         pass
 
 
+class Carries(torch.Tensor):
+    """A tensor whose class has its own mind about most that is done to it, as MONAI's has."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.stack, torch.Tensor.reshape, torch.Tensor.detach, torch.zeros_like):
+            raise TypeError("not with me")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_loss_of_a_class_of_its_own_is_a_number_all_the_same():
+    class Returns(Step):
+        def write(self, loss, batch):
+            return loss.as_subclass(Carries)
+
+    module = Returns()
+    with unchanged(module), probing(module, module.inputs()) as objective:
+        plain = Step().training_step(module.inputs()[0], 0)
+        assert objective.losses()[0] == objective.gradient()[0][0] == plain.item()
+
+
 class PerSample(Step):
     def write(self, loss, batch):
         def of_one(weights, x):
