@@ -126,6 +126,14 @@ def the_model_is_exceeded_and_the_prefactor_keeps_the_norm(found):
             assert grown["norm of the first matrix"]["mean"] == pytest.approx(free, rel=0.02)
 
 
+def ten_times_the_critical_rate_is_lost_and_a_tenth_is_not(found):
+    for line in rows(
+        found, "runs lost, by the rate as a multiple of the critical rate at the start"
+    ):
+        assert line["lost at 10"] == line["of"]
+        assert line["lost at 0.1"] == 0
+
+
 def annealed_weights_gain_nothing_and_momentum_hides_the_hovering(found):
     table = "what was seen at a high rate, and what decaying did"
     for line in rows(found, table):
@@ -144,6 +152,7 @@ STUDIES = {
     "width": the_average_is_wider_in_filter_norm,
     "signs": more_signs_that_agree_more_asymmetry,
     "breakdown": the_model_is_exceeded_and_the_prefactor_keeps_the_norm,
+    "learning_rates": ten_times_the_critical_rate_is_lost_and_a_tenth_is_not,
     "decay_or_average": annealed_weights_gain_nothing_and_momentum_hides_the_hovering,
     "which_side": the_steep_side_costs_more_on_test_too,
 }
