@@ -115,6 +115,10 @@ def the_model_is_exceeded_and_the_prefactor_keeps_the_norm(found):
     for line in rows(found, "largest breakdown / model of a layer, relative step .01"):
         assert min(line["at the start"]["values"]) > 1
         assert min(line["at the end"]["values"]) > 1
+    table = "largest relative step: promised by Lemma 2, and where the loss is back"
+    for line in rows(found, table):
+        promised = line["promised, at the start"]["mean"]
+        assert line["measured, at the start"]["mean"] > promised
     table = "norm of the first matrix at the end, relative to the start"
     for kept in rows(found, table, optimizer="Fromage"):
         same = {key: kept[key] for key in ("network", "batch norm")}
