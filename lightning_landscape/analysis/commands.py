@@ -22,12 +22,14 @@ from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.planes import measure_plane
 from lightning_landscape.analysis.report import Line
 from lightning_landscape.analysis.show import (
+    check_outputs,
     one_line,
     show_lines,
     show_plane,
     show_report,
     show_runs,
 )
+from lightning_landscape.measures.plane import plane_through
 from lightning_landscape.params import Params
 
 _FIT_ONLY = ("ckpt_path", "weights_only", "optimizer", "lr_scheduler")  # other verbs refuse these
@@ -115,10 +117,15 @@ def run_plane(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Measure the plane through three checkpoints."""
 
     def measure(stage: Stage) -> Any:
+        points = [_weights(stage, path, options) for path in options.ckpt]
+        try:
+            plane_through(*points)
+        except ValueError as error:
+            raise ValueError(f"{', '.join(options.ckpt)} span no plane: {error}") from error
         return measure_plane(
             stage.module,
             stage.batches("train"),
-            [_weights(stage, path, options) for path in options.ckpt],
+            points,
             n=options.n,
             rows=options.rows,
             mode=options.mode,
@@ -145,13 +152,18 @@ def _staged(
 ) -> tuple[Any, bool]:
     """Return what was measured, and whether this is the first of several processes."""
     settings, source = _settings(options)
+    check_outputs(save=options.save, html=options.html)
     cli = build(settings, source, options.model, options.data, rest)
     stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
     if not overrides(cli.model, "configure_model"):  # else its layers are not there yet
         for path in options.ckpt:
             _weights(stage, path, options)
     file = checkpoint_file(options.ckpt[0])
-    found = stage.run(lambda: measure(stage), ckpt_path=str(file), weights_only=not options.unsafe)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning\.")
+        found = stage.run(
+            lambda: measure(stage), ckpt_path=str(file), weights_only=not options.unsafe
+        )
     return found, cli.trainer.is_global_zero
 
 
@@ -161,11 +173,13 @@ def _weights(stage: Stage, path: str, options: argparse.Namespace) -> Params:
 
 def run_compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Print the last numbers of several runs, side by side."""
+    check_outputs(html=options.html)
     show_runs(options.run, as_json=options.json, html=options.html)
 
 
 def run_show(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Print what the monitors of a run said last."""
+    check_outputs(html=options.html)
     show_runs(options.run, as_json=options.json, html=options.html, words=True)
 
 
@@ -194,7 +208,12 @@ def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _read_config(config: str | Path) -> dict[str, Any]:
     if not Path(config).is_file():
         raise ValueError(f"--config must be the config.yaml of a fit. There is no file {config}.")
-    settings = yaml.safe_load(Path(config).read_text())
+    try:
+        settings = yaml.safe_load(Path(config).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--config must be the config.yaml of a fit. {config} is no YAML: {one_line(error)}"
+        ) from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config must be the config.yaml of a fit. {config} is something else.")
     return settings.get("fit", settings)
@@ -267,8 +286,7 @@ def _beside(checkpoint: str) -> Path | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Let LightningCLI read what it is given, not the command line, and say nothing."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _silence_lightning()
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
         with warnings.catch_warnings():
@@ -276,6 +294,12 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         sys.argv = arguments
+
+
+def _silence_lightning() -> None:
+    """Leave out what Lightning says about devices and checkpoints; each package sets its level."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {

@@ -21,6 +21,7 @@ from lightning_landscape.analysis.plane_rows import (
     write_whole,
 )
 from lightning_landscape.analysis.progress import progress_bar, say_cost
+from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import probing
 from lightning_landscape.engine.steps import LossFn
@@ -263,8 +264,9 @@ def measure_plane(
         The plane, and its basis with the places of the three points.
 
     Raises:
-        ValueError: If the points lie on one line, or are of another architecture.
+        ValueError: If the points lie on one line or are of another architecture, or `n` is below 2.
     """
+    check_whole("n", n, least=2)
     batches = list(batches)
     basis = plane_through(*points)
     xs, ys = _axes(basis, n, margin)

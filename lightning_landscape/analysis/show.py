@@ -17,6 +17,26 @@ from lightning_landscape.reporting.runs import read_run
 from lightning_landscape.reporting.style import png
 
 
+def check_outputs(**paths: str | None) -> None:
+    """Raise before anything is measured if a file cannot be written where it was asked for.
+
+    Raises:
+        ValueError: If there is no such folder.
+
+    Example:
+        >>> check_outputs(html="/nowhere/page.html", save=None)
+        Traceback (most recent call last):
+            ...
+        ValueError: --html must be a file in a folder that exists. There is no folder /nowhere.
+    """
+    for option, path in paths.items():
+        folder = Path(path or ".").absolute().parent
+        if path is not None and not folder.is_dir():
+            raise ValueError(
+                f"--{option} must be a file in a folder that exists. There is no folder {folder}."
+            )
+
+
 def show_report(
     report: Report,
     *,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
-from lightning_landscape._lightning import import_cli
+from lightning_landscape._lightning import import_cli, overrides
 from lightning_landscape.analysis.analyze import analyze
-from lightning_landscape.analysis.checkpoints import load_weights
+from lightning_landscape.analysis.checkpoints import load_weights, read_checkpoint
 from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.report import Report
-from lightning_landscape.analysis.show import one_line, show_report
+from lightning_landscape.analysis.show import check_outputs, one_line, show_report
 
 _CLI: Any
 _Trainer: Any
@@ -72,15 +75,14 @@ class Analyzes:
             "radius": radius, "normalize": normalize, "mode": mode, "breakdown": breakdown,
         }  # fmt: skip
         stage = Stage(self, model, datamodule, n_batches)
-        try:
+        with _one_sentence():
+            if ckpt_path and Path(ckpt_path).is_file() and not overrides(model, "configure_model"):
+                load_weights(ckpt_path, model, weights_only=weights_only is not False)
             report = stage.run(
                 lambda: _measure(stage, toward, weights_only, progress=not quiet, **measured),
                 ckpt_path=ckpt_path,
                 weights_only=weights_only,
             )
-        except (ValueError, OSError) as error:
-            print(f"analyze: {one_line(error)}", file=sys.stderr)
-            raise SystemExit(2) from error
         if self.is_global_zero:
             show_report(report, as_json=json, html=html, save=save, figures=figures)
         return report
@@ -99,6 +101,16 @@ def _measure(
         trainer=stage.trainer,
         **settings,
     )
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn what is wrong with the input into one sentence and the exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"analyze: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 class LandscapeCLI(_CLI):
@@ -125,3 +137,14 @@ class LandscapeCLI(_CLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the verbs, and the arguments of each that are no options."""
         return {**_CLI.subcommands(), "analyze": {"model", "datamodule"}}
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse the arguments; refuse a broken checkpoint before LightningCLI reads it."""
+        super().parse_arguments(parser, args)
+        if self.config.get("subcommand") == "analyze":
+            own = self.config["analyze"]
+            path = own.get("ckpt_path")
+            with _one_sentence():
+                check_outputs(save=own.get("save"), html=own.get("html"))
+                if path and Path(path).is_file():
+                    read_checkpoint(path, weights_only=own.get("weights_only") is not False)

@@ -1,6 +1,7 @@
 """The command line: a run of LightningCLI, then its checkpoints measured without its script."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -220,6 +221,14 @@ BAD = {
     "truncated": (["line", "{ckpt}", "{broken}"], "must be a checkpoint file"),
     "one line": (["plane", "{ckpt}", "{ckpt}:swa", "{ckpt}"], "must be three different sets"),
     "no config": (["analyze", "{ckpt}", "--config", "none.yaml"], "There is no file none.yaml"),
+    "no YAML": (["analyze", "{ckpt}", "--config", "{yaml}"], "list.yaml is no YAML"),
+    "one side": (["plane", "{ckpt}", "{ckpt}:swa", "{zero}", "--n", "1"], "`n` must be a whole"),
+    "no folder": (["line", "{ckpt}", "{ckpt}:swa", "--html", "none/x.html"], "no folder"),
+    "diverged": (["line", "{ckpt}", "{nan}"], "must hold finite weights"),
+    "on one line": (
+        ["plane", "{ckpt}", "{zero}", "{double}"],
+        "span no plane: `a`, `b` and `c` must",
+    ),
     "bad class": (["analyze", "{ckpt}", "--model", "nowhere.Net"], "cannot be imported"),
 }
 
@@ -228,7 +237,14 @@ BAD = {
 def files(checkpoint, project):
     wide, broken = fit(project / "wide", width=5), project / "broken.ckpt"
     broken.write_bytes(checkpoint.read_bytes()[:100])
-    return {"ckpt": checkpoint, "wide": wide, "broken": broken}
+    (project / "list.yaml").write_text("[1, 2")
+    found = {"ckpt": checkpoint, "wide": wide, "broken": broken, "yaml": project / "list.yaml"}
+    whole = torch.load(checkpoint, weights_only=True)
+    for name, factor in {"nan": math.nan, "zero": 0.0, "double": 2.0}.items():
+        found[name] = project / f"{name}.ckpt"
+        state = {key: factor * tensor for key, tensor in whole["state_dict"].items()}
+        torch.save({**whole, "state_dict": state}, found[name])
+    return found
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -241,6 +257,23 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, files, capsys, tmp_pa
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("which", ["wide", "broken", "nan"])
+def test_the_verb_refuses_a_bad_checkpoint_in_one_sentence(which, files, capsys, monkeypatch):
+    import project
+
+    from lightning_landscape import LandscapeCLI
+
+    config = files["ckpt"].parents[1] / "config.yaml"
+    arguments = ["main.py", "analyze", f"--config={config}", f"--ckpt_path={files[which]}"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--quiet=true"])
+    with pytest.raises(SystemExit) as stopped:
+        LandscapeCLI(project.Net, project.Data, seed_everything_default=0)
+    assert stopped.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("analyze: ")]
+    assert len(said) == 1
+    assert str(files[which]) in said[0]
 
 
 def test_a_config_without_a_class_asks_for_it(checkpoint, capsys):
