@@ -175,7 +175,10 @@ class WeightAverage:
         for count, names in by_count.items():
             if count:
                 averages = [self._weights[name] for name in names]
-                news = [_wide(live[name], self._weights[name].device) for name in names]
+                news = [
+                    live[name].to(device=known.device, dtype=known.dtype)
+                    for name, known in zip(names, averages, strict=True)
+                ]
                 update(averages, news, count)
 
     def _pairs(self, module: nn.Module, buffers: Params) -> dict[Tensor, Tensor]:

@@ -27,8 +27,12 @@ class Window:
     batch: KeptBatch | None = None
 
     def forget_missing(self, weights: Params) -> None:
-        """Forget the weights of layers that the step took away."""
-        self.before = {name: w for name, w in self.before.items() if name in weights}
+        """Forget the weights of layers that the step took away or gave another shape."""
+        self.before = {
+            name: w
+            for name, w in self.before.items()
+            if name in weights and weights[name].shape == w.shape
+        }
 
 
 def copy_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

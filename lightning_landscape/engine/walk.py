@@ -74,6 +74,7 @@ _STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"
 _TWINS = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
 _TRANSPARENT = (
     *(tuple, frozenset, partial, types.MethodType, types.BuiltinMethodType),
+    types.MappingProxyType,
     *(types.MethodWrapperType, staticmethod, classmethod, property),
 )
 
@@ -83,8 +84,8 @@ def boundary(value: Any) -> str | None:
     cls = type(value)
     if cls is types.FunctionType:
         return _of_name(value.__globals__.get("__name__") or "", _OUTSIDE)
-    if cls is dict and (value is sys.modules or "__builtins__" in value):
-        return "the names of a module"
+    if cls is dict and (value is sys.modules or "__builtins__" in value or "__module__" in value):
+        return "the names of a module or a class"
     return _of_class(cls)
 
 

@@ -27,6 +27,13 @@ def taken(average, values):
     return average
 
 
+def test_weights_that_change_their_precision_are_averaged():
+    average, module = WeightAverage(), line(1.0)
+    average.update(module)
+    average.update(module.double())
+    assert average.weights["weight"].item() == 1.0
+
+
 values = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12)
 
 

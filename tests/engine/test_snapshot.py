@@ -163,6 +163,10 @@ CASES = {
     "list item": (lambda: [1, 2], lambda x: x.__setitem__(0, 3)),
     "list emptied": (lambda: [1, 2], lambda x: x.clear()),
     "list filled": (list, lambda x: x.append(1)),
+    "list inside a read-only view of a dict": (
+        lambda: [types.MappingProxyType({"a": []})],
+        lambda x: x[0]["a"].append(1),
+    ),
     "list inside a tuple inside a dict": (lambda: {"a": (1, [2])}, lambda x: x["a"][1].append(3)),
     "list of another length than is looked into": (lambda: [0] * 10_001, lambda x: x.append(1)),
     "dict item": (lambda: {"a": 1}, lambda x: x.update(a=2)),
@@ -303,6 +307,8 @@ def seen(value, known=None):
         return [held.pop("training"), sorted(held.items()), list(value._modules)]
     if callable(value):
         return "?"
+    if isinstance(value, types.MappingProxyType):
+        return seen(dict(value), known)
     if issubclass(type(value), dict):
         content = [(key, seen(item, known)) for key, item in dict_items(value)]
     elif isinstance(value, set):
