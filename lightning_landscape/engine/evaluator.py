@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ class Evaluator:
     Attributes:
         with_graph: Whether losses are computed with a graph, though nobody goes backward.
         by_backward: Whether gradients are taken by `backward` instead of `autograd.grad`.
+        seconds_noting: What it took to note the outputs in `forward_with_outputs`, in all.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Evaluator:
         recalibrated: bool,
         trainer: Any | None,
     ) -> None:
+        self.seconds_noting = 0.0
         self._isolation = isolation
         self._step = step
         self._trainer = trainer
@@ -74,9 +77,11 @@ class Evaluator:
         sums: list[Tensor] = []
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            began = time.monotonic()
             for tensor in output if isinstance(output, (tuple, list)) else [output]:
                 if type(tensor) is Tensor and tensor.is_floating_point() and not is_batched(tensor):
                     sums.append(tensor.detach().sum(dtype=widest(tensor.device)))
+            self.seconds_noting += time.monotonic() - began
 
         hook = register_module_forward_hook(note)
         try:

@@ -248,10 +248,11 @@ class ModuleObjective:
     def _record(self, path: Path, alpha: float, evaluate: Callable[[], Any]) -> Any:
         self._isolation.move(path, alpha)
         self.n_evaluations += 1
-        began = time.monotonic()
+        began, noting = time.monotonic(), self._evaluator.seconds_noting
         try:
             result = evaluate()
-            self.seconds = time.monotonic() - began
+            noting = self._evaluator.seconds_noting - noting
+            self.seconds = time.monotonic() - began - noting
         finally:
             self._isolation.record(path, alpha)
         return result

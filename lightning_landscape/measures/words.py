@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LEAST_BATCHES = 3  # with fewer an error estimated from batches says nothing
 LEAST_DIRECTIONS = 6  # with fewer a median has no interval at 95 %
 
+_ISOTROPIC = ("gaussian", "rademacher")  # both signs are alike, so at a minimum both sides are
+
 UNITS = {
     "filter": "in filter norm",
     "layer": "in layer norm",
@@ -118,10 +120,16 @@ def _no_verdict(found: Survey, n: int, n_batches: int) -> str:
     if found.rate["off_minimum"] > 0.5:
         return _say_off_minimum(found)
     if found.rate["unresolved"] > 0.5:
-        return (
+        differ = (
             f"along {share(found.rate['unresolved'])} of the directions the batches differ more "
-            "than the two sides: take more batches (n_batches)."
+            "than the two sides"
         )
+        if found.family.partition("@")[0] in _ISOTROPIC:
+            return (
+                f"{differ}. Along {found.family} that is usual at a minimum, where both sides are "
+                "alike; more batches (n_batches) would show smaller differences."
+            )
+        return f"{differ}: take more batches (n_batches)."
     return ""
 
 
@@ -201,7 +209,7 @@ def _say_side(found: Survey) -> str:
             "Shrinking the gains of the normalisation layers costs more than growing them: usual "
             "for networks with batch norm, and no alarm. Compare runs with it."
         )
-    if found.family.partition("@")[0] in ("gaussian", "rademacher"):
+    if found.family.partition("@")[0] in _ISOTROPIC:
         corrected = found.area_corrected[0]
         if abs(corrected) < abs(area) / 2:
             return (
