@@ -285,7 +285,8 @@ def measure_plane(
             if progress:
                 objective.prepare()
                 say_cost(len(mine) * n, len(batches), objective.seconds)
-            plane = objective, basis.d1, basis.d2, xs, ys
+            d1, d2 = (_trained(direction, objective) for direction in (basis.d1, basis.d2))
+            plane = objective, d1, d2, xs, ys
             kept = RowFolder(rows, plane_head(*plane))
             found.update(evaluate_rows(*plane, kept=kept, advance=advance, indices=mine))
 
@@ -298,6 +299,17 @@ def measure_plane(
     joined = {i: row for part in gather_objects(found) for i, row in part.items()}
     losses = torch.stack([joined[i] for i in range(n)])
     return Plane(xs, ys, losses, mode), basis
+
+
+def _trained(direction: Params, objective: Objective) -> Params:
+    """Return a direction without frozen parameters, which must be the same at all points."""
+    frozen = [name for name in direction if name not in objective.params]
+    if moved := [name for name in frozen if bool(direction[name].any())]:
+        raise ValueError(
+            f"`points` must have the same frozen parameters. {moved[0]!r} differs and "
+            "is frozen in the module: let it move with requires_grad_()."
+        )
+    return {name: step for name, step in direction.items() if name in objective.params}
 
 
 def _axes(basis: PlaneBasis, n: int, margin: float) -> list[Tensor]:

@@ -15,11 +15,14 @@ from lightning_landscape import (
     compare_ends,
     difference,
     evaluate_slice,
+    gradient_direction,
     line_grid,
+    measure_breakdown,
     probing,
     survey,
 )
 from lightning_landscape.analysis.checkpoints import load_weights
+from lightning_landscape.analysis.planes import measure_plane
 
 
 def square(module, batch):
@@ -99,18 +102,64 @@ def test_the_module_is_bit_identical_afterwards(net, batches):
     assert not any(child.training for child in net.modules())
 
 
-def test_the_module_is_bit_identical_after_an_interrupt(net, batches):
-    before, calls = state(net), []
+def run_analyze(net, batches, loss):
+    analyze(net, batches, **{**FEW, "loss_fn": loss})
+
+
+def run_line(net, batches, loss):
+    toward = {name: 2 * p.detach() for name, p in net.named_parameters()}
+    analyze(net, batches, toward=toward, families=(), loss_fn=loss)
+
+
+def run_breakdown(net, batches, loss):
+    with probing(net, batches, loss_fn=loss) as objective:
+        measure_breakdown(objective, gradient_direction(objective), [0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+def run_plane(net, batches, loss):
+    own = {name: p.detach().clone() for name, p in net.named_parameters()}
+    free = {name: w for name, w in own.items() if name != "3.bias"}  # which is frozen
+    others = [own | {name: w + torch.randn_like(w) for name, w in free.items()} for _ in range(2)]
+    measure_plane(net, batches, [own, *others], n=5, loss_fn=loss)
+
+
+@pytest.mark.parametrize("run", [run_analyze, run_line, run_breakdown, run_plane])
+@pytest.mark.parametrize("stop", [1, 2, 5, 17])
+def test_the_module_is_bit_identical_after_an_interrupt(net, batches, run, stop):
+    net[0].eval()
+    net[3].bias.requires_grad_(False)
+    net[0].weight.grad = torch.ones_like(net[0].weight)
+    before, rng, calls = state(net), torch.get_rng_state(), []
 
     def interrupted(module, batch):
-        calls.append(0)
-        if len(calls) == 20:
+        calls.append(torch.rand(()))
+        if len(calls) == stop:
             raise KeyboardInterrupt
         return square(module, batch)
 
+    if run is run_plane:  # it samples two sets of weights
+        torch.manual_seed(3)
+        run_plane(net, batches, square)
+        rng = torch.get_rng_state()
+        torch.manual_seed(3)
     with pytest.raises(KeyboardInterrupt):
-        analyze(net, batches, **{**FEW, "loss_fn": interrupted})
+        run(net, batches, interrupted)
+    assert len(calls) == stop
     assert all(torch.equal(before[name], tensor) for name, tensor in state(net).items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert [child.training for child in net] == [False, True, True, True]
+    assert [p.requires_grad for p in net.parameters()] == [True, True, True, True, True, False]
+    assert torch.equal(net[0].weight.grad, torch.ones_like(net[0].weight))
+
+
+def test_a_plane_in_which_a_frozen_parameter_moves_is_refused(net, batches):
+    own = {name: p.detach().clone() for name, p in net.named_parameters()}
+    others = [{name: w + torch.randn_like(w) for name, w in own.items()} for _ in range(2)]
+    net[3].bias.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"must have the same frozen parameters. '3\.bias' differs"
+    ):
+        measure_plane(net, batches, [own, *others], n=2, loss_fn=square)
 
 
 def test_a_saved_report_is_read_back_bit_for_bit(net, batches, tmp_path):
