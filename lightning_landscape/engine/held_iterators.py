@@ -5,35 +5,49 @@ Nothing sets their position back. What a probe read of one, training would lack.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 _PLACES = ("builtins", "itertools", "torch.utils.data.dataloader")  # not files or cursors
 
 
 class Unreadable:
-    """Stands in the place of an iterator, and raises when it is used.
+    """Stands in the place of an iterator, and raises when the thread that made it uses it.
+
+    Other threads, such as one that loads batches ahead, go on with the iterator.
 
     Args:
-        name: What the iterator goes by in the message.
+        iterator: The iterator.
+        name: What it goes by in the message.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, iterator: Any, name: str) -> None:
+        self._iterator = iterator
         self._name = name
+        self._thread = threading.get_ident()
 
     def __getattr__(self, attribute: str) -> Any:
-        raise self._error(AttributeError) if attribute.startswith("__") else self._error()
+        if attribute.startswith("__"):  # it is being copied
+            raise AttributeError(attribute)
+        return getattr(self._used(), attribute)
 
     def __iter__(self) -> Any:
-        raise self._error()
+        self._used()
+        return self
 
-    __next__ = __iter__
-    __len__ = __iter__
+    def __next__(self) -> Any:
+        return next(self._used())
+
+    def __len__(self) -> int:
+        return len(self._used())
 
     def __bool__(self) -> bool:
         return True
 
-    def _error(self, kind: type[Exception] = RuntimeError) -> Exception:
-        return kind(
+    def _used(self) -> Any:
+        if threading.get_ident() != self._thread:
+            return self._iterator
+        raise RuntimeError(
             f"the step reads `{self._name}`, an iterator that the module holds: what a probe took "
             "of it, training would lack. Pass a `loss_fn` that does without"
         )

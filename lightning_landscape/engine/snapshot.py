@@ -82,7 +82,7 @@ class Snapshot(Recorded):
 
     def hide_iterators(self) -> None:
         """Let the iterators raise when they are used, until what changed is restored."""
-        stand_ins = {id(iterator): Unreadable(name) for iterator, name in self.iterators}
+        stand_ins = {id(iterator): Unreadable(iterator, name) for iterator, name in self.iterators}
         for place, saved in self._values:
             if (content := without(saved, stand_ins)) is not saved:
                 write(place, content)

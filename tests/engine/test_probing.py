@@ -7,6 +7,7 @@ import itertools
 import operator
 import os
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -1577,6 +1578,15 @@ def test_iterators_that_a_module_holds_are_not_read():
         objective.losses()
     assert all(map(operator.is_, held, module.iterators()))
     assert list(map(next, held)) == [0, 0, 0]
+
+
+def test_another_thread_may_read_an_iterator_while_a_module_is_probed():
+    module, read = HoldsIterators(), []
+    with probing(module, module.inputs()):
+        ahead = threading.Thread(target=lambda: read.extend(map(next, module.iterators())))
+        ahead.start()
+        ahead.join()
+    assert [*read, *map(next, module.iterators())] == [0, 0, 0, 1, 1, 1]
 
 
 class Mute(Exception):
