@@ -24,7 +24,11 @@ from torch import Tensor
 from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.measures.gradients import Start
 from lightning_landscape.measures.notebook import breakdown_html
-from lightning_landscape.measures.words_breakdown import describe_breakdown, where_finite
+from lightning_landscape.measures.words_breakdown import (
+    describe_breakdown,
+    mean_slopes,
+    where_finite,
+)
 from lightning_landscape.objective import Objective, check_direction, gather_losses
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import distribute_like
@@ -73,8 +77,9 @@ class GradientBreakdown:
             linear between the points and from 0. 0 uphill, inf when every slope is negative, nan
             when the loss or slope is not finite at the start.
         break_even: The first zero of `(loss - loss_start) / eta`, where the loss is back at its
-            start; likewise, `slope_start` being its value at 0. For both, where the loss or slope
-            stops being finite counts as a zero at the last finite eta.
+            start; likewise, `slope_start` being its value at 0; where the loss changes by less than
+            its rounding in float32 the change is taken from the slopes. For both, where the loss or
+            slope stops being finite counts as a zero at the last finite eta.
         trust_lr: Lemma 2 under the model, as a relative step: `trust_lr(depth, cosine)` with the
             number of layers and the least `cos(-g_l, D_l)`. Not positive: no step is promised; nan:
             no layer, or a gradient that is not finite.
@@ -284,6 +289,7 @@ def _conclude(start: _Moved, etas: Tensor, loss: Tensor, dots: Tensor) -> Gradie
     loss_start, slope_start, loss = float(loss[0]), float(start.slope.sum()), loss[1:]
     slope = dots[:, :, 2].sum(dim=1)
     first = slope_start if math.isfinite(loss_start) else math.nan
+    even = mean_slopes(etas, loss_start, loss, slope_start, slope)
     return GradientBreakdown(
         names=start.names(layer),
         etas=etas,
@@ -297,7 +303,7 @@ def _conclude(start: _Moved, etas: Tensor, loss: Tensor, dots: Tensor) -> Gradie
         slope_start=slope_start,
         dead=start.names(start.is_dead),
         descent_limit=_first_zero(etas, where_finite(slope, loss), first),
-        break_even=_first_zero(etas, (loss - loss_start) / etas, first),
+        break_even=_first_zero(etas, even, first),
         trust_lr=trust_lr(len(against), float(against.min())) if len(against) else math.nan,
         relative_step=float(relative.max()) if len(relative) else math.nan,
     )

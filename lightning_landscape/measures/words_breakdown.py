@@ -15,6 +15,8 @@ from lightning_landscape.measures.words import LEAST_DIRECTIONS, number
 if TYPE_CHECKING:
     from lightning_landscape.measures.breakdown import GradientBreakdown
 
+_ROUNDING = 16 * 2**-24  # of a loss in float32, relative; sums over a batch round more than once
+
 
 def describe_breakdown(found: GradientBreakdown) -> str:
     """Return one to three sentences that say what was measured along a direction, and no more."""
@@ -85,7 +87,12 @@ def describe_successive_steps(cosines: Sequence[float]) -> str:
             f"Successive steps undo each other (median cosine {numbers}): the run hovers, or "
             "oscillates across. Decay the rate, or average."
         )
-    return f"Successive steps do not undo each other for long (median cosine {numbers})."
+    if low > 0:
+        return (
+            f"Successive steps point the same way (median cosine {numbers}): with momentum they "
+            "nearly always do, and it says nothing."
+        )
+    return f"Successive steps neither undo each other nor point the same way (cosine {numbers})."
 
 
 def _number(value: float) -> str:
@@ -171,7 +178,7 @@ def _say_trust(found: GradientBreakdown) -> str:
     model = f"deep relative trust (model) says {_number(found.trust_lr)}"
     if not found.slope_start < 0 or math.isnan(found.descent_limit):
         return f"As a relative step, {model}."
-    rises = (found.loss - found.loss_start) / found.etas
+    rises = mean_slopes(found.etas, found.loss_start, found.loss, found.slope_start, found.slope)
     limit = _relative(found, found.descent_limit, where_finite(found.slope, found.loss))
     even = _relative(found, found.break_even, rises)
     return f"As relative steps, the descent limit is {limit} and the break-even {even}; {model}."
@@ -186,6 +193,30 @@ def _crosses(values: Tensor) -> bool:
     """Return whether values from below reach 0, before they end or stop being finite."""
     ends = values[(values >= 0) | ~values.isfinite()]
     return len(ends) > 0 and bool(ends[0].isfinite())
+
+
+def mean_slopes(
+    etas: Tensor, loss_start: float, loss: Tensor, slope_start: float, slope: Tensor
+) -> Tensor:
+    """Return `(loss - loss_start) / eta`, of small steps too.
+
+    A change of the loss below its rounding in float32 is taken from the slopes, by the trapezoid
+    rule, if they agree that it is as small. The difference of the losses would be noise there.
+
+    Args:
+        etas: Where it was measured, `[n_etas]`.
+        loss_start: The loss at 0.
+        loss: At the etas.
+        slope_start: The slope at 0.
+        slope: At the etas.
+    """
+    rise = loss - loss_start
+    grid = torch.cat([etas.new_zeros(1), etas])
+    slopes = torch.cat([slope.new_tensor([slope_start]), slope])
+    by_slope = torch.cumulative_trapezoid(slopes, grid)
+    rounding = _ROUNDING * abs(loss_start)
+    small = (rise.abs() <= rounding) & (by_slope.abs() <= rounding)
+    return torch.where(small, by_slope, rise) / etas
 
 
 def where_finite(slope: Tensor, loss: Tensor) -> Tensor:

@@ -1083,3 +1083,17 @@ def test_a_summary_is_one_to_three_sentences_whatever_was_measured(data, n_layer
     assert words.endswith(".")
     assert not re.search(r"\b(nan|inf|bound)\b", words)
     json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 3e3])
+def test_rounding_of_small_steps_is_no_break_even(offset):
+    # offset + |w|^2 / 2 in float32: along -w / 1e6 the loss changes by less than it is rounded by,
+    # and the break-even is at eta = 2e6, beyond what is measured
+    weights = {"w": torch.linspace(0.1, 1.0, 12).reshape(3, 4)}
+    valley = FunctionObjective(lambda p: offset + p["w"].square().sum() / 2, weights)
+    down = {"w": -1e-6 * weights["w"]}
+    found = measure_breakdown(valley, down, DEFAULT_ETAS["update"])
+    assert found.break_even == math.inf
+    whole = measure_breakdown(valley, {"w": -weights["w"]}, [1e-6, 1.0, 2.5])
+    # rise / eta is eta - 2 times |w|^2 / 2: linear, so the zero between 1 and 2.5 is exact
+    assert whole.break_even == pytest.approx(2.0, rel=1e-3 if offset < 1e3 else 0.1)

@@ -299,7 +299,8 @@ def test_a_critical_rate_that_is_no_number_is_said_to_be_none(critical, says):
 def test_steps_that_undo_each_other_are_called_so_from_six_cosines_on():
     assert "Successive steps undo each other" in describe_successive_steps([-0.3] * 6)
     assert "No verdict" in describe_successive_steps([-0.3] * 5 + [math.nan])
-    assert "do not undo each other for long" in describe_successive_steps([-0.3, 0.1] * 4)
+    assert "neither undo each other nor point" in describe_successive_steps([-0.3, 0.1] * 4)
+    assert "with momentum they nearly always do" in describe_successive_steps([0.8] * 6)
 
 
 # -- noise -----------------------------------------------------------------------------------------
