@@ -51,18 +51,21 @@ const VERDICTS = {
   line(data) {
     const set = data.validation ? "validation" : "train";
     const { score: found, verdict } = data[set];
-    const gap = `${signed(found.gap)} ± ${show(found.gap_stderr)} ${set} loss`;
-    if (verdict === "lower") return { tone: set === "validation" ? "good" : "plain", text: gap };
-    if (verdict === "higher") return { tone: set === "validation" ? "bad" : "plain", text: gap };
-    return { tone: "none", text: `no verdict: ${gap}` };
+    const by = `${show(Math.abs(Number(found.gap)))} ± ${show(found.gap_stderr)}`;
+    if (verdict === "no verdict") return { tone: "none", text: `no verdict: ${signed(found.gap)} ± ${show(found.gap_stderr)} ${set} loss` };
+    if (set === "train") return { tone: "plain", text: `its train loss is ${verdict} by ${by}; validation was not measured` };
+    if (verdict === "lower") return { tone: "good", text: `yes: its validation loss is lower by ${by}` };
+    return { tone: "bad", text: `no: its validation loss is higher by ${by}` };
   },
   family(data) {
     const off = Number(data.rate.off_minimum);
     const unresolved = Number(data.rate.unresolved);
     if (off > 0.5) return { tone: "none", text: "no verdict: the loss still falls along most directions" };
     if (unresolved > 0.5) return { tone: "none", text: `no verdict: the batches differ too much, area ${interval(data.area)}` };
+    const [, low, high] = data.area.map(Number);
+    const side = low > 0 ? "on the whole the + side is steeper, " : high < 0 ? "on the whole the − side is steeper, " : "";
     const none = data.verdict === "no verdict";
-    return { tone: none ? "none" : "plain", text: `${data.verdict}: area ${interval(data.area)}` };
+    return { tone: none ? "none" : "plain", text: `${none ? "no verdict on most directions" : data.verdict}: ${side}area ${interval(data.area)}` };
   },
   breakdown(data) {
     const limit = Number(data.descent_limit);
