@@ -1,3 +1,4 @@
+import logging
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,13 @@ pytest_plugins = ["reliability"]  # `--reliability` writes docs/reliability.md
 def _one_thread():
     # tiny tensors: a second thread only waits
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _captured():
+    # imported before pytest listens, Lightning keeps its messages to itself
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture

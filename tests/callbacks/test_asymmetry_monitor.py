@@ -506,7 +506,7 @@ def test_train_and_validation_batches_are_told_apart(tmp_path):
 
 
 def test_no_validation_batch_is_kept_twice_where_there_are_few():
-    monitor = AsymmetryMonitor(validation=True, n_batches=5, every_n_epochs=1, **SMALL)
+    monitor = AsymmetryMonitor(validation=True, every_n_epochs=1, **{**SMALL, "n_batches": 5})
     train(monitor, max_epochs=4)
     assert len(monitor.kept.validation) == 3  # twelve samples in batches of four
 

@@ -108,6 +108,7 @@ def test_the_values_are_float64_scalars():
     assert {(value.dtype, value.ndim) for value in result.values()} == {(torch.float64, 0)}
 
 
+@pytest.mark.skipif(not hasattr(AsymmetryRate, "merge_state"), reason="needs torchmetrics 1.5")
 def test_merging_two_rates_is_counting_together():
     one, other = AsymmetryRate(), AsymmetryRate()
     for score in (STEEP, EVEN):
