@@ -368,7 +368,7 @@ class GradientBreakdownMonitor(Monitor):
         for report in reports:
             self._history.add(report)
             scalars |= report.scalars(layers=self.layers)
-            arrays |= breakdown_arrays(report.label, report.found, report.sizes)
+            arrays |= breakdown_arrays(report.label, report.found, report.sizes, self.mode)
             output.text(f"{report.label}/summary", breakdown_text(report.found, report.sizes))
             data = breakdown_data(report.found, report.sizes, mode=self.mode)
             output.record("breakdown", report.label, data)

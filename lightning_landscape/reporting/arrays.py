@@ -109,8 +109,11 @@ def read_surveys(path: str | Path) -> tuple[dict[str, Survey], list[Slice]]:
     return surveys, lines
 
 
-def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, StepSizes]]:
-    """Return what `breakdown_arrays` was called on, by label; empty if the file holds none."""
+def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, StepSizes, str]]:
+    """Return what `breakdown_arrays` was called on, by label; empty if the file holds none.
+
+    The mode is `""` in files of version 0.1.
+    """
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
         arrays = {name: found[name].tolist() for name in found.files}
     labels = [name.removesuffix("/breakdown") for name in arrays if name.endswith("/breakdown")]
@@ -118,7 +121,8 @@ def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, Step
     for label in labels:
         own = {name: arrays[f"{label}/{name}"] for name in _names(GradientBreakdown)}
         step = {name: arrays[f"{label}/step_{name}"] for name in _names(StepSizes)}
-        results[label] = GradientBreakdown.from_dict(own), StepSizes.from_dict(step)
+        mode = str(arrays.get(f"{label}/mode", ""))
+        results[label] = GradientBreakdown.from_dict(own), StepSizes.from_dict(step), mode
     return results
 
 
@@ -148,11 +152,13 @@ def slice_arrays(kind: str, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
 
 
 def breakdown_arrays(
-    label: str, found: GradientBreakdown, sizes: StepSizes
+    label: str, found: GradientBreakdown, sizes: StepSizes, mode: str
 ) -> dict[str, np.ndarray]:
-    """Return a breakdown as arrays: `<label>/<field>` of it, `<label>/step_<field>` of the step."""
+    """Return a breakdown as arrays: `<label>/<field>` of it, `<label>/step_<field>` of the step,
+    and `<label>/mode`.
+    """  # noqa: D205
     named = found.to_dict() | {f"step_{name}": value for name, value in sizes.to_dict().items()}
-    return {f"{label}/{name}": np.array(value) for name, value in named.items()}
+    return {f"{label}/{name}": np.array(value) for name, value in {**named, "mode": mode}.items()}
 
 
 def npz_content(arrays: Mapping[str, Any]) -> bytes:

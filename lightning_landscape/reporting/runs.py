@@ -62,8 +62,8 @@ def page_of_run(folder: str | Path) -> str:
 
 def _file_records(path: Path, monitor: str, step: int) -> Iterator[Record]:
     breakdowns = read_breakdowns(path)
-    for label, (found, sizes) in breakdowns.items():
-        yield Record("breakdown", label, step, breakdown_data(found, sizes), monitor)
+    for label, (found, sizes, mode) in breakdowns.items():
+        yield Record("breakdown", label, step, breakdown_data(found, sizes, mode=mode), monitor)
     if not breakdowns:
         surveys, line = read_surveys(path)
         if is_of_0_1(path):

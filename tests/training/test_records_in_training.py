@@ -140,9 +140,8 @@ def test_the_arrays_of_a_run_say_what_its_event_file_says(folder, tmp_path):
     from_arrays, problems = read_run(without_events)
     assert problems == []
     from_events, _ = read_run(folder)
-    # a file holds no cost, and not how the network was run for a breakdown
-    known = {(r.tag, r.step): r.data | {"mode": ""} for r in from_events if r.kind != "cost"}
-    assert {(r.tag, r.step): r.data | {"mode": ""} for r in from_arrays} == known
+    known = {(r.tag, r.step): r.data for r in from_events if r.kind != "cost"}
+    assert {(r.tag, r.step): r.data for r in from_arrays} == known
 
 
 def test_a_second_fit_of_a_trainer_goes_on_with_its_page(tmp_path):
