@@ -100,6 +100,17 @@ assert tab.load()
     assert list(tmp_path.glob("lightning_logs/version_0/events.*"))
 
 
+def test_the_changelog_has_the_version_and_a_place_for_what_comes():
+    headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert headings[:2] == ["Unreleased", VERSION]
+
+
+def test_a_section_of_the_changelog_is_short_enough_to_be_read():
+    _, *sections = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")
+    for section in sections:
+        assert len(section.splitlines()) <= 90, section.splitlines()[0]
+
+
 def test_the_citation_names_the_version_and_both_papers():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert f'\nversion: "{VERSION}"\n' in citation
