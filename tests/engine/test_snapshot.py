@@ -409,6 +409,21 @@ def test_a_layer_is_of_its_class_again(prepared):
     assert not snapshot.changed()
 
 
+def test_a_layer_has_its_parametrizations_again():
+    net = nn.utils.parametrizations.orthogonal(nn.Linear(2, 2))
+    before = net.weight.tolist()
+    snapshot = Snapshot([("", net)])
+    for write in (
+        lambda: nn.utils.parametrize.remove_parametrizations(net, "weight"),
+        lambda: nn.utils.parametrize.register_parametrization(net, "bias", nn.Tanh()),
+    ):
+        write()
+        snapshot.restore(snapshot.changed())
+        assert net.weight.tolist() == before
+        assert not isinstance(getattr(type(net), "bias", None), property)
+    assert not snapshot.changed()
+
+
 def test_restoring_moves_no_version_counter():
     kept = torch.zeros(2)
     snapshot = Snapshot([("it", [kept])])
