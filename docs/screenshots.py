@@ -113,13 +113,15 @@ class Browser:
         image = Image.open(path).convert("RGB")
         if crop:
             left, top = crop["x"], crop["y"]
-            image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+            image = image.crop(
+                (left, top, left + crop["width"], min(top + crop["height"], image.height))
+            )
         image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def take(folder: Path, place: Path, report: Path) -> None:
     """Make the screenshots of a run's tab, of README, and of the page of a report."""
-    with tensorboard(folder) as address, Browser(1280, 2000) as browser:
+    with tensorboard(folder) as address, Browser(1280, 2800) as browser:
         browser.open_tab(address)
         _annotate(browser)
         browser.save(place / "readme.png", {"x": 0, "y": 0, "width": 1280, "height": 822})
