@@ -108,7 +108,7 @@ def test_the_changelog_has_the_version_and_a_place_for_what_comes():
 def test_a_section_of_the_changelog_is_short_enough_to_be_read():
     _, *sections = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")
     for section in sections:
-        assert len(section.splitlines()) <= 90, section.splitlines()[0]
+        assert len(section.splitlines()) <= 60, section.splitlines()[0]
 
 
 def test_the_citation_names_the_version_and_both_papers():
