@@ -73,19 +73,20 @@ def answer_step(break_even: float, largest: float) -> str:
         >>> answer_step(float("inf"), 4.0)
         'Is the step too large? No for its own batch: 4 times as much would still lower the loss.'
     """
-    question = "Is the step too large?"
+    return f"Is the step too large? {judge_step(break_even, largest)}."
+
+
+def judge_step(break_even: float, largest: float) -> str:
+    """Return the answer of `answer_step` alone, without a full stop."""
     if math.isnan(break_even):
-        return f"{question} No verdict."
+        return "No verdict"
     if break_even > 1:
         times = number(largest if math.isinf(break_even) else break_even)
         end = "still lower the loss" if math.isinf(break_even) else "leave the loss as it was"
-        return f"{question} No for its own batch: {times} times as much would {end}."
+        return f"No for its own batch: {times} times as much would {end}"
     if break_even <= 0:
-        return f"{question} Yes for its own batch: it leads uphill from the start."
-    return (
-        f"{question} Yes for its own batch: {number(break_even)} of it would leave the loss as it "
-        "was."
-    )
+        return "Yes for its own batch: it leads uphill from the start"
+    return f"Yes for its own batch: {number(break_even)} of it would leave the loss as it was"
 
 
 def answer_cost(seconds: float, overhead: float) -> str:

@@ -52,9 +52,10 @@ def describe_critical_rate(rate: float, critical: float, *, step: int | None = N
     )
     if step == 0:
         return (
-            f"{text} At the start of training it says how large a rate plain SGD bears: take a "
-            "third of it at most, a tenth in deep networks without batch norm; momentum 0.9 bears "
-            "three times more."
+            f"{text} At the start of training it says how large a rate plain SGD bears in networks "
+            "of few layers: take a third of it at most, a tenth in deep networks without batch "
+            "norm. Deep ones with batch norm or residuals bore three times of it; momentum 0.9 "
+            "bears three times more."
         )
     if rate > critical:
         return (

@@ -21,6 +21,7 @@ from lightning_landscape.measures.words import (
     family_verdict,
     is_resolved,
 )
+from lightning_landscape.measures.words_answers import judge_step
 
 if TYPE_CHECKING:
     from lightning_landscape.reporting.output import Output
@@ -84,7 +85,10 @@ def breakdown_data(
         mode: How the network was run.
     """
     step = None if sizes is None else sizes.to_dict()
-    return {**found.to_dict(), "step": step, "mode": mode, "words": found.summary()}
+    data = {**found.to_dict(), "step": step, "mode": mode, "words": found.summary()}
+    if 1 in found.etas.tolist():  # a whole step
+        data["answer"] = judge_step(found.break_even, float(found.etas[-1]))
+    return data
 
 
 def plane_data(

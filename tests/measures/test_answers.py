@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_landscape import FunctionObjective, survey
+from lightning_landscape import FunctionObjective, measure_breakdown, survey
 from lightning_landscape.measures.words import describe_survey
 from lightning_landscape.measures.words_answers import (
     answer_averaging,
@@ -16,6 +16,7 @@ from lightning_landscape.measures.words_answers import (
     answer_valley,
 )
 from lightning_landscape.measures.words_average import average_verdict, describe_average
+from lightning_landscape.reporting.results import breakdown_data
 
 
 def found(loss, n_batches=3, **options):
@@ -79,6 +80,15 @@ def test_metrics_of_one_verdict_are_named_together():
 )
 def test_a_step_is_too_large_from_its_break_even_on(break_even, says):
     assert says in answer_step(break_even, 4.0)
+
+
+def test_a_record_of_a_whole_step_holds_the_answer_of_the_console():
+    bowl = FunctionObjective(lambda p: p["x"].square().sum() / 2, {"x": torch.ones(1, 1)})
+    down = {"x": -torch.ones(1, 1)}
+    whole = breakdown_data(measure_breakdown(bowl, down, [0.5, 1.0, 3.0]))
+    assert whole["answer"] == "No for its own batch: 2 times as much would leave the loss as it was"
+    assert whole["answer"] in answer_step(whole["break_even"], 3.0)
+    assert "answer" not in breakdown_data(measure_breakdown(bowl, down, [0.5]))
 
 
 def test_the_cost_is_in_seconds_and_as_a_share_of_the_fit():

@@ -71,7 +71,7 @@ const VERDICTS = {
     const limit = Number(data.descent_limit);
     if (Number.isNaN(limit)) return { tone: "none", text: "no verdict: not finite" };
     if (!data.etas.includes(1)) return { tone: "plain", text: `descent up to ${show(limit * Number(data.relative_step))}` };
-    if (limit >= 1) return { tone: "plain", text: "step within the descent limit" };
+    if (data.answer) return { tone: data.answer === "No verdict" ? "none" : "plain", text: data.answer };
     return { tone: "plain", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
   },
   plane({ alphas1, alphas2, mean, points }) {
