@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_landscape.measures.notebook import line_score_html
@@ -55,6 +56,22 @@ class LineScore:
     def to_dict(self) -> dict[str, float]:
         """Return everything as plain numbers."""
         return asdict(self)
+
+
+def rise_stderr(line: Slice) -> Tensor:
+    """Return the standard error of `L(alpha) - L(0)` over the batches, paired, `[n_points]`.
+
+    The batches differ in their loss more than in its rise. 0 at 0; nan where a loss is not finite,
+    and everywhere for one batch.
+
+    Example:
+        >>> line = Slice(torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 7.0], [2.0, 10.0]]))
+        >>> rise_stderr(line).tolist()
+        [0.0, 1.0]
+    """
+    rises = line.losses - line.losses[grid_index(line.alphas, 0.0)]
+    n = rises.shape[1]
+    return rises.std(dim=1) / math.sqrt(n) if n > 1 else torch.full_like(rises[:, 0], math.nan)
 
 
 def compare_ends(slice: Slice) -> LineScore:

@@ -14,7 +14,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
-from lightning_landscape.measures.line import LineScore
+from lightning_landscape.measures.line import LineScore, rise_stderr
 from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.slices import Slice, grid_index
 from lightning_landscape.measures.survey import Survey
@@ -157,7 +157,7 @@ def plot_line(
     set_labels(
         axes,
         f"t: distance from the current weights; 1 is {score.distance:.3g} (L2)\n"
-        f"band: ± 1 standard error; {_batches(train)}",
+        f"± 1 standard error; {_batches(train)}",
         "rise of the loss above t = 0",
     )
     return figure
@@ -179,11 +179,7 @@ def _plot_family(axes: Axes, slices: Sequence[Slice], colour: str) -> tuple[floa
 
 def _plot_line(axes: Axes, line: Slice, score: LineScore, colour: str) -> tuple[float, float]:
     """Plot the rise with its error, and a triangle where it is least; return its ends."""
-    t, rise = line.alphas.numpy(), _rise(line)
-    losses = line.losses.numpy()
-    losses = np.where(np.isfinite(losses), losses, np.nan)
-    n = losses.shape[1]
-    error = losses.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(losses))
+    t, rise, error = line.alphas.numpy(), _rise(line), rise_stderr(line).nan_to_num().numpy()
     axes.plot(t, rise, color=colour, marker=".", markersize=4)
     axes.fill_between(t, rise - error, rise + error, color=colour, alpha=0.15, linewidth=0)
     if not math.isnan(score.minimum):
@@ -241,7 +237,7 @@ def _rate_lines(scores: Sequence[AsymmetryScore], rate: Mapping[str, Any]) -> li
 def _gap_line(name: str, score: LineScore) -> str:
     error = "" if math.isnan(score.gap_stderr) else f" ± {score.gap_stderr:.2g}"
     least = "beyond the grid" if math.isnan(score.minimum) else f"at t = {score.minimum:.2f}"
-    return f"{name}: {score.gap:+.3g}{error} at the average, least {least}"
+    return f"{name}: {score.gap:+.2g}{error} at the average, least {least}"
 
 
 def _side_line(score: LineScore) -> str:

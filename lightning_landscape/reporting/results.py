@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_landscape.measures.breakdown import GradientBreakdown
-from lightning_landscape.measures.line import LineScore, compare_ends
+from lightning_landscape.measures.line import LineScore, compare_ends, rise_stderr
 from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.steps import StepSizes
@@ -55,8 +55,9 @@ def family_data(found: Survey) -> dict[str, Any]:
 def line_data(train: Slice, validation: Slice | None = None) -> dict[str, Any]:
     """Return what a record of the line to an average holds.
 
-    Each set of batches has `mean` and `stderr`, `[n_points]`, over its batches, its `score`, and
-    the `verdict` on its gap: `"lower"`, `"higher"` or `"no verdict"`.
+    Each set of batches has `mean` and `stderr`, `[n_points]`, over its batches, `rise_stderr`, that
+    of the rise above 0, its `score`, and the `verdict` on its gap: `"lower"`, `"higher"` or
+    `"no verdict"`.
 
     Args:
         train: The line on train batches.
@@ -166,6 +167,7 @@ def _line(line: Slice, score: LineScore, confidence: float) -> dict[str, Any]:
     return {
         "mean": line.mean,
         "stderr": stderr,
+        "rise_stderr": rise_stderr(line),
         "n_batches": n,
         "score": score_numbers,
         "verdict": verdict,

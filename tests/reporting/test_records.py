@@ -14,8 +14,10 @@ from made_up_runs import records, write_run
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_landscape.measures.asymmetry import score_asymmetry
+from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
 from lightning_landscape.measures.survey import Survey
+from lightning_landscape.reporting.figures_asymmetry import plot_line
 from lightning_landscape.reporting.records import Record, collect, read_events, write_record
 from lightning_landscape.reporting.results import family_data, line_data
 
@@ -176,6 +178,17 @@ def test_a_line_says_which_end_is_lower_where_the_batches_agree(gaps, verdict):
     assert float(data["train"]["stderr"][4]) == pytest.approx(
         float(expected.std() / len(gaps) ** 0.5)
     )
+
+
+def test_the_error_of_a_rise_is_paired_over_the_batches():
+    t = line_grid(1.0, 7)
+    levels = torch.tensor([0.0, 5.0, 11.0], dtype=torch.float64)  # batches differ in level alone
+    data = line_data(Slice(t, t[:, None] ** 2 + levels, 2.0))["train"]
+    assert data["rise_stderr"].tolist() == pytest.approx([0.0] * 7, abs=1e-12)
+    assert min(data["stderr"].tolist()) > 1
+    axes = plot_line(Slice(t, t[:, None] ** 2 + levels, 2.0), compare_ends(Slice(t, t**2))).axes[0]
+    band = axes.collections[0].get_paths()[0].get_extents()
+    assert band.height == pytest.approx(4.0)  # of the curve itself, from 0 to 2 ** 2
 
 
 def test_a_broken_event_file_gives_what_stands_before_the_break(tmp_path):

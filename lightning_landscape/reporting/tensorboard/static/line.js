@@ -48,7 +48,8 @@ export class LineCard extends Card {
       const y = part.mean.map((value) => Number(value) - zero);
       const line = { label: `${run}, ${name}`, x: record.data.alphas, y, colour, style: name === "train" ? "strong" : "dashed" };
       if (!state.band || part.n_batches < 2) return line;
-      const edge = (side) => y.map((value, k) => value + side * Number(part.stderr[k]));
+      const error = (!isWhole(state) && part.rise_stderr) || part.stderr;  // older records have one
+      const edge = (side) => y.map((value, k) => value + side * Number(error[k]));
       return { ...line, low: edge(-1), high: edge(1) };
     }));
     const label = isWhole(state) ? "loss" : "rise of the loss";
