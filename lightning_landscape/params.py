@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -27,10 +27,6 @@ __all__ = ["Params", "difference"]
 
 Params: TypeAlias = Mapping[str, Tensor]
 
-_PIECE = 2**16  # elements that are summed at a time: what stays in the cache
-_SMALL = 2**14  # elements: calling torch for less costs more than summing
-_MANY = 2**8  # small tensors that are joined: joining all would copy all
-_PLAIN = (Tensor, nn.Parameter)
 _NORM_CLASS_NAME = re.compile(r"Norm([123]d)?$")
 
 
@@ -80,17 +76,15 @@ def l2_norm(params: Params) -> float:
         >>> l2_norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    whole: list[Tensor] = []
-    sharded: list[Tensor] = []
-    for tensor in params.values():
-        (sharded if is_sharded(tensor) else whole).append(tensor)
+    whole = [tensor for tensor in params.values() if not is_sharded(tensor)]
+    sharded = [tensor for tensor in params.values() if is_sharded(tensor)]
     with torch.no_grad():
-        squares = _squares(whole)
+        norms = _norms(whole)
         if sharded:  # their parts, and one collective for all of them
-            parts = [torch.stack(_squares([local(tensor)])).sum() for tensor in sharded]
-            squares += sum_over_shards(torch.stack(parts), sharded)
-    # not the root of their sum: it may overflow where the norm does not
-    return math.hypot(*(math.sqrt(float(square)) for square in squares))
+            squares = torch.stack([norm.square() for norm in _norms(map(local, sharded))])
+            norms += sum_over_shards(squares, sharded).sqrt().unbind()
+    # not the root of the sum of squares: it may overflow where the norm does not
+    return math.hypot(*map(float, norms))
 
 
 def sign_agreement(start: Params, direction: Params) -> float:
@@ -191,38 +185,16 @@ def _is_norm(name: str, module: nn.Module) -> bool:
     return any(_NORM_CLASS_NAME.search(cls.__name__) for cls in type(layer).__mro__)
 
 
-def _squares(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return sums of squares: of what is small together, of what is large in pieces."""
-    return [torch.dot(wide, wide) for flat in _joined(tensors) for wide in _widened(flat)]
-
-
-def _widened(flat: Tensor) -> Iterator[Tensor]:
-    """Yield a flat tensor in a wider type, in pieces if it is large; use each before the next."""
-    to = widest(flat.device)
-    if len(flat) <= _PIECE:
-        yield flat.to(to)
-        return
-    # one place for all pieces: a place for each would leave holes that nothing fits in
-    place = torch.empty(_PIECE, dtype=to, device=flat.device)
-    for piece in flat.split(_PIECE):
-        yield place[: len(piece)].copy_(piece)
-
-
-def _joined(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield all entries as flat tensors of real numbers, those of small tensors together."""
-    small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the norm of each tensor, summed in the widest type of its device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        if type(tensor) in _PLAIN and tensor.numel() <= _SMALL:
-            same = small.setdefault((tensor.dtype, tensor.device), [])
-            same.append(tensor.reshape(-1))
-            if len(same) == _MANY:
-                yield as_real(torch.cat(same)).reshape(-1)
-                same.clear()
-        else:
-            yield as_real(tensor).reshape(-1)
-    for same in small.values():
-        if same:
-            yield as_real(torch.cat(same)).reshape(-1)
+        by_device.setdefault(tensor.device, []).append(as_real(tensor.detach()))
+    return [
+        norm
+        for device, own in by_device.items()
+        for norm in torch._foreach_norm(own, dtype=widest(device))
+    ]
 
 
 def widest(device: torch.device) -> torch.dtype:

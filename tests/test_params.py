@@ -109,13 +109,18 @@ def test_the_norm_counts_both_parts_of_a_complex_number():
         (torch.full((4,), 2.0**66), 2.0**67),
         # and underflow it
         (torch.full((4,), 2.0**-100), 2.0**-99),
-        # two squares that float64 has, 2 ** 1023 each, and their sum that it has not
-        (torch.full((2**17,), 2.0**503.5, dtype=torch.float64), 2.0**512),
+        # the sum of the squares is 2 ** 1022, which float64 still has
+        (torch.full((2**15,), 2.0**503.5, dtype=torch.float64), 2.0**511),
     ],
     ids=["float16", "bfloat16", "large", "small", "large float64"],
 )
 def test_the_norm_is_summed_in_float64(tensor, expected):
     assert l2_norm({"w": tensor}) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_norm_of_several_may_be_larger_than_the_root_of_any_square():
+    half = torch.full((2**16,), 2.0**503.5, dtype=torch.float64)  # its squares sum to 2 ** 1023
+    assert l2_norm({"a": half, "b": half}) == pytest.approx(2.0**512, rel=1e-12)
 
 
 # --- trainable ----------------------------------------------------------------------------------
