@@ -136,9 +136,13 @@ def test_a_click_on_a_plane_takes_the_slices_there(planes):
 
 def test_arrow_keys_on_a_plane_move_its_point_and_not_the_step(planes):
     step = planes.text(".step")
-    planes.run("arguments[0].focus()", planes.one(".card.wide .map canvas"))
-    planes.press("\ue014", "\ue013")  # right, up
-    assert "At (0.167, 0.125) the loss is" in chosen(planes)
+    canvas = planes.one(".card.wide .map canvas")
+    planes.run("arguments[0].focus()", canvas)
+    planes.wait(lambda: planes.run("return document.activeElement === arguments[0]", canvas))
+    planes.press("\ue014")  # right
+    planes.wait(lambda: "At (0.167, 0) the loss is" in chosen(planes))
+    planes.press("\ue013")  # up
+    planes.wait(lambda: "At (0.167, 0.125) the loss is" in chosen(planes))
     assert planes.text(".step") == step
 
 

@@ -91,6 +91,8 @@ export class BreakdownCard extends Card {
 
   showMap(run) {
     const records = this.context.store.history(run, this.key);
+    this.map.element.hidden = records.length < 2;  // no history yet
+    if (this.map.element.hidden) return;
     const names = [...new Set(records.flatMap(({ data }) => data.names))];
     const cells = records.map(({ data }) => {
       const column = wholeStep(data.etas);

@@ -209,6 +209,7 @@ export class Chart {
   drawMarks(plot) {
     const { left, top, width, height } = plot.bbox;
     const colours = theme(this.stage);
+    const rows = []; // of labels that do not overlap: where each begins and ends
     for (const { x, label, colour, before } of this.axes.marks ?? []) {
       const at = plot.valToPos(x, "x", true);
       if (!(at >= left && at <= left + width)) continue;
@@ -221,7 +222,12 @@ export class Chart {
       plot.ctx.stroke();
       plot.ctx.font = `${11 * devicePixelRatio}px system-ui`;
       plot.ctx.textAlign = before || at > left + 0.7 * width ? "right" : "left";
-      plot.ctx.fillText(` ${label} `, at, top + 12 * devicePixelRatio);
+      const size = plot.ctx.measureText(` ${label} `).width;
+      const from = plot.ctx.textAlign === "right" ? at - size : at;
+      let row = 0;
+      while (rows[row]?.some(([begin, end]) => from < end && begin < from + size)) row += 1;
+      (rows[row] ??= []).push([from, from + size]);
+      plot.ctx.fillText(` ${label} `, at, top + (12 + 14 * row) * devicePixelRatio);
       plot.ctx.restore();
     }
   }

@@ -125,7 +125,7 @@ export class FamilyCard extends Card {
       const records = store.history(run, this.key);
       const column = (k) => records.map(({ data }) => data.area[k]);
       return { label: run, x: records.map(({ step }) => step), y: column(0), low: column(1), high: column(2), colour: colours.of(run), style: "strong" };
-    }).filter((line) => line.x.length);
+    }).filter((line) => line.x.length > 1);
     this.trend.show(lines, { xLabel: "training step", xName: "step", yLabel: "area", yRange: [-1, 1], marks: [] });
   }
 
@@ -138,14 +138,14 @@ export class FamilyCard extends Card {
     const ends = span([...rises.values()].flat().map(({ rise }) => rise)) ?? [0, 1];
     const largest = Math.max(Math.abs(ends[0]), Math.abs(ends[1])) || 1;
     for (const [run, map] of this.maps) {
-      if (!rises.get(run)?.length) {
+      if (!(rises.get(run)?.length > 1)) {
         map.element.remove();
         this.maps.delete(run);
         this.parts = this.parts.filter((part) => part !== map);
       }
     }
     for (const [run, probes] of rises) {
-      if (!probes.length) continue;
+      if (probes.length < 2) continue;  // no history yet
       if (!this.maps.has(run)) {
         this.maps.set(run, new HeatMap({ title: `History of ${run}`, of: this.title, onclick: goTo }));
         this.add(this.maps.get(run));

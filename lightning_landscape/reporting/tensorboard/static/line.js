@@ -92,7 +92,7 @@ export class LineCard extends Card {
         label: `${run}, ${name}`, x: records.map(({ step }) => step), y: scores.map((score) => score.gap),
         low: edge(-1), high: edge(1), colour: colours.of(run), style: name === "train" ? "strong" : "dashed",
       };
-    })).filter((line) => line.x.length);
+    })).filter((line) => line.x.length > 1);
     this.trend.show(lines, { xLabel: "training step", xName: "step", yLabel: "difference of the loss", yRange: null, marks: [] });
   }
 }
