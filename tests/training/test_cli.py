@@ -420,7 +420,7 @@ def test_the_example_file_runs_as_it_says(tmp_path):
     events.Reload()
     assert {
         "landscape/gaussian/area",
-        "landscape/swa/val/gap",
+        "landscape/swa/gap",
         "eval/uniform-norm/area",
         "breakdown/update/max",
         "swa/val_loss",
