@@ -87,7 +87,7 @@ class AsymmetryMonitor(Monitor):
         swa: An `SWA` callback of the same Trainer to measure the line to; or its name, such as
             `"swa"`, where it cannot be handed over, as in a YAML file.
         n_batches: Training batches to keep and evaluate: the first of the fit, also of a resumed
-            one, or as many as there are.
+            one, or as many as its first epoch has.
         validation: Whether to keep and evaluate as many validation batches too.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
@@ -233,7 +233,7 @@ class AsymmetryMonitor(Monitor):
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the first batches of the fit."""
         kept = self.kept
-        if len(kept.train) < kept.n:
+        if kept.wants_training(trainer.current_epoch):
             self.guarded(lambda: kept.keep(kept.train, batch, index), "Keeping a batch")
             if len(kept.train) == 1:
                 opened = partial(self.opened, trainer, pl_module, kept.all)

@@ -27,6 +27,7 @@ class KeptBatches:
     n: int
     train: list[KeptBatch] = field(default_factory=list)
     validation: list[KeptBatch] = field(default_factory=list)
+    _trained_in: int = field(default=-1, repr=False)  # the epoch that training batches are from
     _validated_at: int = field(default=-1, repr=False)  # the step of the pass they are from
 
     @property
@@ -53,6 +54,15 @@ class KeptBatches:
         if kind is self.validation and self.train:
             index = self.train[len(kind) % len(self.train)].index
         kind.append(keep_batch(self.all, batch, index, calibrates=kind is self.train))
+
+    def wants_training(self, epoch: int) -> bool:
+        """Return whether to keep a training batch: of one epoch alone, for no sample to come twice.
+
+        Batches of the same samples would agree, whatever they are of, and have no error.
+        """
+        if not self.train:
+            self._trained_in = epoch
+        return len(self.train) < self.n and epoch == self._trained_in
 
     def wants_validation(self, step: int) -> bool:
         """Return whether to keep a validation batch: of one pass alone, for none to come twice."""

@@ -511,6 +511,15 @@ def test_no_validation_batch_is_kept_twice_where_there_are_few():
     assert len(monitor.kept.validation) == 3  # twelve samples in batches of four
 
 
+@pytest.mark.parametrize(("batch_size", "n_kept"), [(36, 1), (18, 2), (6, 5)])
+def test_no_sample_is_kept_twice_where_there_are_few_batches(batch_size, n_kept):
+    monitor = AsymmetryMonitor(every_n_epochs=4, **{**SMALL, "n_batches": 5})
+    train(monitor, max_epochs=4, batch_size=batch_size)  # of 36 samples, shuffled each epoch
+    assert len(monitor.kept.train) == n_kept
+    if n_kept == 1:  # the samples again in another order would seem to leave no error
+        assert "1 batch is too few to tell a difference from noise" in monitor.summary()
+
+
 def test_without_validation_batches_it_says_so_and_probes_on_training_ones(caplog):
     caplog.set_level(logging.INFO)
     monitor = AsymmetryMonitor(validation=True, every_n_steps=2, **SMALL)
