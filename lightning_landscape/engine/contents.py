@@ -172,7 +172,7 @@ def _read_seeds(seeds: Any) -> bytes:
 
 def _write_seeds(seeds: Any, saved: bytes) -> None:
     if saved and saved != _read_seeds(seeds):
-        seeds.__setstate_cython__(pickle.loads(saved))
+        seeds.__setstate__(pickle.loads(saved))
 
 
 def _write_torch(generator: torch.Generator, saved: bytes) -> None:
