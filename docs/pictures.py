@@ -85,6 +85,14 @@ def one_slope(run: runs.Run) -> Figure:
     return figure
 
 
+def line_to_the_average(run: runs.Run) -> Figure:
+    """Plot the line from the last weights of a run to their average."""
+    report = analyze(
+        run.module, run.train, validation=run.validation, toward=run.swa.weights, families=[]
+    )
+    return report.figures()["line"]
+
+
 def critical_rate_at_the_start(run: runs.Run) -> Figure:
     """Plot the loss after one step of gradient descent against its learning rate."""
     rates = torch.logspace(-2, 1, 25)
@@ -219,23 +227,9 @@ def rows(folder: Path) -> runs.Run:
     save("08-unresolved", analyze(noisy.module, few, families=["gaussian"]).figures()["gaussian"])
     save("09-critical-rate", critical_rate_at_the_start(noisy))
     after = runs.continued(folder)
-    line = analyze(
-        after.module,
-        after.train,
-        validation=after.validation,
-        toward=after.swa.weights,
-        families=[],
-    )
-    save("04-flat-side", line.figures()["line"])
+    save("04-flat-side", line_to_the_average(after))
     annealed = runs.annealed(folder)
-    line = analyze(
-        annealed.module,
-        annealed.train,
-        validation=annealed.validation,
-        toward=annealed.swa.weights,
-        families=[],
-    )
-    save("03-no-change", line.figures()["line"])
+    save("03-no-change", line_to_the_average(annealed))
     hovering = runs.hovering(folder)
     save("02-statistics", metrics_over_training(hovering, "fresh statistics, no average"))
     save("10-rate-in-use", rate_and_critical_rate(hovering))

@@ -26,14 +26,12 @@ from lightning_landscape.measures.breakdown import (
 from lightning_landscape.measures.directions import Normalize
 from lightning_landscape.measures.gradients import gradient_direction
 from lightning_landscape.measures.hessian import top_eigen
-from lightning_landscape.measures.line import compare_ends
-from lightning_landscape.measures.slices import evaluate_slice, line_grid, split_batches
+from lightning_landscape.measures.line import LINE, compare_ends, evaluate_line
 from lightning_landscape.measures.survey import Survey, survey, survey_along
 from lightning_landscape.objective import Objective
-from lightning_landscape.params import Params, difference, l2_norm
+from lightning_landscape.params import Params, l2_norm
 
 HESSIAN = "hessian"  # the family of the one sharpest direction
-OVERHANG = 4.0  # of the line: with 2 the outward ratio is noisier
 
 
 def analyze(
@@ -135,7 +133,7 @@ def _n_evaluations(
 ) -> int:
     """Return how many evaluations the slices and the line take."""
     n_slices = sum(1 if family == HESSIAN else n_directions for family in families)
-    return n_slices * n_points + (len(line_grid(OVERHANG)) if toward is not None else 0)
+    return n_slices * n_points + (len(LINE) if toward is not None else 0)
 
 
 def _surveys(
@@ -166,9 +164,7 @@ def measure_line(objective: Objective, toward: Params, is_validation: Sequence[b
     Raises:
         ValueError: If `toward` shares no name with the objective, or has other shapes.
     """
-    direction = difference(toward, objective.params)
-    joint = evaluate_slice(objective, direction, line_grid(OVERHANG), label="line")
-    train, *rest = split_batches(joint, is_validation)
+    train, *rest = evaluate_line(objective, toward, is_validation, label="line")
     validation = Line.of(compare_ends(rest[0]), rest[0]) if rest else None
     return Line.of(compare_ends(train), train, validation)
 

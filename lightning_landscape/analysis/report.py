@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lightning_landscape.analysis.plane_rows import write_whole
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.slices import Slice
@@ -178,9 +178,7 @@ class Report:
         }
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, report=np.array(json.dumps(head)), **arrays)
-        partial = Path(f"{path}.partial")
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, path)
+        write_whole(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Report:

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from lightning_landscape._lightning import as_configuration, rank_zero_info
 from lightning_landscape.callbacks.asymmetry_report import (
-    LINE,
     LandscapeProbe,
     SliceHistory,
     is_one_of_few,
-    measure_line,
     plot_probe,
 )
 from lightning_landscape.callbacks.asymmetry_settings import (
@@ -36,6 +34,7 @@ from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.asymmetry import scoring_grid
 from lightning_landscape.measures.directions import Normalize
+from lightning_landscape.measures.line import LINE, evaluate_line
 from lightning_landscape.measures.survey import survey
 from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
@@ -377,7 +376,8 @@ class AsymmetryMonitor(Monitor):
                 validation=validation,
             )
         average = self._average
-        line = [] if average is None else measure_line(objective, average.weights, validation)
+        to = None if average is None else average.weights
+        line = [] if to is None else evaluate_line(objective, to, validation, label="swa")
         return LandscapeProbe(step, surveys, line)
 
     def _report(self, trainer: Any, found: LandscapeProbe, began: float) -> None:

@@ -11,18 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.measures.line import LineScore, compare_ends
-from lightning_landscape.measures.slices import Slice, evaluate_slice, line_grid, split_batches
+from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.measures.words import describe_surveys
 from lightning_landscape.measures.words_answers import answer_valley
-from lightning_landscape.objective import Objective
-from lightning_landscape.params import Params, difference
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
 from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.scalars import family_scalars, line_scalars
-
-LINE = line_grid(4.0)
-"""Where the line to an average is evaluated; with an overhang of 2 its ratio is noisier."""
 
 _UNITS = {
     "filter": "relative to the weights (filter norm)",
@@ -75,18 +70,6 @@ class LandscapeProbe:
             if with_number:
                 scalars[f"{family}/n_directions"] = found.rate["n"]
         return scalars | (line_scalars(*self.line_scores) if self.line else {})
-
-
-def measure_line(objective: Objective, average: Params, validation: Sequence[bool]) -> list[Slice]:
-    """Return the line to an average: `[train]`, or `[train, validation]`.
-
-    Args:
-        objective: What to evaluate; costs an evaluation a point of `LINE`.
-        average: The weights at the end of the line.
-        validation: One flag a batch, see `split_batches`.
-    """
-    joint = evaluate_slice(objective, difference(average, objective.params), LINE, label="swa")
-    return split_batches(joint, validation)
 
 
 @dataclass

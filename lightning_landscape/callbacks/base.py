@@ -154,16 +154,6 @@ class Monitor(Named):
         self.check(trainer, pl_module)
         self._lockstep = Lockstep()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the other processes."""
-        super().teardown(trainer, pl_module, stage)
-        self._leave()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the other processes."""
-        super().on_exception(trainer, pl_module, exception)
-        self._leave()
-
     def _leave(self) -> None:
         if self._lockstep is not None:
             self._lockstep.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from lightning_landscape._lightning import ConfigurationError
@@ -47,6 +48,20 @@ class Named(BeforeSteps):
                 f"{self.name!r} for {type(self).__name__} and {type(twins[0]).__name__}: give one "
                 f"of them another, such as name='{self.name}2'."
             )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the other processes."""
+        super().teardown(trainer, pl_module, stage)
+        self._leave()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the other processes."""
+        super().on_exception(trainer, pl_module, exception)
+        self._leave()
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Give up what is shared with the other processes."""
 
     def output(self, trainer: Any, step: int, **options: Any) -> Output:
         """Return where the results of one probe go."""

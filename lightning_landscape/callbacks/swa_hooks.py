@@ -261,16 +261,6 @@ class SWAHooks(Named):
                 "trainer.save_checkpoint(path), or train with SWA(save_at_end=True)."
             )
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the other processes."""
-        super().teardown(trainer, pl_module, stage)
-        self._leave()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the other processes."""
-        super().on_exception(trainer, pl_module, exception)
-        self._leave()
-
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save batch-norm statistics with the average they belong to."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)

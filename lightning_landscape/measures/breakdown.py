@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.inner_products import inner_products, squared
-from lightning_landscape.measures.gradients import Start
+from lightning_landscape.measures.gradients import Start, mean_slopes, where_finite
 from lightning_landscape.measures.notebook import breakdown_html
 from lightning_landscape.measures.words_breakdown import (
     describe_breakdown,
-    mean_slopes,
-    where_finite,
 )
 from lightning_landscape.objective import Objective, check_direction, gather_losses
 from lightning_landscape.params import Params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -14,6 +15,9 @@ from lightning_landscape.params import Params
 from lightning_landscape.sharding import local, with_local
 
 __all__ = ["gradient_direction"]
+
+
+_ROUNDING = 16 * 2**-24  # of a loss in float32, relative; sums over a batch round more than once
 
 
 class Start(NamedTuple):
@@ -101,3 +105,32 @@ def _rescaled(gradient: Tensor, weights: Tensor, weight_norm: Tensor, norm: Tens
     unit = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / norm
     nothing = (weight_norm == 0) | (norm == 0)
     return with_local(torch.where(nothing, 0.0, -weight_norm * unit).to(weights.dtype), weights)
+
+
+def mean_slopes(
+    etas: Tensor, loss_start: float, loss: Tensor, slope_start: float, slope: Tensor
+) -> Tensor:
+    """Return `(loss - loss_start) / eta`, of small steps too.
+
+    A change of the loss below its rounding in float32 is taken from the slopes, by the trapezoid
+    rule, if they agree that it is as small. The difference of the losses would be noise there.
+
+    Args:
+        etas: Where it was measured, `[n_etas]`.
+        loss_start: The loss at 0.
+        loss: At the etas.
+        slope_start: The slope at 0.
+        slope: At the etas.
+    """
+    rise = loss - loss_start
+    grid = torch.cat([etas.new_zeros(1), etas])
+    slopes = torch.cat([slope.new_tensor([slope_start]), slope])
+    by_slope = torch.cumulative_trapezoid(slopes, grid)
+    rounding = _ROUNDING * abs(loss_start)
+    small = (rise.abs() <= rounding) & (by_slope.abs() <= rounding)
+    return torch.where(small, by_slope, rise) / etas
+
+
+def where_finite(slope: Tensor, loss: Tensor) -> Tensor:
+    """Return the slopes, nan where the loss is not finite."""
+    return torch.where(loss.isfinite(), slope, math.nan)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_landscape.measures.notebook import line_score_html
-from lightning_landscape.measures.slices import Slice, grid_index, joins_two_ends, on_grid
+from lightning_landscape.measures.slices import (
+    Slice,
+    evaluate_slice,
+    grid_index,
+    joins_two_ends,
+    line_grid,
+    on_grid,
+    split_batches,
+)
+from lightning_landscape.objective import Objective
+from lightning_landscape.params import Params, difference
 
 __all__ = ["LineScore", "compare_ends"]
 
@@ -56,6 +67,28 @@ class LineScore:
     def to_dict(self) -> dict[str, float]:
         """Return everything as plain numbers."""
         return asdict(self)
+
+
+LINE = line_grid(4.0)
+"""Where a line to other weights is evaluated; with an overhang of 2 its ratio is noisier."""
+
+
+def evaluate_line(
+    objective: Objective, to: Params, validation: Sequence[bool], *, label: str
+) -> list[Slice]:
+    """Return the line to other weights: `[train]`, or `[train, validation]`.
+
+    Args:
+        objective: What to evaluate; costs an evaluation a point of `LINE`.
+        to: The weights at the end of the line.
+        validation: One flag a batch, see `split_batches`.
+        label: What the line is, for people.
+
+    Raises:
+        ValueError: If `to` shares no name with the objective, or has other shapes.
+    """
+    joint = evaluate_slice(objective, difference(to, objective.params), LINE, label=label)
+    return split_batches(joint, validation)
 
 
 def rise_stderr(line: Slice) -> Tensor:

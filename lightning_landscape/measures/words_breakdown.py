@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from lightning_landscape.measures.gradients import mean_slopes, where_finite
 from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.words import LEAST_DIRECTIONS, number
 
 if TYPE_CHECKING:
     from lightning_landscape.measures.breakdown import GradientBreakdown
-
-_ROUNDING = 16 * 2**-24  # of a loss in float32, relative; sums over a batch round more than once
 
 
 def describe_breakdown(found: GradientBreakdown) -> str:
@@ -194,32 +192,3 @@ def _crosses(values: Tensor) -> bool:
     """Return whether values from below reach 0, before they end or stop being finite."""
     ends = values[(values >= 0) | ~values.isfinite()]
     return len(ends) > 0 and bool(ends[0].isfinite())
-
-
-def mean_slopes(
-    etas: Tensor, loss_start: float, loss: Tensor, slope_start: float, slope: Tensor
-) -> Tensor:
-    """Return `(loss - loss_start) / eta`, of small steps too.
-
-    A change of the loss below its rounding in float32 is taken from the slopes, by the trapezoid
-    rule, if they agree that it is as small. The difference of the losses would be noise there.
-
-    Args:
-        etas: Where it was measured, `[n_etas]`.
-        loss_start: The loss at 0.
-        loss: At the etas.
-        slope_start: The slope at 0.
-        slope: At the etas.
-    """
-    rise = loss - loss_start
-    grid = torch.cat([etas.new_zeros(1), etas])
-    slopes = torch.cat([slope.new_tensor([slope_start]), slope])
-    by_slope = torch.cumulative_trapezoid(slopes, grid)
-    rounding = _ROUNDING * abs(loss_start)
-    small = (rise.abs() <= rounding) & (by_slope.abs() <= rounding)
-    return torch.where(small, by_slope, rise) / etas
-
-
-def where_finite(slope: Tensor, loss: Tensor) -> Tensor:
-    """Return the slopes, nan where the loss is not finite."""
-    return torch.where(loss.isfinite(), slope, math.nan)

@@ -1,7 +1,7 @@
 // A line chart on uPlot: bands, gaps, hover values, zoom, log scale, PNG, CSV and a table.
 
 import { drawable, faded, show } from "./format.js";
-import { fill, h, table, theme } from "./dom.js";
+import { fill, h, placeTip, table, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
 const HEIGHT = 260;
@@ -194,9 +194,7 @@ export class Chart {
     fill(this.tip, h("b", { textContent: `${this.axes.xName ?? "x"} = ${show(x)}` }), ...rows);
     const room = this.stage.clientWidth;
     const place = left + plot.over.offsetLeft;
-    this.tip.style.left = place > room / 2 ? "" : `${place + 14}px`;
-    this.tip.style.right = place > room / 2 ? `${room - place + 14}px` : "";
-    this.tip.style.top = `${Math.max(0, top - 10)}px`;
+    placeTip(this.tip, place, Math.max(0, top - 10), room);
   }
 
   row(line, x) {

@@ -17,6 +17,14 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
 }
 
+/** Place a tip beside a point, on the side where there is room for it. */
+export function placeTip(tip, x, y, room) {
+  const right = x > room / 2;
+  tip.style.left = right ? "" : `${x + 14}px`;
+  tip.style.right = right ? `${room - x + 14}px` : "";
+  tip.style.top = `${y}px`;
+}
+
 /** Return a table; the first cell of each row is its header. */
 export function table(head, rows, caption = "") {
   const cell = (tag, scope) => (content) => {

@@ -1,7 +1,7 @@
 // The history of a curve as a heat map: training step from left to right, a click goes there.
 
 import { drawable, show } from "./format.js";
-import { fill, h, theme } from "./dom.js";
+import { fill, h, placeTip, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
 const LEFT = 64; // room for the labels of the rows
@@ -131,10 +131,7 @@ export class HeatMap {
     const where = typeof this.rows[row] === "string" ? this.rows[row] : `${this.rowName} = ${show(this.rows[row])}`;
     fill(this.tip, h("b", { textContent: `step ${this.steps[k]}` }), h("div", { textContent: where }), h("div", { textContent: `${this.cellName}: ${show(this.cells[k][row])}` }));
     this.tip.hidden = false;
-    const right = event.offsetX > this.stage.clientWidth / 2;
-    this.tip.style.left = right ? "" : `${event.offsetX + 14}px`;
-    this.tip.style.right = right ? `${this.stage.clientWidth - event.offsetX + 14}px` : "";
-    this.tip.style.top = `${event.offsetY}px`;
+    placeTip(this.tip, event.offsetX, event.offsetY, this.stage.clientWidth);
   }
 
   /** Return the names of the columns and the rows of numbers. */

@@ -2,7 +2,7 @@
 
 import { borders } from "./heatmap.js";
 import { drawable, show } from "./format.js";
-import { fill, h, theme } from "./dom.js";
+import { fill, h, placeTip, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
 const [LEFT, BELOW, RIGHT] = [52, 34, 8]; // room for the labels
@@ -193,10 +193,7 @@ export class PlaneMap {
     fill(this.tip, h("b", { textContent: `(${show(x)}, ${show(y)}), ${this.unit}` }),
       h("div", { textContent: `loss: ${show(value, 4)}${this.ofBatches}` }), h("div", { textContent: least }));
     this.tip.hidden = false;
-    const right = event.offsetX > this.stage.clientWidth / 2;
-    this.tip.style.left = right ? "" : `${event.offsetX + 14}px`;
-    this.tip.style.right = right ? `${this.stage.clientWidth - event.offsetX + 14}px` : "";
-    this.tip.style.top = `${event.offsetY}px`;
+    placeTip(this.tip, event.offsetX, event.offsetY, this.stage.clientWidth);
   }
 
   /** Return the names of the columns and the rows of numbers. */
