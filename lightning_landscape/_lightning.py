@@ -11,6 +11,8 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -280,6 +282,13 @@ def _results_loop(trainer: Any) -> Any:
 
 def takes_argument(step: Callable[..., Any], name: str, **options: Any) -> bool:
     """Return whether a hook or step takes an argument of a name, as Lightning finds out."""
+    if isinstance(step, MethodType):
+        return _takes_argument(step.__func__, name, **options)
+    return _takes_argument.__wrapped__(step, name, **options)
+
+
+@lru_cache(64)  # to read a signature takes as long as to run a small network
+def _takes_argument(step: Callable[..., Any], name: str, **options: Any) -> bool:
     path = f"{_LIGHTNING}.utilities.signature_utils"
     return _import(path, "is_param_in_hook_signature")(step, name, **options)
 

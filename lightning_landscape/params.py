@@ -186,15 +186,12 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 
 
 def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the norm of each tensor, summed in the widest type of its device."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
-        by_device.setdefault(tensor.device, []).append(as_real(tensor.detach()))
-    return [
-        norm
-        for device, own in by_device.items()
-        for norm in torch._foreach_norm(own, dtype=widest(device))
-    ]
+    """Return the norm of each tensor, summed in the widest type that all their devices know."""
+    own = [as_real(tensor) for tensor in tensors]
+    if not own:
+        return []
+    narrow = any(tensor.is_mps for tensor in own)
+    return list(torch._foreach_norm(own, dtype=torch.float32 if narrow else torch.float64))
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -40,19 +40,21 @@ class Batches:
         self._device = device
         # an evaluation takes what an iterator has
         self._eaten = {id(kept) for kept in batches if any(True for _ in iterators_in(kept.data))}
+        self._stay = device.type == "cpu" and not self._eaten
+        self._pairs = [(kept.index, kept.data) for kept in batches]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return self._each(self._batches)
+        return iter(self._pairs) if self._stay else self._each(self._batches)
 
     def calibrating(self) -> Iterator[tuple[int, Any]]:
         """Hand out those that batch-norm statistics may be estimated on."""
         return self._each([kept for kept in self._batches if kept.calibrates])
 
     def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
-        if self._device.type == "cpu" and not self._eaten:
+        if self._stay:
             return iter([(kept.index, kept.data) for kept in batches])
         return ((kept.index, self._ready(kept)) for kept in batches)
 

@@ -54,7 +54,7 @@ class Evaluator:
         # without gradients a compiled step would not run as it was compiled
         self.with_graph = is_compiled(module)
         # what is differentiated are the whole tensors, which only a backward pass leads to shards
-        self.by_backward = any(map(is_sharded, isolation.params.values()))
+        self.by_backward = any(map(is_sharded, isolation.trainable.values()))
 
     def forward(self) -> Tensor:
         """Return the losses, float64 `[n_batches]`."""
@@ -65,7 +65,8 @@ class Evaluator:
         if torch.is_grad_enabled() is not self.with_graph:
             with torch.set_grad_enabled(self.with_graph):
                 return self.run(read)
-        self._recalibrate()
+        if self._norms:
+            self._recalibrate()
         with precision_context(self._trainer):
             return [read(self._loss(i, batch)) for i, batch in self._batches]
 
@@ -93,7 +94,8 @@ class Evaluator:
     def gradient(self) -> tuple[Tensor, list[Tensor]]:
         """Return the losses, and the gradient of their mean in the order of the weights."""
         self._isolation.take_gradients_away()  # a step may have frozen a weight, at some weights
-        self._recalibrate()
+        if self._norms:
+            self._recalibrate()
         weights = list(self._isolation.trainable.values())
         total: list[Tensor] = []
         scale, losses = loss_scale(self._trainer), []
@@ -134,8 +136,9 @@ class Evaluator:
         return gradients
 
     def _loss(self, index: int, batch: Any) -> Tensor:
-        output = self._step(batch, index)
-        loss = output
+        loss = output = self._step(batch, index)
+        if type(output) is Tensor and not output.ndim:
+            return output
         if not isinstance(output, Tensor) and isinstance(output, Mapping):
             loss = output.get("loss", output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -147,8 +150,6 @@ class Evaluator:
         return loss.reshape(()) if loss.ndim else loss
 
     def _recalibrate(self) -> None:
-        if not self._norms:
-            return
         with (
             estimating(self._norms),
             precision_context(self._trainer),

@@ -129,8 +129,7 @@ class Isolation:
         self._suspend_others()
         self._live_rng = rng_states()
         undo.add(lambda: set_rng_states(self._live_rng))
-        seed_all(self._seed)
-        self._start_rng = rng_states()
+        self._start_rng = seed_all(self._seed)
         self._weights = weights = Weights(self._module)
         undo.add(torch.clear_autocast_cache)
         undo.add(weights.put_back)
@@ -138,8 +137,8 @@ class Isolation:
         if self._trainer is not None:
             keep_rates(self._trainer, undo)
         mute(self._module, self._trainer, undo)
-        self._set_mode()
-        weights.stand(self._at)
+        if self._set_mode() or self._at:
+            weights.stand(self._at)
         self._snapshot = self._snapshot_now()
         if self._snapshot.iterators:
             before = self._snapshot
@@ -309,7 +308,8 @@ class Isolation:
         self._restore_all()
         self._suspended = True
 
-    def _set_mode(self) -> None:
+    def _set_mode(self) -> bool:
+        """Set the flags; return whether by a method of the module's, which may move its weights."""
         if self._mode != "train":
             # not by `eval()`: a module's own may do more, such as merge its weights into others
             for child in self._module.modules():
@@ -318,6 +318,8 @@ class Isolation:
             before = self._snapshot_now()
             self._undo.add(lambda: before.restore(before.changed()))
             self._module.train()
+            return True
+        return False
 
     def _finish(self) -> None:
         try:

@@ -131,6 +131,8 @@ class ModuleObjective:
 
     def gather(self, losses: Tensor) -> Tensor:
         """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
+        if self._alone:
+            return losses
         self._agree()
         return gather_batches(losses)
 

@@ -160,9 +160,10 @@ def _name_outside(module: nn.Module, outside: dict[str, str]) -> None:
 
 
 def _check_weights(module: nn.Module, at: Params) -> None:
-    with as_configuration():
-        trainable(module)
     known = dict(module.named_parameters())
+    if not any(tensor.requires_grad for tensor in known.values()):
+        with as_configuration():
+            trainable(module)
     absent = [name for name, tensor in known.items() if is_lazy(tensor) or tensor.is_meta]
     if absent:
         raise ConfigurationError(

@@ -111,6 +111,8 @@ class Weights:
         kinds: dict[_Kind, list[int]] = {}
         for i, step in steps.items():
             start = self.start[i]
+            if step.requires_grad:
+                steps[i] = step = step.detach()
             if self._is_sharded[i]:
                 steps[i] = step = shard_of(step, self.parameters[i])
             if step.dtype is not start.dtype or step.device != start.device:
@@ -121,7 +123,7 @@ class Weights:
             if kind:
                 kinds.setdefault(kind, []).append(i)
             elif _moves(step):
-                single.append((i, step.detach()))
+                single.append((i, step))
         blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
         moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
         ends: Params = getattr(direction, "end", {})
@@ -278,13 +280,15 @@ class _Block:
 
 
 def _moves(step: Tensor) -> bool:
-    if not is_dense(step) or not step.numel():
-        return bool(step.any())
-    on_cpu = step.device.type == "cpu" and step.dtype in _BLOCK_TYPES
-    if on_cpu and step.detach().numpy().item(0):  # most often the first number tells
+    if not step.numel():
+        return False
+    plain = type(step) is Tensor and step.is_cpu and step.dtype in _BLOCK_TYPES
+    readable = plain and step.layout is torch.strided and not step.is_neg()
+    if readable and step.numpy().item(0):  # most often the first number tells
         return True
     # in pieces: `any` of all would take memory
-    return any(bool(piece.any()) for piece in step.reshape(-1).split(_PIECE))
+    pieces = step.reshape(-1).split(_PIECE) if is_dense(step) else [step]
+    return any(bool(piece.any()) for piece in pieces)
 
 
 def _kind_of_small(tensor: Tensor) -> _Kind | None:

@@ -52,7 +52,7 @@ class Slice:
     sign_agreement: float = math.nan
 
     def __post_init__(self) -> None:
-        alphas = _checked_alphas(self.alphas)
+        alphas = torch.tensor(_checked(self.alphas), dtype=torch.float64)
         losses = torch.as_tensor(self.losses).detach().cpu().double()
         losses = losses.unsqueeze(1) if losses.ndim == 1 else losses
         if losses.ndim != 2 or len(losses) != len(alphas) or not losses.shape[1]:
@@ -129,8 +129,7 @@ def evaluate_slice(
         >>> evaluate_slice(bowl, {"x": torch.tensor(1.0)}, symmetric_grid(2.0, 5)).mean.tolist()
         [2.0, 0.5, 0.0, 0.5, 2.0]
     """
-    alphas = _checked_alphas(alphas)
-    losses = _gathered(objective, objective.along(direction), alphas)
+    losses = _gathered(objective, objective.along(direction), _checked(alphas))
     return _slice(objective, direction, alphas, losses, label)
 
 
@@ -173,22 +172,22 @@ def evaluate_pairs(
         >>> evaluate_pairs(bowl, ahead, grid, zero, enough=lambda part: True) is None
         True
     """
-    alphas = _checked_alphas(alphas)
-    middle = len(alphas) // 2
-    if not torch.allclose(alphas, -alphas.flip(0), rtol=0, atol=1e-9 * float(alphas[-1])):
+    grid = _checked(alphas)
+    middle, radius = len(grid) // 2, grid[-1]
+    if any(abs(low + high) > 1e-9 * radius for low, high in zip(grid, reversed(grid), strict=True)):
         raise ValueError(
             "`alphas` must be a grid symmetric about 0 to be evaluated in pairs. Got "
-            f"{alphas.tolist()}. Use symmetric_grid(radius, n_points)."
+            f"{grid}. Use symmetric_grid(radius, n_points)."
         )
     loss = objective.along(direction)
     below: list[Tensor] = []
     above: list[Tensor] = []
     for i in range(middle):
-        low, high = _gathered(objective, loss, alphas[[i, -1 - i]])
+        low, high = _gathered(objective, loss, [grid[i], grid[-1 - i]])
         below, above = [*below, low], [high, *above]
         known = [*range(i + 1), middle, *range(-1 - i, 0)]
         part = Slice(alphas[known], torch.stack([*below, centre, *above]))
-        if len(known) < len(alphas) and enough(part):
+        if len(known) < len(grid) and enough(part):
             return None
     losses = torch.stack([*below, centre, *above])
     return _slice(objective, direction, alphas, losses, label)
@@ -224,8 +223,8 @@ def split_batches(joint: Slice, validation: Sequence[bool]) -> list[Slice]:
     return [replace(joint, losses=joint.losses[:, kind]) for kind in (~flags, flags)]
 
 
-def _gathered(objective: Objective, loss: LossAlong, alphas: Tensor) -> Tensor:
-    return gather_losses(objective, losses_at(loss, alphas.tolist()))
+def _gathered(objective: Objective, loss: LossAlong, alphas: list[float]) -> Tensor:
+    return gather_losses(objective, losses_at(loss, alphas))
 
 
 def _slice(
@@ -295,8 +294,10 @@ def on_grid(grid: Tensor, value: float) -> bool:
 
 def joins_two_ends(grid: Tensor) -> bool:
     """Return whether a grid contains 1 and reaches as far beyond 1 as before 0."""
-    reaches = abs(float(grid[0] + grid[-1]) - 1) <= 1e-9 * float(grid.abs().max())
-    return reaches and on_grid(grid, 1.0)
+    alphas: list[float] = grid.tolist()
+    tolerance = 1e-9 * max(map(abs, alphas))
+    reaches = abs(alphas[0] + alphas[-1] - 1) <= tolerance
+    return reaches and min(abs(alpha - 1) for alpha in alphas) <= tolerance
 
 
 def grid_index(grid: Tensor, value: float) -> int:
@@ -304,9 +305,10 @@ def grid_index(grid: Tensor, value: float) -> int:
     return int((grid - value).abs().argmin())
 
 
-def _checked_alphas(alphas: Tensor) -> Tensor:
-    alphas = torch.as_tensor(alphas).detach().cpu().double()
-    values: list[float] = alphas.tolist() if alphas.ndim == 1 else [math.nan]
+def _checked(alphas: Tensor) -> list[float]:
+    """Return the alphas of a grid, the one at 0 to the bit."""
+    alphas = torch.as_tensor(alphas).detach()
+    values: list[float] = alphas.cpu().double().tolist() if alphas.ndim == 1 else [math.nan]
     # what ascends holds no nan, and is finite if its ends are
     ascends = all(map(lt, values, values[1:]))
     if not (ascends and all(map(math.isfinite, values[:1] + values[-1:]))):
@@ -314,13 +316,12 @@ def _checked_alphas(alphas: Tensor) -> Tensor:
             "`alphas` must be one-dimensional, finite and strictly ascending. Got "
             f"{alphas.tolist()}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
-    least = min(map(abs, values), default=math.inf)
-    if not values or least > 1e-9 * max(abs(values[0]), abs(values[-1])):
+    nearest = min(values, key=abs, default=math.inf)
+    if not values or abs(nearest) > 1e-9 * max(abs(values[0]), abs(values[-1])):
         raise ValueError(
             "`alphas` must contain 0, the point the others are compared with. Got "
             f"{values}. Use symmetric_grid(radius, n_points) or line_grid(overhang)."
         )
-    alphas = alphas.clone()
-    if least:  # np.linspace may leave 1e-17 there
-        alphas[alphas.abs().argmin()] = 0.0
-    return alphas
+    if nearest:  # np.linspace may leave 1e-17 there
+        values[values.index(nearest)] = 0.0
+    return values
