@@ -227,12 +227,20 @@ _KINDS: list[tuple[Any, Kind]] = [
 
 
 def attributes_of(owner: Any) -> dict[str, Any]:
-    """Return the attributes and filled slots of an object, without what torch keeps on it."""
+    """Return the attributes and filled slots of an object that are the user's."""
     space = space_of(owner)
-    if issubclass(type(owner), nn.Module):
-        space = {key: value for key, value in space.items() if key not in SKIPPED}
+    if skipped := _skipped(type(owner)):
+        space = {key: value for key, value in space.items() if key not in skipped}
     slots = _slots(type(owner))
     return {**_filled(owner, slots), **space} if slots else dict(space)
+
+
+@cache
+def _skipped(cls: type) -> frozenset[str]:
+    """Return the names of those attributes that torch, Lightning or Python look after."""
+    if issubclass(cls, nn.Module):
+        return SKIPPED
+    return frozenset(vars(threading.Thread()) if issubclass(cls, threading.Thread) else ())
 
 
 def set_attribute(owner: Any, key: str, saved: dict[str, Any]) -> None:

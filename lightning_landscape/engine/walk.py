@@ -86,6 +86,8 @@ def boundary(value: Any) -> str | None:
         return _of_name(value.__globals__.get("__name__") or "", _OUTSIDE)
     if cls is dict and (value is sys.modules or "__builtins__" in value or "__module__" in value):
         return "the names of a module or a class"
+    if issubclass(cls, threading.Thread) and cls.__module__ != "threading" and not _runs(value):
+        return None
     return _of_class(cls)
 
 
@@ -117,6 +119,10 @@ def children(value: Any) -> Iterator[Any]:
         yield value()
     elif issubclass(cls, _TRANSPARENT):
         yield from gc.get_referents(value)
+
+
+def _runs(thread: threading.Thread) -> bool:
+    return any(other is thread for other in threading.enumerate())
 
 
 def is_opaque(value: Any) -> bool:

@@ -524,6 +524,17 @@ class Run:
         self.step = 0
 
 
+class Worker(threading.Thread):
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.done = []
+        self.may_end = threading.Event()
+
+    def run(self):
+        self.may_end.wait(60)
+        self.done.append("a batch")
+
+
 class Replay(Dataset):
     def __init__(self):
         self.served, self.states = [], torch.zeros(2)
@@ -672,6 +683,7 @@ HIDDEN = {
         lambda x: sorted(map(str, map(type, x))),
     ),
     "list whose elements refuse ==": (lambda: [Equal()], lambda x: x.append(2), len),
+    "thread of the user's": (Worker, lambda x: x.done.append(1), lambda x: x.done),
     "values of a thread": (local, set_local, lambda x: x.n),
     "object in a structured array": (
         lambda: np.array([(1, [])], dtype=[("n", int), ("o", object)]),
@@ -792,6 +804,25 @@ def test_what_is_not_looked_into_is_listed_with_the_reason():
     assert outside["it.loader"] == "a data loader"
     assert "another thread" in outside["it.lock"]
     assert "iterator" in outside["it.each"]
+
+
+def test_a_thread_that_runs_is_not_looked_into():
+    worker = Worker()
+    worker.start()
+    assert "another thread" in Snapshot([("it", worker)]).outside["it"]
+    worker.may_end.set()
+    worker.join()
+
+
+def test_a_thread_that_has_ended_stays_ended():
+    worker = Worker()
+    snapshot = Snapshot([("it", worker)])
+    worker.may_end.set()
+    worker.start()
+    worker.join()
+    snapshot.restore(snapshot.changed())
+    assert worker.done == []
+    assert not worker.is_alive()
 
 
 FOREIGN = {
