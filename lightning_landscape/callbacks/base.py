@@ -282,11 +282,14 @@ class Monitor(Named):
                 raise RuntimeError(f"{what} of {self.title} failed") from error  # ends no epoch
             if self.on_error == "raise":
                 raise
+            cause = describe_error(error)
             self._warn_once(
                 f"failure of {self.title}",
-                f"{what} of {self.title} failed: {describe_error(error)}. "
-                "Weights, buffers, random numbers and logs are as they were, and training goes "
-                "on; further failures are not reported. See it raised with on_error='raise'.",
+                f"{what} of {self.title} failed: {cause}. "
+                "Weights, buffers, random numbers and logs are as they were, and training goes on; "
+                "further failures, and this one in other callbacks, are not reported. See it "
+                "raised with on_error='raise'.",
+                cause,
             )
 
     def inform_once(self, kind: str, message: str) -> None:

@@ -38,9 +38,10 @@ class WarnOnce:
     def __init__(self) -> None:
         self._warned: set[str] = set()
 
-    def __call__(self, kind: str, message: str) -> None:
-        """Warn, unless there was a warning of this kind."""
-        if self.first(kind):
+    def __call__(self, kind: str, message: str, cause: str | None = None) -> None:
+        """Warn, unless there was a warning of this kind, or of another kind with this cause."""
+        if kind not in self._warned and (cause is None or self.first(cause)):
+            self._warned.add(kind)
             rank_zero_warn(message)
 
     def first(self, kind: str) -> bool:

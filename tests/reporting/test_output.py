@@ -219,6 +219,15 @@ def test_what_was_warned_about_survives_a_pickle():
     pickle.loads(pickle.dumps(warn_once))("disk", "full")  # a second warning would be an error
 
 
+def test_a_cause_is_warned_about_once_whatever_the_kind():
+    warn_once = WarnOnce()
+    with pytest.warns(UserWarning, match="first"):
+        warn_once("one", "first", "no memory")
+    warn_once("other", "second", "no memory")  # a warning would be an error
+    with pytest.warns(UserWarning, match="third"):
+        warn_once("other", "third", "no disk")
+
+
 COST = {"seconds": 1.0}
 
 
