@@ -207,9 +207,23 @@ class Monitor(Named):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the page of the run, after the last probe of every monitor; the first one does."""
+        self._write_page(trainer)
+        self.budget.stop()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Tell what was measured, and write the page, if a person has ended the fit."""
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, KeyboardInterrupt) and self.budget.spent["probe"]:
+            self.tell(self.summary())
+            self._write_page(trainer)
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Say in words what the last probe showed, at which step, and what one can do."""
+
+    def _write_page(self, trainer: Any) -> None:
         page = self.output(trainer, self.n_steps).page
         self.guarded(page, "Writing the page", spends="figures")
-        self.budget.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on as if uninterrupted."""

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -151,6 +152,34 @@ def test_a_second_fit_of_a_trainer_goes_on_with_its_page(tmp_path):
     trainer.fit(net, *loaders())
     [run] = runs_in(tmp_path / "landscape" / "report.html")
     assert {one["step"] for one in run["records"] if one["kind"] == "family"} == {3, 7}
+
+
+class Presses(Callback):
+    """Presses Ctrl-C in an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_a_fit_that_a_person_ends_has_its_page_and_its_words(tmp_path, caplog):
+    trainer = trainer_in(tmp_path, [*both_monitors(), Presses(epoch=1)])
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        trainer.fit(Net(), *loaders())
+    [run] = runs_in(tmp_path / "landscape" / "report.html")
+    assert {one["step"] for one in run["records"] if one["kind"] == "family"} == {3}
+    assert "Is this an asymmetric valley?" in caplog.text
+
+
+def test_a_fit_that_a_person_ends_before_a_probe_has_no_page(tmp_path, caplog):
+    trainer = trainer_in(tmp_path, [*both_monitors(), Presses(epoch=0)])
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        trainer.fit(Net(), *loaders())
+    assert not (tmp_path / "landscape" / "report.html").exists()
+    assert "measured nothing" not in caplog.text
 
 
 def test_a_page_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
