@@ -66,7 +66,6 @@ class Recorded:
         self._hooks: tuple[list[Any], ...] = tuple([] for _ in HOOKS_OF_TENSORS)
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
         self._classes: list[type] = []
-        self._own_classes: dict[int, dict[str, Any]] = {}  # that torch makes for one layer alone
         self._sizes: list[int] = []  # of their __dict__; -1 where there are slots too
         self._names: dict[str, list[str]] = {
             kind: [] for kind in ("tensors", "values", "filled", "hooks", "keys")
@@ -116,9 +115,9 @@ class Recorded:
         attributes = module.__dict__
         self._seen[id(attributes)] = attributes
         own = attributes_of(module)
-        if "parametrizations" in module._modules:
-            self._own_classes[len(self._namespaces)] = dict(vars(type(module)))
         self._add_namespace(module, own, name)
+        if "parametrizations" in module._modules:  # torch makes a class for this layer alone
+            self._add_namespace(type(module), attributes_of(type(module)), f"{name}.__class__")
         pending = self._pending
         for hooks in map(attributes.get, HOOKS):
             if hooks:

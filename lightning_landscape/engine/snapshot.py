@@ -134,9 +134,6 @@ class Snapshot(Recorded):
             if not all(map(is_, hooks, saved_hooks)):
                 pairs = enumerate(zip(hooks, saved_hooks, strict=True))
                 changes.hooks.update(i for i, (now, saved) in pairs if now is not saved)
-        for i, saved in self._own_classes.items():
-            if any(differing_keys(dict(vars(self._classes[i])), saved)):
-                changes.classes.add(i)
         for i, (owner, saved) in enumerate(self._namespaces):
             if type(owner) is not self._classes[i]:
                 changes.classes.add(i)
@@ -150,8 +147,6 @@ class Snapshot(Recorded):
         for i in changes.classes:
             owner, name = self._namespaces[i][0], self._name("keys", i, "__class__")
             self._attempt(name, object.__setattr__, owner, "__class__", self._classes[i])
-            if i in self._own_classes:
-                self._attempt(name, _restore_class, self._classes[i], self._own_classes[i])
         for i, key in changes.keys:
             owner, saved = self._namespaces[i]
             self._attempt(self._name("keys", i, key), set_attribute, owner, key, saved)
@@ -255,7 +250,8 @@ class Snapshot(Recorded):
         def reset() -> None:
             for i, owner, known, saved, size in rows:
                 space = space_of(owner)  # which may be another by then
-                space.update(known)
+                if type(space) is dict:  # that of a class cannot be written to
+                    space.update(known)
                 if not _is_as_saved(space, saved, size):
                     for key in list(differing_keys(attributes_of(owner), saved)):
                         name = self._name("keys", i, key)
@@ -278,14 +274,6 @@ def _may_differ(tensor: Tensor, content: Tensor) -> bool:
         return not surely_same(tensor, content)
     except MEMORY:
         return True
-
-
-def _restore_class(cls: type, saved: dict[str, Any]) -> None:
-    for name in list(differing_keys(dict(vars(cls)), saved)):
-        if name in saved:
-            setattr(cls, name, saved[name])
-        else:
-            delattr(cls, name)
 
 
 def _empty(container: Any) -> None:
