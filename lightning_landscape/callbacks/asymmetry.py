@@ -166,7 +166,7 @@ class AsymmetryMonitor(Monitor):
         self._swa = None if isinstance(swa, str) else swa  # by name it is found at the start
         self._moving = self.families  # those with something to move in the module at hand
         self.forget()
-        self._forget_batches()
+        self.forget_batches()
 
     @property
     def n_evaluations(self) -> int:
@@ -207,19 +207,13 @@ class AsymmetryMonitor(Monitor):
             n_line=0 if self._average is None else len(LINE),
         )
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the batches of an earlier fit."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._forget_batches()
-
-    def _forget_batches(self) -> None:
+    def forget_batches(self) -> None:
+        """Forget the batches of an earlier fit, and what was measured on them."""
         self.kept = KeptBatches(self.n_batches)
         self.last: LandscapeProbe | None = None
 
     def forget(self) -> None:
         """Forget what was measured in another training."""
-        super().forget()
         self._history = SliceHistory()
 
     def check(self, trainer: Any, module: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +22,6 @@ from lightning_landscape.callbacks.budget import (
     short,
 )
 from lightning_landscape.callbacks.named import Named
-from lightning_landscape.callbacks.strategies import check_strategy
 from lightning_landscape.checks import check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.guards import describe_error
@@ -79,9 +77,6 @@ class Monitor(Named):
         self.verbose = verbose
         self.loss_fn = check_loss_fn(loss_fn)
         self.budget = Budget()
-        self.n_steps = 0  # batches that advanced the trainer
-        self._last_global_step = 0
-        self._module: weakref.ref[Any] | None = None
         self._lockstep: Lockstep | None = None  # during a fit
         self._is_probed = False  # no batch was trained on since the last probe
 
@@ -128,22 +123,21 @@ class Monitor(Named):
         """Raise if the settings do not fit the module."""
         loss_step(module, self.loss_fn)
 
+    @abstractmethod
     def forget(self) -> None:
         """Forget what was measured in another training."""
-        self.n_steps = 0
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin anew at step 0 and with another module; a checkpoint is loaded after this."""
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        check_strategy(trainer, type(self).__name__)
-        another = self._module is not None and self._module() is not pl_module
-        if another:
+    @abstractmethod
+    def forget_batches(self) -> None:
+        """Forget the batches of an earlier fit, and what was measured on them."""
+
+    def begin(self, trainer: Any, *, is_another: bool) -> None:
+        """Forget what belongs to an earlier fit."""
+        if is_another:
             self.budget.forget()
-        if another or trainer.global_step == 0:
+        if is_another or trainer.global_step == 0:
             self.forget()
-        self._module = weakref.ref(pl_module)
+        self.forget_batches()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the module: a copy belongs to no fit."""
@@ -161,7 +155,7 @@ class Monitor(Named):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
-        self._last_global_step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         self._is_probed = False
         self.budget.share = self._share(trainer)
         self.budget.start()
@@ -242,14 +236,6 @@ class Monitor(Named):
                 "they start anew."
             )
         self.n_steps = state_dict.get("n_steps", 0)
-
-    def advanced(self, trainer: Any) -> bool:
-        """Return whether the batch that just ended made an optimizer step, and count it."""
-        if trainer.global_step == self._last_global_step:
-            return False
-        self._last_global_step = trainer.global_step
-        self.n_steps += 1
-        return True
 
     def skipped(self, outputs: Any) -> bool:
         """Return whether the step gave no loss for the batch that just ended."""

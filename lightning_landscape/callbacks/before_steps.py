@@ -44,8 +44,8 @@ class BeforeSteps(Callback):
         _unhook(trainer.strategy)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the strategy as it was."""
-        _unhook(trainer.strategy)
+        """Tear down: Lightning does not where training is cut short."""
+        self.teardown(trainer, pl_module, "fit")
 
 
 class _HookedStep:

@@ -151,10 +151,9 @@ class GradientBreakdownMonitor(Monitor):
         with as_configuration():
             self.etas = etas_of(self.directions, etas)
         self.layers = layers
-        self._windows: dict[int, Window] = {}  # by the number of steps made before them
         self._is_last_chance = False  # the fit ends with this step, and none was measured
-        self._history = StepHistory()
-        self.last: list[StepReport] = []
+        self.forget()
+        self.forget_batches()
 
     @property
     def n_evaluations(self) -> int:
@@ -176,16 +175,14 @@ class GradientBreakdownMonitor(Monitor):
         """Of each direction the step of every probe, and the breakdown of each layer."""
         return self._history.breakdown
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the batches of an earlier fit."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._windows, self.last = {}, []
-
     def forget(self) -> None:
         """Forget what was measured in another training."""
-        super().forget()
         self._history = StepHistory()
+
+    def forget_batches(self) -> None:
+        """Forget the batches of an earlier fit, and what was measured on them."""
+        self._windows: dict[int, Window] = {}  # by the number of steps made before them
+        self.last: list[StepReport] = []
 
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the weights and the batch, if the step they lead to will be probed."""

@@ -1,13 +1,14 @@
-"""Callbacks with a name, and what those of one Trainer share: warnings once, one page."""
+"""Callbacks with a name that follow a training; those of one Trainer share warnings and a page."""
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from typing import Any
 
 from lightning_landscape._lightning import ConfigurationError
 from lightning_landscape.callbacks.before_steps import BeforeSteps
-from lightning_landscape.callbacks.strategies import check_trainer
+from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
 from lightning_landscape.reporting.output import Output, WarnOnce
 from lightning_landscape.reporting.run_records import RunRecords
 
@@ -18,6 +19,9 @@ class Named(BeforeSteps):
     Args:
         name: Different from the names of the others in the same Trainer.
 
+    Attributes:
+        n_steps: Optimizer steps so far, one for each batch that advanced the trainer.
+
     Raises:
         ConfigurationError: If it is empty; at the start of fit if another has it too.
     """
@@ -27,11 +31,17 @@ class Named(BeforeSteps):
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.name = name
+        self.n_steps = 0
+        self._last_global_step = 0
+        self._module: weakref.ref[Any] | None = None
         self._warn_once = WarnOnce()
         self._run_records = RunRecords()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a name that another callback has; warn once, and write one page, together."""
+        """Refuse a name that another callback has; warn once, and write one page, together.
+
+        Begin anew at step 0 and with another module; a checkpoint is loaded after this.
+        """
         check_trainer(trainer, type(self).__name__)
         super().setup(trainer, pl_module, stage)
         named = [callback for callback in trainer.callbacks if isinstance(callback, Named)]
@@ -41,22 +51,46 @@ class Named(BeforeSteps):
             self._run_records = first._run_records
         elif stage == "fit" and not trainer.global_step:
             self._run_records = RunRecords()
+        if stage != "fit":
+            return
         twins = [other for other in named if other is not self and other.name == self.name]
-        if stage == "fit" and twins:
+        if twins:
             raise ConfigurationError(
                 "`name` must be different for each of the callbacks of one Trainer. Got "
                 f"{self.name!r} for {type(self).__name__} and {type(twins[0]).__name__}: give one "
                 f"of them another, such as name='{self.name}2'."
             )
+        check_strategy(trainer, type(self).__name__)
+        is_another = self._module is not None and self._module() is not pl_module
+        self._module = weakref.ref(pl_module)
+        if is_another or trainer.global_step == 0:
+            self.n_steps = 0
+        self.begin(trainer, is_another=is_another)
+
+    @abstractmethod
+    def begin(self, trainer: Any, *, is_another: bool) -> None:
+        """Forget what belongs to an earlier fit.
+
+        Args:
+            trainer: The trainer.
+            is_another: Whether that fit was of another module.
+        """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count steps from here."""
+        self._last_global_step = trainer.global_step
+
+    def advanced(self, trainer: Any) -> bool:
+        """Return whether the batch that just ended made an optimizer step, and count it."""
+        if trainer.global_step == self._last_global_step:
+            return False
+        self._last_global_step = trainer.global_step
+        self.n_steps += 1
+        return True
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the other processes."""
         super().teardown(trainer, pl_module, stage)
-        self._leave()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the other processes."""
-        super().on_exception(trainer, pl_module, exception)
         self._leave()
 
     @abstractmethod

@@ -255,7 +255,7 @@ class SWA(SWAHooks):
         """Return all that a resumed run needs to go on as if uninterrupted."""
         return {
             **self.averaging.state_dict(),
-            "n_steps": self._progress.n_steps,
+            "n_steps": self.n_steps,
             "last_epoch": self._progress.last_epoch,
         }
 
@@ -274,7 +274,7 @@ class SWA(SWAHooks):
             if not {"n_averaged", "weights"}.isdisjoint(missing):
                 state = {**fresh, "n_steps": state["n_steps"]}
         self.averaging.load_state_dict(state)
-        self._progress.n_steps, self._progress.last_epoch = state["n_steps"], state["last_epoch"]
+        self.n_steps, self._progress.last_epoch = state["n_steps"], state["last_epoch"]
         self._progress.n_saved = self.n_averaged
 
     def _check_not_empty(self) -> None:

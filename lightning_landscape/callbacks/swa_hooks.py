@@ -20,7 +20,6 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.named import Named
-from lightning_landscape.callbacks.strategies import check_strategy
 from lightning_landscape.callbacks.swa_files import save_average, state_key
 from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
 from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolved_start
@@ -39,9 +38,7 @@ class Progress:
     Attributes:
         first_epoch: The first epoch that may be averaged.
         first_step: And the first step, counted from 1.
-        n_steps: Optimizer steps so far, one for each batch that advanced the trainer.
         last_epoch: The last epoch whose end was averaged.
-        last_global_step: The trainer's step after the last batch.
         n_before: How many sets were averaged before this fit.
         n_saved: How many were averaged in the last checkpoint.
         is_watched: Whether a monitor measures the line to the average.
@@ -54,9 +51,7 @@ class Progress:
 
     first_epoch: int = 0
     first_step: int = 0
-    n_steps: int = 0
     last_epoch: int = -1
-    last_global_step: int = 0
     n_before: int = 0
     n_saved: int = 0
     is_watched: bool = False
@@ -92,13 +87,13 @@ class SWAHooks(Named):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self._module: weakref.ref[nn.Module] | None = None
         self._copied = False  # copies and pickles do not know what module they averaged
         self._group: SWAGroup | None = None
         self._progress = Progress()
 
     def _forget(self) -> None:
         self._progress = Progress()
+        self.n_steps = 0
 
     @property
     def first_epoch(self) -> int:
@@ -125,19 +120,12 @@ class SWAHooks(Named):
     def apply_to(self, module: nn.Module) -> None:
         """Leave the average in a module."""
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin anew with another module; a checkpoint is loaded after this."""
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        check_strategy(trainer, type(self).__name__)
-        if self._copied or (self._module is not None and self._module() is not pl_module):
+    def begin(self, trainer: Any, *, is_another: bool) -> None:
+        """Forget the average of another module."""
+        if self._copied or is_another:
             self._forget()
         self._copied = False
-        self._module = weakref.ref(pl_module)
         self._progress.last_epoch, self._progress.n_before = -1, self.n_averaged
-        if trainer.global_step == 0:
-            self._progress.n_steps = 0
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out when to begin; join the other SWA callbacks."""
@@ -155,7 +143,7 @@ class SWAHooks(Named):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count steps from here; let checkpoints that follow the average wait for it."""
-        self._progress.last_global_step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         for callback in trainer.checkpoint_callbacks:
             name = str(getattr(callback, "monitor", None))
             if name.startswith(f"{self.name}/"):  # a missing metric would stop the fit
@@ -171,11 +159,9 @@ class SWAHooks(Named):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average after a step or, so that validation sees it, after the last batch of an epoch."""
-        if trainer.global_step != self._progress.last_global_step:
-            self._progress.last_global_step = trainer.global_step
-            self._progress.n_steps += 1
-            if self.schedule.due_after_step(self._progress.n_steps) and self._reached(trainer):
-                self._guarded(lambda: self.update(pl_module))
+        is_step = self.advanced(trainer) and self.schedule.due_after_step(self.n_steps)
+        if is_step and self._reached(trainer):
+            self._guarded(lambda: self.update(pl_module))
         if trainer.is_last_batch:
             self._end_epoch(trainer, pl_module)
 
@@ -342,6 +328,5 @@ class SWAHooks(Named):
     def _reached(self, trainer: Any) -> bool:
         # the step under way counts, so that a share of the steps is that share of updates
         return (
-            trainer.current_epoch >= self.first_epoch
-            and self._progress.n_steps >= self._progress.first_step
+            trainer.current_epoch >= self.first_epoch and self.n_steps >= self._progress.first_step
         )
