@@ -9,7 +9,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,12 +28,10 @@ from lightning_landscape.callbacks.swa_settings import (
 from lightning_landscape.callbacks.swa_statistics import NormedAverage
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.steps import LossFn, check_loss_fn
-from lightning_landscape.measures.averaging import MetricSplit
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.words import describe_line
 from lightning_landscape.measures.words_answers import answer_averaging
 from lightning_landscape.measures.words_average import (
-    Verdict,
     average_verdict,
     describe_average,
     describe_latest,
@@ -214,15 +211,15 @@ class SWA(SWAHooks):
             return f"{self.state_key} has averaged nothing yet."
         splits = self._progress.splits[:_MOST_METRICS]
         found = [
-            answer_averaging({split.name: _verdict(split) for split in splits}),
+            answer_averaging({split.name: average_verdict(split) for split in splits}),
             f"{self.state_key} has averaged {self.n_averaged} sets of weights.",
         ]
         if splits:
             n, step = self._progress.splits_at
             found.append(f"In the validation at step {step}, with {n} sets averaged:")
-            found += [_described(split) for split in splits]
-            if self.average == "latest" and _verdict(splits[0]) in ("better", "worse"):
-                found.append(_described_latest(splits[0]))
+            found += [describe_average(split) for split in splits]
+            if self.average == "latest" and average_verdict(splits[0]) in ("better", "worse"):
+                found.append(describe_latest(splits[0]))
         else:
             found.append("No verdict on the validation metrics: no validation of the average ran.")
         if self.line:
@@ -283,25 +280,3 @@ class SWA(SWAHooks):
                 f"{self.state_key} has averaged nothing yet (start={self.start}), and initial "
                 "weights are no average. Ask again after training has passed the start."
             )
-
-
-def _verdict(split: MetricSplit) -> Verdict:
-    return average_verdict(split.averaging, split.stderr, split.n_batches, better=split.better)
-
-
-def _described_latest(split: MetricSplit) -> str:
-    normed = split.has_batch_norm
-    return describe_latest(split.name, split.averaging, batch_norm=normed, better=split.better)
-
-
-def _described(split: MetricSplit) -> str:
-    return describe_average(
-        split.name,
-        split.current,
-        split.average,
-        control=None if math.isnan(split.control) else split.control,
-        stderr=split.stderr,
-        n_batches=split.n_batches,
-        batch_norm=split.has_batch_norm,
-        better=split.better,
-    )

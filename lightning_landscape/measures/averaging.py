@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -56,10 +56,6 @@ class MetricSplit:
     def averaging(self) -> float:
         """What averaging does; nan without a control."""
         return self.average - self.control
-
-    def to_dict(self) -> dict[str, float | str | bool]:
-        """Return everything as plain values."""
-        return asdict(self)
 
 
 def paired_stderr(

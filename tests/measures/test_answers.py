@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_landscape import FunctionObjective, measure_breakdown, survey
+from lightning_landscape.measures.averaging import MetricSplit
 from lightning_landscape.measures.words import describe_survey
 from lightning_landscape.measures.words_answers import (
     answer_averaging,
@@ -49,10 +50,8 @@ def test_two_batches_get_no_verdict_on_the_valley():
     better=st.sampled_from(["lower", "higher"]),
 )
 def test_the_average_is_called_better_where_its_sentence_says_so(gain, stderr, n, better):
-    verdict = average_verdict(gain, stderr, n, better=better)
-    text = describe_average(
-        "m", 0.0, gain, stderr=stderr, n_batches=n, batch_norm=False, better=better
-    )
+    found = MetricSplit("m", 0.0, gain, 0.0, False, stderr, n, better)
+    verdict, text = average_verdict(found), describe_average(found)
     assert (verdict == "better") == ("The average is better" in text)
     assert (verdict == "worse") == ("The average is worse" in text)
     assert (verdict == "same") == ("changes nothing" in text)

@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from lightning_landscape.measures.words_average import describe_average, describe_latest
+from lightning_landscape.measures import words_average
+from lightning_landscape.measures.averaging import MetricSplit
+
+
+def describe_average(name, current, average, control=math.nan, batch_norm=True, **found):
+    control = control if batch_norm else current
+    return words_average.describe_average(
+        MetricSplit(name, current, average, control, batch_norm, **found)
+    )
+
+
+def describe_latest(name, gain, batch_norm, **found):
+    return words_average.describe_latest(MetricSplit(name, 1.0, gain, 0.0, batch_norm, **found))
 
 
 def test_what_fresh_statistics_do_is_not_put_down_to_averaging():
@@ -60,10 +72,10 @@ def test_without_a_resolved_part_there_is_no_verdict(stderr, n, because):
     assert f"No verdict on averaging, because {because}" in text
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_values_that_are_not_finite_have_no_verdict(bad):
-    assert "a value is not finite" in describe_average("val_loss", bad, 0.3, control=0.5)
-    assert "a value is not finite" in describe_average("val_loss", 0.3, 0.3, control=bad)
+def test_values_that_are_not_finite_have_no_verdict():
+    bad = math.nan, math.inf
+    for values in [(bad[0], 0.3, 0.5), (bad[1], 0.3, 0.5), (0.3, bad[0], 0.5), (0.3, 0.3, bad[1])]:
+        assert "a value is not finite" in describe_average("val_loss", *values)
 
 
 def test_noise_gets_a_verdict_in_at_most_seven_percent():
