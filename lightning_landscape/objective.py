@@ -7,7 +7,7 @@ through `probing`; the scores cannot tell them apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,16 +17,9 @@ from lightning_landscape.params import Params
 __all__ = ["FunctionObjective", "Objective"]
 
 
-class LossAlong(Protocol):
-    """The losses along one direction, which was prepared once."""
-
-    def __call__(self, alpha: float, /) -> Tensor:
-        """Return the losses at one alpha, float64 `[n_batches]`."""
-        ...
-
-    def each(self, alphas: list[float], /) -> Tensor:
-        """Return the losses at several alphas, float64 `[n_points, n_batches]`."""
-        ...
+# The losses at an alpha along one direction, which was prepared once, float64 `[n_batches]`. It may
+# have a method `each` that takes several alphas and returns `[n_points, n_batches]`.
+LossAlong: TypeAlias = Callable[[float], Tensor]
 
 
 class Objective(Protocol):
@@ -102,7 +95,7 @@ class FunctionObjective:
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
-        return _FunctionAlong(lambda alpha: self._evaluate(self._moved(direction, alpha)))
+        return lambda alpha: self._evaluate(self._moved(direction, alpha))
 
     def gather(self, losses: Tensor) -> Tensor:
         """Return the losses: a formula has no batches on other processes."""
@@ -141,19 +134,6 @@ class FunctionObjective:
     def _evaluate(self, params: Params) -> Tensor:
         with torch.no_grad():
             return torch.as_tensor(self._loss(params)).detach().reshape(-1).double()
-
-
-class _FunctionAlong:
-    """The losses of a formula along a direction."""
-
-    def __init__(self, loss: Callable[[float], Tensor]) -> None:
-        self._loss = loss
-
-    def __call__(self, alpha: float, /) -> Tensor:
-        return self._loss(alpha)
-
-    def each(self, alphas: list[float], /) -> Tensor:
-        return torch.stack([self._loss(alpha) for alpha in alphas])
 
 
 def mode_of(objective: Objective) -> str:

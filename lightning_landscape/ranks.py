@@ -84,11 +84,7 @@ def agree(failure: Exception | None, device: torch.device) -> None:
 
 def everybody(ready: bool, device: torch.device) -> bool:
     """Return whether all ranks are ready; one small collective, none on a single rank."""
-    if n_ranks() == 1:
-        return ready
-    missing = torch.tensor(0 if ready else 1, device=device)
-    dist.all_reduce(missing)
-    return not int(missing)
+    return bool(lowest(int(ready), device))
 
 
 def lowest(number: int, device: torch.device) -> int:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
     """Return whether this process holds only its part of a tensor."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
@@ -64,34 +64,27 @@ def recover(modules: Iterable[Any]) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that is here, in the very same memory."""
-    if not is_sharded(tensor):
-        return tensor
-    sharded: Any = tensor.detach()
-    return sharded.to_local()
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor; one collective if it is sharded."""
-    if not is_sharded(tensor):
-        return tensor
-    sharded: Any = tensor.detach()
-    return sharded.full_tensor()
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor in the parts that `like` is in; sends nothing if every rank has it whole."""
-    if is_sharded(tensor) == is_sharded(like):
-        return tensor
     if is_sharded(tensor):
-        return full(tensor)
+        return tensor if is_sharded(like) else full(tensor)
+    if not is_sharded(like):
+        return tensor
     from torch.distributed.tensor import DTensor, Replicate
 
-    kind: Any = like
-    mesh = kind.device_mesh
+    mesh = like.device_mesh
     whole = DTensor.from_local(
         tensor.detach().to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False
     )
-    return whole.redistribute(placements=kind.placements)
+    return whole.redistribute(placements=like.placements)
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
@@ -105,11 +98,10 @@ def with_local(part: Tensor, like: Tensor) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
-    kind: Any = like
     return DTensor.from_local(
         part,
-        kind.device_mesh,
-        kind.placements,
+        like.device_mesh,
+        like.placements,
         run_check=False,
         shape=like.shape,
         stride=like.stride(),
@@ -136,9 +128,8 @@ def _groups(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, list[int]]]:
     found: dict[int, tuple[Any, list[int]]] = {}
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor):
-            kind: Any = tensor
-            for axis, placement in enumerate(kind.placements):
+            for axis, placement in enumerate(tensor.placements):
                 if placement.is_shard():
-                    group = kind.device_mesh.get_group(axis)
+                    group = tensor.device_mesh.get_group(axis)
                     found.setdefault(id(group), (group, []))[1].append(i)
     yield from found.values()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_landscape.objective import Objective
+from lightning_landscape.objective import Objective, gather_losses, losses_at
 from lightning_landscape.params import Params, l2_norm
 
 
@@ -98,7 +98,7 @@ def _evaluate_row(
         for name, step in d1.items()
     }
     along = objective.at({**origin, **start}).along(d2)
-    return objective.gather(along.each(alphas2.tolist()))
+    return gather_losses(objective, losses_at(along, alphas2.tolist()))
 
 
 def write_whole(path: Path, content: bytes) -> None:

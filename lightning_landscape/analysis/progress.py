@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_landscape.objective import LossAlong, Objective
+from lightning_landscape.objective import LossAlong, Objective, losses_at
 from lightning_landscape.params import Params
 
 Advance = Callable[[int], object]
@@ -95,6 +95,6 @@ class _CountedAlong:
         return losses
 
     def each(self, alphas: list[float]) -> Tensor:
-        losses = self._along.each(alphas)
+        losses = losses_at(self._along, alphas)
         self._advance(len(alphas))
         return losses
