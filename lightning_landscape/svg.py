@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLUE, ORANGE = "#3b7fc4", "#d9702b"
@@ -170,23 +170,22 @@ def _mark(xs: _Axis, x: float, label: str) -> str:
 
 
 def _path(line: Line, xs: _Axis, ys: _Axis) -> str:
+    return _stroke(_track(line.x, line.y, xs, ys), line, line.opacity)
+
+
+def _stroke(commands: str, line: Line, opacity: float) -> str:
     dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
     return (
-        f'<path d="{_track(line.x, line.y, xs.at, ys.at)}" fill="none" stroke="{line.colour}" '
-        f'stroke-width="{line.width:g}" stroke-opacity="{line.opacity:g}"{dashes}/>'
+        f'<path d="{commands}" fill="none" stroke="{line.colour}" '
+        f'stroke-width="{line.width:g}" stroke-opacity="{opacity:g}"{dashes}/>'
     )
 
 
-def _track(
-    x: Sequence[float],
-    y: Sequence[float],
-    to_x: Callable[[float], float],
-    to_y: Callable[[float], float],
-) -> str:
+def _track(x: Sequence[float], y: Sequence[float], xs: _Axis, ys: _Axis) -> str:
     """Return the commands of a path that begins anew after each gap."""
     commands, pen_down = [], False
     for a, b in zip(x, y, strict=True):
-        across, up = to_x(float(a)), to_y(float(b))
+        across, up = xs.at(float(a)), ys.at(float(b))
         if math.isnan(across) or math.isnan(up):
             pen_down = False
         else:
@@ -206,9 +205,5 @@ def _band(line: Line, xs: _Axis, ys: _Axis) -> str:
 
 
 def _legend(line: Line, y: int) -> str:
-    sample = _path(Line([_LEFT, _LEFT + 22], [y, y], "", line.colour, line.width, 1, line.dashed),
-                   _PIXELS, _PIXELS)  # fmt: skip
-    return sample + _text(_LEFT + 28, y + 4, line.label, "start")
-
-
-_PIXELS = _Axis(0.0, 1.0, False, 0.0, 1.0)
+    sample = f"M{_LEFT:.1f} {y:.1f}L{_LEFT + 22:.1f} {y:.1f}"
+    return _stroke(sample, line, 1.0) + _text(_LEFT + 28, y + 4, line.label, "start")
