@@ -307,25 +307,15 @@ def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     return plugin.train_step_context()
 
 
-_TRANSFER_HOOKS = (
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-)
-
-
 def has_transfer_hooks(module: nn.Module) -> bool:
     """Return whether code of the user's own brings batches to the device."""
-    return any(has_hook(module, name) for name in _TRANSFER_HOOKS)
+    hooks = "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"
+    return any(has_hook(module, name) for name in hooks)
 
 
 def has_hook(module: nn.Module, name: str) -> bool:
     """Return whether a LightningModule has a hook of its own in the place of Lightning's."""
-    return any(
-        name in module.__dict__ or getattr(type(module), name) is not getattr(kind, name)
-        for kind in _MODULES
-        if isinstance(module, kind)
-    )
+    return isinstance(module, _MODULES) and overrides(module, name)
 
 
 def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:
