@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_landscape.measures.asymmetry import AsymmetryScore
 from lightning_landscape.measures.quantiles import clopper_pearson
-from lightning_landscape.measures.sequential import sequential_design
+from lightning_landscape.measures.sequential import check_confidence, sequential_design
 
 __all__ = ["AsymmetryRate"]
 
@@ -68,10 +68,7 @@ class AsymmetryRate(Metric):
         super().__init__(**kwargs)
         if not c >= 1:
             raise ValueError(f"`c` must be at least 1. Got {c}.")
-        if not 0 < confidence < 1:
-            raise ValueError(
-                f"`confidence` must be between 0 and 1, such as 0.95. Got {confidence}."
-            )
+        check_confidence(confidence)
         self.c = c
         self.confidence = confidence
         self.precision = precision

@@ -39,8 +39,7 @@ class SequentialDesign:
         confidence: Its least coverage over all shares.
 
     Attributes:
-        n_least: The fewest trials a series stops after: those of one outcome only.
-        n_most: The most: by then all series have stopped.
+        n_most: The most trials of a series: by then all have stopped.
 
     Raises:
         ValueError: If the precision is not between 0.03 and 0.5 or the confidence not between 0
@@ -48,8 +47,8 @@ class SequentialDesign:
 
     Example:
         >>> design = SequentialDesign(precision=0.1)
-        >>> design.n_least, design.n_most
-        (17, 104)
+        >>> design.n_most
+        104
         >>> design.stops(0, 16), design.stops(0, 17), design.stops(1, 17)
         (False, True, False)
         >>> [round(end, 3) for end in design.interval(0, 17)]
@@ -58,10 +57,7 @@ class SequentialDesign:
 
     def __init__(self, precision: float = 0.1, confidence: float = 0.95) -> None:
         check_precision(precision)
-        if not 0 < confidence < 1:
-            raise ValueError(
-                f"`confidence` must be between 0 and 1, such as 0.95. Got {confidence}."
-            )
+        check_confidence(confidence)
         self.precision = precision
         self.confidence = confidence
         # log of the number of series of n trials and k successes that had not stopped before
@@ -73,7 +69,6 @@ class SequentialDesign:
         self.n_most = 0
         while 2 * self._rarest[-1] < self.n_most - 1:
             self._extend()
-        self.n_least = next(n for n, rarest in enumerate(self._rarest) if rarest >= 0)
 
     def stops(self, k: int, n: int) -> bool:
         """Return whether to stop after `n` trials, `k` of them successes."""
@@ -91,16 +86,6 @@ class SequentialDesign:
                 f"who stop then: sample until `stops`. Got k={k}, n={n} at {self.precision=}."
             )
         return 1 - self._high(n - k, n), self._high(k, n)
-
-    def ends(self, n_most: int | None = None) -> list[tuple[int, int, float]]:
-        """Return all ends `(k, n, log of the number of series)`, cut off after `n_most` trials."""
-        last = self.n_most if n_most is None else min(n_most, self.n_most)
-        return [
-            (k, n, float(series))
-            for n in range(last + 1)
-            for k, series in enumerate(self._series[n])
-            if not np.isneginf(series) and (n == last or self.stops(k, n))
-        ]
 
     def _extend(self) -> None:
         """Add one trial, and find the outcomes to stop at after it."""
@@ -136,6 +121,12 @@ def check_precision(precision: float) -> None:
             "`precision` must be half of the width of an interval for a share, from 0.03, which "
             f"may take 1098 trials, to below 0.5. Got {precision!r}."
         )
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise a `ValueError` unless a confidence is between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95. Got {confidence}.")
 
 
 @lru_cache(maxsize=8)

@@ -15,10 +15,9 @@ GRID = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
 STEEP = score_asymmetry(Slice(GRID, torch.tensor([2.0, 1.0, 0.0, 3.0, 6.0])))
 
 
-def coverage(stops, interval, n_most, shares):
-    """The chance that the interval holds each share: all series, one draw after another."""
+def ends(stops, n_most, shares=0.5):
+    """All ends of a series, and the chance of each at some shares: one draw after another."""
     going_on = {0: np.ones_like(shares)}
-    covered = np.zeros_like(shares)
     for n in range(1, n_most + 1):
         reached = {}
         for k, chance in going_on.items():
@@ -27,17 +26,25 @@ def coverage(stops, interval, n_most, shares):
         going_on = {}
         for k, chance in reached.items():
             if n == n_most or stops(k, n):
-                low, high = interval(k, n)
-                covered += np.where((low <= shares) & (shares <= high), chance, 0.0)
+                yield k, n, chance
             else:
                 going_on[k] = chance
+
+
+def coverage(stops, interval, n_most, shares):
+    """The chance that the interval holds each share."""
+    covered = np.zeros_like(shares)
+    for k, n, chance in ends(stops, n_most, shares):
+        low, high = interval(k, n)
+        covered += np.where((low <= shares) & (shares <= high), chance, 0.0)
     return covered
 
 
 def all_shares(design, n_most=None):
     """A fine grid, and what lies just outside of every interval: there the coverage dips."""
-    ends = {e for k, n, _ in design.ends(n_most) for e in design.interval(k, n)}
-    outside = [end + step for end in ends for step in (-1e-9, 1e-9)]
+    stopped = ends(design.stops, n_most or design.n_most)
+    edges = {edge for k, n, _ in stopped for edge in design.interval(k, n)}
+    outside = [edge + step for edge in edges for step in (-1e-9, 1e-9)]
     return np.clip([*np.linspace(0, 1, 501), *outside], 0, 1)
 
 
@@ -71,7 +78,7 @@ def test_an_interval_of_a_fixed_number_misses_more_where_it_stops_by_it():
 
 def test_it_stops_as_soon_as_the_interval_is_narrow_and_not_before():
     design = SequentialDesign(0.15)
-    for k, n, _ in design.ends():
+    for k, n, _ in ends(design.stops, design.n_most):
         low, high = design.interval(k, n)
         assert high - low <= 0.3
     for n in range(FIRST, design.n_most):
@@ -83,7 +90,6 @@ def test_it_stops_as_soon_as_the_interval_is_narrow_and_not_before():
 
 def test_all_of_one_kind_are_known_after_seventeen():
     # no yes in n: up to the p with (1 - p) ** n = .025; .8 ** 16 = .028, .8 ** 17 = .0225
-    assert TENTH.n_least == 17
     assert not TENTH.stops(0, 16)
     assert TENTH.stops(0, 17)
     assert TENTH.interval(0, 17) == (0.0, pytest.approx(1 - 0.025 ** (1 / 17)))
@@ -111,7 +117,7 @@ def test_a_series_that_could_not_stop_has_clopper_pearsons_interval(k):
 
 
 def test_exchanging_yes_and_no_mirrors_the_interval():
-    for k, n, _ in TENTH.ends():
+    for k, n, _ in ends(TENTH.stops, TENTH.n_most):
         low, high = TENTH.interval(k, n)
         assert TENTH.stops(n - k, n)
         assert TENTH.interval(n - k, n) == pytest.approx((1 - high, 1 - low))
