@@ -93,20 +93,25 @@ def describe_survey(found: Survey) -> str:
         >>> print(describe_survey(survey(still, ["gaussian"])["gaussian"]))
         Nothing moves: along all 8 directions the loss is the same at every point.
     """
-    n, n_batches = len(found.slices), found.slices[0].losses.shape[1]
-    if all(line.is_constant for line in found.slices):
+    if _is_constant(found):
+        n = len(found.slices)
         return f"Nothing moves: along all {n} directions the loss is the same at every point."
-    of = f"{int(found.rate['n'])} directions, {n_batches} batches"
+    of = f"{int(found.rate['n'])} directions, {found.slices[0].losses.shape[1]} batches"
     numbers = f"The median area is {_interval(*found.area)} (+1: the + side is steep; {of})."
-    reason = _no_verdict(found, n, n_batches)
+    reason = _no_verdict(found)
     if reason:
         return f"{numbers} No verdict, because {reason}"
     sentences = [numbers, _say_rate(found), _say_side(found), _say_radius(found)]
     return " ".join(filter(None, sentences))
 
 
-def _no_verdict(found: Survey, n: int, n_batches: int) -> str:
+def _is_constant(found: Survey) -> bool:
+    return all(line.is_constant for line in found.slices)
+
+
+def _no_verdict(found: Survey) -> str:
     """Return why nothing may be said of a family, and what one can do; empty if something may."""
+    n, n_batches = len(found.slices), found.slices[0].losses.shape[1]
     if n_batches < LEAST_BATCHES:
         return (
             f"{n_batches} batch{'es are' if n_batches > 1 else ' is'} too few to tell a difference "
@@ -167,9 +172,7 @@ def family_verdict(found: Survey) -> Literal["asymmetric", "not asymmetric", "no
         >>> family_verdict(survey(ramps, ["uniform"])["uniform"])
         'asymmetric'
     """
-    n_batches = found.slices[0].losses.shape[1]
-    constant = all(line.is_constant for line in found.slices)
-    if constant or _no_verdict(found, len(found.slices), n_batches):
+    if _is_constant(found) or _no_verdict(found):
         return "no verdict"
     if found.rate["low"] > 0.5:
         return "asymmetric"
@@ -182,20 +185,17 @@ def _say_rate(found: Survey) -> str:
         f"one side is more than twice as steep as the other along {share(rate['rate'])} of the "
         f"directions (95 % interval {share(rate['low'])} to {share(rate['high'])})"
     )
-    unjudged = rate["off_minimum"] + rate["unresolved"]
-    besides = (
-        f"; {share(rate['off_minimum'])} fall away from these weights and "
-        f"{share(rate['unresolved'])} are unresolved, neither counts"
-        if unjudged
-        else ""
-    )
-    verdict = family_verdict(found)
-    if verdict == "asymmetric":
-        return f"Asymmetric along most directions: {counted}{besides}."
-    if verdict == "not asymmetric":
-        return f"Not asymmetric along most directions: {counted}{besides}."
-    undecided = "No verdict on most directions, because the interval holds one half"
-    return f"{undecided}: {counted}{besides}."
+    if rate["off_minimum"] + rate["unresolved"]:
+        counted += (
+            f"; {share(rate['off_minimum'])} fall away from these weights and "
+            f"{share(rate['unresolved'])} are unresolved, neither counts"
+        )
+    verdict = {
+        "asymmetric": "Asymmetric along most directions",
+        "not asymmetric": "Not asymmetric along most directions",
+        "no verdict": "No verdict on most directions, because the interval holds one half",
+    }[family_verdict(found)]
+    return f"{verdict}: {counted}."
 
 
 def _say_side(found: Survey) -> str:

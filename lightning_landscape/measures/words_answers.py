@@ -27,13 +27,13 @@ def answer_valley(found: Mapping[str, Survey]) -> str:
         >>> answer_valley(survey(still, ["gaussian"], normalize="none"))
         'Is this an asymmetric valley? No along gaussian.'
     """
-    words = {"asymmetric": "Yes", "not asymmetric": "No", "no verdict": "No verdict"}
-    said = []
-    for verdict, word in words.items():
-        families = [name for name, one in found.items() if family_verdict(one) == verdict]
-        if families:
-            said.append(f"{word} along {_listed(families)}.")
-    return " ".join(["Is this an asymmetric valley?", *(said or ["No verdict."])])
+    words = {
+        "asymmetric": "Yes along",
+        "not asymmetric": "No along",
+        "no verdict": "No verdict along",
+    }
+    verdicts = {family: family_verdict(one) for family, one in found.items()}
+    return f"Is this an asymmetric valley? {_answers(words, verdicts)}"
 
 
 def answer_averaging(verdicts: Mapping[str, Verdict]) -> str:
@@ -47,17 +47,12 @@ def answer_averaging(verdicts: Mapping[str, Verdict]) -> str:
         'Does averaging help? Yes by val_loss. No verdict by val_acc.'
     """
     words = {
-        "better": "Yes",
-        "worse": "No, it is worse,",
-        "same": "It changes nothing now",
-        "no verdict": "No verdict",
+        "better": "Yes by",
+        "worse": "No, it is worse, by",
+        "same": "It changes nothing now by",
+        "no verdict": "No verdict by",
     }
-    said = []
-    for verdict, word in words.items():
-        metrics = [name for name, one in verdicts.items() if one == verdict]
-        if metrics:
-            said.append(f"{word} by {_listed(metrics)}.")
-    return " ".join(["Does averaging help?", *(said or ["No verdict."])])
+    return f"Does averaging help? {_answers(words, verdicts)}"
 
 
 def answer_step(break_even: float, largest: float) -> str:
@@ -97,6 +92,16 @@ def answer_cost(seconds: float, overhead: float) -> str:
         'What did this cost? 3.42 s, 5 % of the fit so far.'
     """
     return f"What did this cost? {number(seconds)} s, {share(overhead)} of the fit so far."
+
+
+def _answers(words: Mapping[str, str], verdicts: Mapping[str, str]) -> str:
+    """Return a sentence for each verdict, with the names of what it is of."""
+    said = []
+    for verdict, word in words.items():
+        names = [name for name, one in verdicts.items() if one == verdict]
+        if names:
+            said.append(f"{word} {_listed(names)}.")
+    return " ".join(said) or "No verdict."
 
 
 def _listed(names: Sequence[str]) -> str:
