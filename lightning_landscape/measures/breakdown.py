@@ -24,19 +24,12 @@ from torch import Tensor
 from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.measures.gradients import Start, mean_slopes, where_finite
 from lightning_landscape.measures.notebook import breakdown_html
-from lightning_landscape.measures.words_breakdown import (
-    describe_breakdown,
-)
+from lightning_landscape.measures.words_breakdown import describe_breakdown
 from lightning_landscape.objective import Objective, check_direction, gather_losses
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import distribute_like
 
-__all__ = [
-    "GradientBreakdown",
-    "critical_rate",
-    "measure_breakdown",
-    "trust_lr",
-]
+__all__ = ["GradientBreakdown", "critical_rate", "measure_breakdown", "trust_lr"]
 
 _RELATIVE = tuple(10.0 ** (k / 2 - 4) for k in range(7))
 

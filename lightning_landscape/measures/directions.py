@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_landscape.checks import check_choice
 from lightning_landscape.params import Params, as_real, group_names, l2_norm
 from lightning_landscape.sharding import distribute_like, full
 
@@ -35,27 +36,11 @@ _SMALL = 2**14  # elements: tensors up to here are scaled together
 _TOGETHER = 2**20  # elements in all: what is scaled together needs memory
 
 
-def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype)
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator, dtype=like.dtype)
-
-
-def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
-    return _uniform(like, generator).ge_(0.5).mul_(2).sub_(1)
-
-
-def _sign(like: Tensor, generator: torch.Generator) -> Tensor:
-    return _gaussian(like, generator).abs_().mul_(like.sign())
-
-
 DISTRIBUTIONS: dict[str, _Sampler] = {
-    "gaussian": _gaussian,
-    "uniform": _uniform,
-    "rademacher": _rademacher,
-    "sign": _sign,
+    "gaussian": lambda w, g: torch.randn(w.shape, generator=g, dtype=w.dtype),
+    "uniform": lambda w, g: torch.rand(w.shape, generator=g, dtype=w.dtype),
+    "rademacher": lambda w, g: DISTRIBUTIONS["uniform"](w, g).ge_(0.5).mul_(2).sub_(1),
+    "sign": lambda w, g: DISTRIBUTIONS["gaussian"](w, g).abs_().mul_(w.sign()),
 }
 
 
@@ -100,10 +85,7 @@ def sample_direction(
         >>> [round(float(row.norm()), 6) for row in direction["w"]]
         [5.0, 0.0]
     """
-    if normalize not in get_args(Normalize):
-        raise ValueError(
-            f"`normalize` must be one of {list(get_args(Normalize))}. Got {normalize!r}."
-        )
+    check_choice("normalize", normalize, get_args(Normalize))
     distribution, group = split_family(family)
     free = [name for name, tensor in params.items() if not _is_frozen(name, tensor, module)]
     moving = group_names(free, group, module)

@@ -20,6 +20,8 @@ from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.params import Params, difference
 from lightning_landscape.sharding import local, sum_over_shards
 
+_COLUMNS = "relative_update", "relative_gradient", "weight_gradient_cosine"
+
 
 class Update(dict[str, Tensor]):
     """The change over a step, as a direction that knows where it ends.
@@ -74,22 +76,15 @@ class StepSizes:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
-        return {
-            "names": list(self.names),
-            "relative_update": self.relative_update.tolist(),
-            "relative_gradient": self.relative_gradient.tolist(),
-            "weight_gradient_cosine": self.weight_gradient_cosine.tolist(),
-            "successive_cosine": self.successive_cosine,
-        }
+        columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
+        successive = {"successive_cosine": self.successive_cosine}
+        return {"names": list(self.names), **columns, **successive}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> StepSizes:
         """Return the sizes that `to_dict` was called on."""
-        columns = ("relative_update", "relative_gradient", "weight_gradient_cosine")
-        tensors = {name: torch.tensor(content[name], dtype=torch.float64) for name in columns}
-        return cls(
-            tuple(content["names"]), **tensors, successive_cosine=content["successive_cosine"]
-        )
+        tensors = {name: torch.tensor(content[name], dtype=torch.float64) for name in _COLUMNS}
+        return cls(**{**content, **tensors, "names": tuple(content["names"])})
 
 
 def measure_step(
