@@ -11,9 +11,10 @@ import torch
 from hostile import HostileModule, Samples, differences, fit
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from test_probing import QUIET, BatchNorm, Step, direction_of, everything, unchanged
+from probed import BatchNorm, Step, direction_of, everything, unchanged
 from torch import nn
 from torch.utils.data import DataLoader
+from toys import QUIET
 
 from lightning_landscape import AsymmetryMonitor, probing
 from lightning_landscape.engine.isolation import isolated
@@ -579,6 +580,7 @@ def test_a_log_of_the_users_own_on_the_instance_stays():
 
 READ_ONLY = """
 import sys, numpy as np, torch
+from toys import QUIET
 from torch import nn
 from lightning_landscape import probing
 

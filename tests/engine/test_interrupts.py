@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from hostile import HostileModule, differences
+from probed import direction_of, everything
 from test_faults import hostile_batch
-from test_probing import direction_of, everything
 
 import lightning_landscape
 from lightning_landscape import probing
