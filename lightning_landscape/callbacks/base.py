@@ -207,7 +207,8 @@ class Monitor(Named):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Tell what was measured, and write the page, if a person has ended the fit."""
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, KeyboardInterrupt) and self.budget.spent["probe"]:
+        ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
+        if ended and self.budget.spent["probe"]:
             self.tell(self.summary())
             self._write_page(trainer)
 
