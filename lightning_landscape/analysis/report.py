@@ -90,7 +90,10 @@ class Report:
 
     def summary(self) -> str:
         """Say in words what was measured, with intervals, and "no verdict" where there is none."""
-        lines = [f"{self.module}, {self.mode} mode, seed {self.seed}."]
+        return f"{self.module}, {self._said()}"
+
+    def _said(self) -> str:
+        lines = [f"{self.mode} mode, seed {self.seed}."]
         if self.families:
             lines += [answer_valley(self.families), describe_surveys(self.families)]
         if self.line:
@@ -122,7 +125,7 @@ class Report:
     def records(self) -> list[Record]:
         """Return everything as records, the form that the page and the viewer take."""
         kinds: list[tuple[str, str, dict[str, Any]]] = [
-            ("words", "summary", {"text": self.summary()}),
+            ("words", "summary", {"text": self._said()}),
             ("cost", "probe", {"seconds": self.seconds}),
         ]
         for name, found in self.families.items():

@@ -171,6 +171,14 @@ def test_a_saved_report_is_read_back_bit_for_bit(net, batches, tmp_path):
     assert again.summary() == report.summary()
 
 
+def test_the_words_on_the_page_do_not_repeat_the_module(net, batches, tmp_path):
+    report = analyze(net, batches, **FEW)
+    report.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>Sequential</h2><p>train mode, seed 0.</p>" in page
+    assert report.summary().startswith("Sequential, train mode, seed 0.\n")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
 def test_a_file_that_is_no_report_is_named(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
