@@ -92,6 +92,11 @@ def import_cli() -> tuple[Any, Any]:
     return _import(f"{_LIGHTNING}.cli", "LightningCLI"), _import(_LIGHTNING, "Trainer")
 
 
+def seed_quietly(seed: int | None) -> None:
+    """Seed the random numbers as LightningCLI does, without saying so; None is its default."""
+    _import(_LIGHTNING, "seed_everything")(seed, workers=True, verbose=False)
+
+
 def lightning_bases() -> tuple[type, type]:
     """Return LightningModule and LightningDataModule."""
     return _MODULES[0], _import(_LIGHTNING, "LightningDataModule")

@@ -152,7 +152,7 @@ def _staged(
 ) -> tuple[Any, bool]:
     """Return what was measured, and whether this is the first of several processes."""
     settings, source = _settings(options)
-    check_outputs(save=options.save, html=options.html)
+    check_outputs(save=options.save, html=options.html, figures=options.figures)
     cli = build(settings, source, options.model, options.data, rest)
     stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
     if not overrides(cli.model, "configure_model"):  # else its layers are not there yet

@@ -47,13 +47,15 @@ class RowFolder:
         plane: What plane they are of, as plain numbers and strings.
 
     Raises:
-        ValueError: If the folder holds rows of another plane.
+        ValueError: If it is a file, or the folder holds rows of another plane.
     """
 
     def __init__(self, folder: str | Path | None, plane: list[object]) -> None:
         self._folder = None if folder is None else Path(folder)
         if self._folder is None:
             return
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"`rows` must be a folder. {folder} is a file: choose another path.")
         self._folder.mkdir(parents=True, exist_ok=True)
         head = self._folder / "plane.json"
         if not head.exists():

@@ -20,8 +20,11 @@ from lightning_landscape.reporting.style import png
 def check_outputs(**paths: str | None) -> None:
     """Raise before anything is measured if a file cannot be written where it was asked for.
 
+    Args:
+        paths: By option; `figures` is a folder, all others are files.
+
     Raises:
-        ValueError: If there is no such folder.
+        ValueError: If there is no such folder, or it is a file.
 
     Example:
         >>> check_outputs(html="/nowhere/page.html", save=None)
@@ -30,8 +33,12 @@ def check_outputs(**paths: str | None) -> None:
         ValueError: --html must be a file in a folder that exists. There is no folder /nowhere.
     """
     for option, path in paths.items():
-        folder = Path(path or ".").absolute().parent
-        if path is not None and not folder.is_dir():
+        if path is None:
+            continue
+        folder = Path(path).absolute().parent
+        if option == "figures" and Path(path).is_file():
+            raise ValueError(f"--figures must be a folder. {path} is a file.")
+        if option != "figures" and not folder.is_dir():
             raise ValueError(
                 f"--{option} must be a file in a folder that exists. There is no folder {folder}."
             )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_landscape._lightning import import_cli, overrides
+from lightning_landscape._lightning import import_cli, overrides, seed_quietly
 from lightning_landscape.analysis.analyze import analyze
 from lightning_landscape.analysis.checkpoints import load_weights, read_checkpoint
 from lightning_landscape.analysis.in_trainer import Stage
@@ -139,12 +139,15 @@ class LandscapeCLI(_CLI):
         return {**_CLI.subcommands(), "analyze": {"model", "datamodule"}}
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse the arguments; refuse a broken checkpoint before LightningCLI reads it."""
+        """Parse the arguments; for `analyze` refuse a broken checkpoint, and seed without a word."""
         super().parse_arguments(parser, args)
         if self.config.get("subcommand") == "analyze":
             own = self.config["analyze"]
             path = own.get("ckpt_path")
             with _one_sentence():
-                check_outputs(save=own.get("save"), html=own.get("html"))
+                check_outputs(**{name: own.get(name) for name in ("save", "html", "figures")})
                 if path and Path(path).is_file():
                     read_checkpoint(path, weights_only=own.get("weights_only") is not False)
+            if own["seed_everything"] is not False:
+                seed_quietly(None if own["seed_everything"] is True else own["seed_everything"])
+                own["seed_everything"] = False  # LightningCLI would do it again, and say so

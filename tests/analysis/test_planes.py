@@ -126,6 +126,14 @@ def test_a_folder_of_another_plane_is_refused(tmp_path):
         evaluate_plane(bowl, weights(2, 0), weights(0, 1), grid, grid, rows=tmp_path)
 
 
+def test_rows_in_the_place_of_a_file_are_refused(tmp_path):
+    (tmp_path / "rows").write_text("a file")
+    bowl = FunctionObjective(lambda p: (p["w"] ** 2).sum(), weights(0, 0))
+    grid = symmetric_grid(1.0, 3)
+    with pytest.raises(ValueError, match=r"`rows` must be a folder\. .*rows is a file"):
+        evaluate_plane(bowl, weights(1, 0), weights(0, 1), grid, grid, rows=tmp_path / "rows")
+
+
 @pytest.mark.parametrize("alphas", [[1.0, 0.0], [], [[0.0]], [0.0, float("nan")]])
 def test_an_axis_is_a_sorted_grid(alphas):
     bowl = FunctionObjective(lambda p: (p["w"] ** 2).sum(), weights(0, 0))

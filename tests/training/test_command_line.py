@@ -1,6 +1,7 @@
 """The command line: a run of LightningCLI, then its checkpoints measured without its script."""
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -165,7 +166,7 @@ def test_the_directions_of_a_checkpoint_are_the_logged_ones(monitored, capsys):
         assert len(slices) == 2
 
 
-def test_the_verb_of_ones_own_script_measures_the_same(checkpoint, capsys, monkeypatch):
+def test_the_verb_of_ones_own_script_measures_the_same(checkpoint, capsys, monkeypatch, caplog):
     import project
 
     from lightning_landscape import LandscapeCLI
@@ -178,7 +179,9 @@ def test_the_verb_of_ones_own_script_measures_the_same(checkpoint, capsys, monke
          f"--toward={checkpoint}:swa", "--n_batches=2", "--n_directions=2", "--n_points=5",
          "--quiet=true", "--families=[gaussian]"],
     )  # fmt: skip
+    caplog.set_level(logging.INFO)
     LandscapeCLI(project.Net, project.Data, seed_everything_default=0)
+    assert not [text for text in caplog.messages if "Seed set to" in text]
     by_script = out(capsys)
     few = ["--families", "gaussian", "--n_directions", "2", "--n_points", "5", "--json"]
     toward = ["--toward", f"{checkpoint}:swa"]
@@ -224,6 +227,11 @@ BAD = {
     "no YAML": (["analyze", "{ckpt}", "--config", "{yaml}"], "list.yaml is no YAML"),
     "one side": (["plane", "{ckpt}", "{ckpt}:swa", "{zero}", "--n", "1"], "`n` must be a whole"),
     "no folder": (["line", "{ckpt}", "{ckpt}:swa", "--html", "none/x.html"], "no folder"),
+    "rows in a file": (
+        ["plane", "{ckpt}", "{ckpt}:swa", "{zero}", "--rows", "{yaml}"],
+        "`rows` must be a folder",
+    ),
+    "figures in a file": (["analyze", "{ckpt}", "--figures", "{yaml}"], "must be a folder"),
     "diverged": (["line", "{ckpt}", "{nan}"], "must hold finite weights"),
     "on one line": (
         ["plane", "{ckpt}", "{zero}", "{double}"],
