@@ -211,7 +211,8 @@ def evaluate_plane(
         The losses.
 
     Raises:
-        ValueError: If an axis is not a sorted grid, or `rows` is a file or holds those of another plane.
+        ValueError: If an axis is not a sorted grid, or `rows` is a file or holds those of
+            another plane.
 
     Example:
         >>> from lightning_landscape import FunctionObjective, symmetric_grid

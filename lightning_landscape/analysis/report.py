@@ -19,7 +19,7 @@ from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.survey import Survey, survey_of
 from lightning_landscape.measures.words import describe_line, describe_surveys
 from lightning_landscape.measures.words_answers import answer_valley
-from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_slices
+from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_survey
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown
 from lightning_landscape.reporting.html import frame, page
 from lightning_landscape.reporting.records import Record
@@ -104,20 +104,9 @@ class Report:
 
     def figures(self) -> dict[str, Figure]:
         """Return a figure a family, by its name, and those of the line and the breakdown."""
-        figures = {
-            name: plot_slices(
-                name, found.slices, found.scores, found.rate, validation=found.validation
-            )
-            for name, found in self.families.items()
-        }
+        figures = {name: plot_survey(found) for name, found in self.families.items()}
         if self.line:
-            other = self.line.validation
-            figures["line"] = plot_line(
-                self.line.slice,
-                self.line.score,
-                validation=other.slice if other else None,
-                validation_score=other.score if other else None,
-            )
+            figures["line"] = plot_line(*_slices_of(self.line))
         if self.breakdown:
             figures["breakdown"] = plot_breakdown("gradient", self.breakdown, mode=self.mode)
         return figures
@@ -131,9 +120,7 @@ class Report:
         for name, found in self.families.items():
             kinds.append(("family", name, family_data(found)))
         if self.line:
-            other = self.line.validation
-            data = line_data(self.line.slice, other.slice if other else None)
-            kinds.append(("line", "line", data))
+            kinds.append(("line", "line", line_data(*_slices_of(self.line))))
         if self.breakdown:
             kinds.append(("breakdown", "gradient", breakdown_data(self.breakdown, mode=self.mode)))
         return [Record(kind, name, 0, data) for kind, name, data in kinds]
@@ -170,8 +157,8 @@ class Report:
             _pack(arrays, f"family{k}", found.slices)
             _pack(arrays, f"family{k}_validation", found.validation)
         if self.line:
-            _pack(arrays, "line", [self.line.slice])
-            _pack(arrays, "line_validation", _slices_of(self.line.validation))
+            for name, line in zip(("line", "line_validation"), _slices_of(self.line), strict=False):
+                _pack(arrays, name, [line])
         head = {
             **self._settings(),
             "version": _VERSION,
@@ -242,7 +229,8 @@ def _unpack(arrays: dict[str, np.ndarray], name: str) -> list[Slice]:
 
 
 def _slices_of(line: Line | None) -> list[Slice]:
-    return [line.slice] if line else []
+    """Return the slice of a line, and that of its validation batches."""
+    return [line.slice, *_slices_of(line.validation)] if line else []
 
 
 def _scores_of(line: Line | None) -> list[dict[str, Any]]:

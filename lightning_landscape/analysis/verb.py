@@ -139,7 +139,7 @@ class LandscapeCLI(_CLI):
         return {**_CLI.subcommands(), "analyze": {"model", "datamodule"}}
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse the arguments; for `analyze` refuse a broken checkpoint, and seed without a word."""
+        """Parse the arguments; for `analyze` refuse a broken checkpoint, and seed quietly."""
         super().parse_arguments(parser, args)
         if self.config.get("subcommand") == "analyze":
             own = self.config["analyze"]

@@ -256,7 +256,7 @@ class AsymmetryMonitor(Monitor):
         result = self.last
         if result is not None and self.figures == "last":
             output = self.output(trainer, result.step, figures="tensorboard")
-            plot = partial(plot_probe, output, result, self._history, self.alphas, self.normalize)
+            plot = partial(plot_probe, output, result, self._history, self.alphas)
             self.guarded(plot, "Plotting", spends="figures")
         self.tell(self.summary())
 
@@ -385,7 +385,7 @@ class AsymmetryMonitor(Monitor):
         output.arrays(self.name, survey_arrays(found.surveys, found.line))
         if self.affords_figures(output):
             with self.budget.spending("figures"):
-                plot_probe(output, found, self._history, self.alphas, self.normalize)
+                plot_probe(output, found, self._history, self.alphas)
         cost = {"seconds": self.budget.total() - began, "overhead": self.budget.overhead()}
         scalars = found.scalars(with_number=self.n_directions == "auto")
         output.scalars({**scalars, **cost}, logged=lambda tag: self.details or is_one_of_few(tag))

@@ -15,16 +15,9 @@ from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.measures.words import describe_surveys
 from lightning_landscape.measures.words_answers import answer_valley
-from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
+from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_survey
 from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.scalars import family_scalars, line_scalars
-
-_UNITS = {
-    "filter": "relative to the weights (filter norm)",
-    "layer": "relative to the weights (layer norm)",
-    "model": "relative to the weights (norm of the group)",
-    "none": "L2 norm",
-}
 
 # what loggers get of a family, of the line and of the cost without `details`
 _FEW = {"rate", "rate_low", "rate_high", "area", "area_low", "area_high", "n_directions"}
@@ -109,7 +102,7 @@ class SliceHistory:
 
 
 def plot_probe(
-    output: Output, probe: LandscapeProbe, history: SliceHistory, alphas: Tensor, normalize: str
+    output: Output, probe: LandscapeProbe, history: SliceHistory, alphas: Tensor
 ) -> None:
     """Plot the slices of each family and their history, and the line.
 
@@ -118,21 +111,14 @@ def plot_probe(
         probe: What was found.
         history: What was found so far, with this probe.
         alphas: The grid of the slices.
-        normalize: How long the directions are.
     """
-    unit = _UNITS[normalize]
     for family, found in probe.surveys.items():
-        options = {"validation": found.validation, "unit": unit, "step": probe.step}
-        slices = partial(plot_slices, family, found.slices, found.scores, found.rate, **options)
-        output.figure(family, slices)
+        output.figure(family, partial(plot_survey, found, step=probe.step))
         steps, rises = zip(*history.rows[family], strict=True)
         over_time = partial(plot_history, family, steps, alphas, torch.stack(rises))
         output.figure(f"history/{family}", over_time)
     if probe.line:
-        scores, options = probe.line_scores, {"step": probe.step}
-        if len(scores) > 1:
-            options |= {"validation": probe.line[1], "validation_score": scores[1]}
-        output.figure("swa/line", partial(plot_line, probe.line[0], scores[0], **options))
+        output.figure("swa/line", partial(plot_line, *probe.line, step=probe.step))
 
 
 def _median_rise(slices: Sequence[Slice]) -> Tensor:

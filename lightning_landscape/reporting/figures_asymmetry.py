@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,26 +12,18 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from lightning_landscape.measures.asymmetry import AsymmetryScore
-from lightning_landscape.measures.line import LineScore, rise_stderr
-from lightning_landscape.measures.quantiles import median_interval
+import lightning_landscape.reporting.style as style
+from lightning_landscape.measures.line import LineScore, compare_ends, rise_stderr
 from lightning_landscape.measures.slices import Slice, grid_index
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.measures.words import family_verdict, flat_side
-from lightning_landscape.reporting.style import (
-    INK,
-    MODES,
-    QUIET,
-    TRAIN,
-    VALIDATION,
-    add_scale,
-    cell_edges,
-    new_figure,
-    set_labels,
-    set_rises,
-    title_at,
-)
 
+_UNITS = {
+    "filter": "relative to the weights (filter norm)",
+    "layer": "relative to the weights (layer norm)",
+    "model": "relative to the weights (norm of the group)",
+    "none": "L2 norm",
+}
 _NOT_ASYMMETRIC = {
     "symmetric": "symmetric",
     "off-minimum": "still falling",
@@ -40,46 +31,33 @@ _NOT_ASYMMETRIC = {
 }
 
 
-def plot_slices(
-    family: str,
-    slices: Sequence[Slice],
-    scores: Sequence[AsymmetryScore],
-    rate: Mapping[str, Any],
-    *,
-    validation: Sequence[Slice] = (),
-    unit: str = "relative to the weights (filter norm)",
-    step: int | None = None,
-) -> Figure:
+def plot_survey(found: Survey, *, step: int | None = None) -> Figure:
     """Plot the slices along the directions of one family: each, their median and middle half.
 
     Args:
-        family: What the directions are called.
-        slices: One slice a direction, on one grid.
-        scores: Their scores.
-        rate: A survey's `rate`, of these and perhaps of further directions.
-        validation: The same directions on validation batches, if there are any.
-        unit: What alpha is measured in.
+        found: What was measured along them, with the validation batches if there are any.
         step: The training step, for the title.
 
     Returns:
         A figure. The y axis is the rise of the loss above the one at 0.
     """
-    lines = [(_area_line(scores), INK), *((text, INK) for text in _rate_lines(scores, rate))]
-    n_nonfinite = sum(line.n_nonfinite for line in slices)
-    if n_nonfinite:
-        lines.append((f"{n_nonfinite} losses were not finite: gaps", INK))
-    if validation:
-        lines += [("training batches", TRAIN), ("validation batches", VALIDATION)]
-    verdict = family_verdict(Survey(family, list(slices), [], list(scores), dict(rate)))
-    figure, axes = new_figure(f"{title_at(family, step)}: {verdict}", lines)
-    sets = [(slices, TRAIN), (validation, VALIDATION)] if validation else [(slices, TRAIN)]
+    slices = found.slices
+    lines = [(text, style.INK) for text in (_area_line(found), *_rate_lines(found))]
+    if n_nonfinite := sum(line.n_nonfinite for line in slices):
+        lines.append((f"{n_nonfinite} losses were not finite: gaps", style.INK))
+    sets = [(slices, style.TRAIN)]
+    if found.validation:
+        lines += [("training batches", style.TRAIN), ("validation batches", style.VALIDATION)]
+        sets.append((found.validation, style.VALIDATION))
+    title = f"{style.title_at(found.family, step)}: {family_verdict(found)}"
+    figure, axes = style.new_figure(title, lines)
     ends = np.array([_plot_family(axes, part, colour) for part, colour in sets])
-    set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
-    axes.axvline(0.0, color=QUIET, linewidth=0.8, linestyle=":")
-    set_labels(
-        axes,
-        f"alpha: distance, {unit}\n{len(slices)} directions (thick: median), {_batches(slices[0])}",
-        "rise of the loss above alpha = 0",
+    style.set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
+    axes.axvline(0.0, color=style.QUIET, linewidth=0.8, linestyle=":")
+    unit = _UNITS.get(found.normalize, found.normalize)
+    batches = f"{len(slices)} directions (thick: median), {_batches(slices[0])}"
+    axes.set(
+        xlabel=f"alpha: distance, {unit}\n{batches}", ylabel="rise of the loss above alpha = 0"
     )
     return figure
 
@@ -99,66 +77,59 @@ def plot_history(
         A figure. The colour scale ends at a power of ten, so that runs can be compared.
     """
     note = f"{len(steps)} probes; symmetric where mirrored"
-    figure, axes = new_figure(
-        f"{family}: median slice", [(note, INK), ("blue: below the current loss", TRAIN)], right=1.0
+    figure, axes = style.new_figure(
+        f"{family}: median slice",
+        [(note, style.INK), ("blue: below the current loss", style.TRAIN)],
+        right=1.0,
     )
     values = np.ma.masked_invalid(rises.T.numpy())
     largest = float(np.abs(values).max()) if values.count() else 1.0
     end = 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0
     mesh = axes.pcolormesh(
-        cell_edges(np.asarray(steps, dtype=float)),
-        cell_edges(alphas.numpy()),
+        style.cell_edges(np.asarray(steps, dtype=float)),
+        style.cell_edges(alphas.numpy()),
         values,
         norm=SymLogNorm(linthresh=end / 100, vmin=-end, vmax=end),
         cmap="RdBu_r",
     )
     ticks = [-end, -end / 10, -end / 100, 0, end / 100, end / 10, end]
-    add_scale(figure, axes, mesh, ticks, "rise of the loss")
+    style.add_scale(figure, axes, mesh, ticks, "rise of the loss")
     axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
     axes.locator_params(axis="x", nbins=4, integer=True)
-    set_labels(axes, "training step", "alpha")
+    axes.set(xlabel="training step", ylabel="alpha")
     return figure
 
 
-def plot_line(
-    train: Slice,
-    score: LineScore,
-    *,
-    validation: Slice | None = None,
-    validation_score: LineScore | None = None,
-    step: int | None = None,
-) -> Figure:
+def plot_line(train: Slice, validation: Slice | None = None, *, step: int | None = None) -> Figure:
     """Plot the loss from the current weights (`t = 0`) to the average (`t = 1`) and beyond.
 
     Args:
         train: The line on train batches.
-        score: Its score.
         validation: The line on validation batches, if there are any.
-        validation_score: Its score.
         step: The training step, for the title.
 
     Returns:
         A figure. The y axis is the rise of the loss above that of the current weights.
     """
-    named = [("training", train, score, TRAIN)]
-    if validation is not None and validation_score is not None:
-        named.append(("validation", validation, validation_score, VALIDATION))
-    lines = [(_gap_line(name, its_score), colour) for name, _, its_score, colour in named]
-    lines.append((_side_line(score), INK))
-    figure, axes = new_figure(title_at("current weights to average", step), lines)
-    ends = np.array([_plot_line(axes, line, its, colour) for _, line, its, colour in named])
-    set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
+    sets = [("training", train, compare_ends(train), style.TRAIN)]
+    if validation is not None:
+        sets.append(("validation", validation, compare_ends(validation), style.VALIDATION))
+    score = sets[0][2]
+    lines = [(_gap_line(name, own), colour) for name, _, own, colour in sets]
+    lines.append((_side_line(score), style.INK))
+    figure, axes = style.new_figure(style.title_at("current weights to average", step), lines)
+    ends = np.array([_plot_line(axes, line, own, colour) for _, line, own, colour in sets])
+    style.set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
     for t, name, side in ((0.0, "current ", "right"), (1.0, " average", "left")):
-        axes.axvline(t, color=QUIET, linewidth=0.8, linestyle=":")
+        axes.axvline(t, color=style.QUIET, linewidth=0.8, linestyle=":")
         axes.annotate(
             name, (t, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), ha=side,
-            textcoords="offset points", fontsize=9, color=INK,
+            textcoords="offset points", fontsize=style.SMALL, color=style.INK,
         )  # fmt: skip
-    set_labels(
-        axes,
-        f"t: distance from the current weights; 1 is {score.distance:.3g} (L2)\n"
+    axes.set(
+        xlabel=f"t: distance from the current weights; 1 is {score.distance:.3g} (L2)\n"
         f"± 1 standard error; {_batches(train)}",
-        "rise of the loss above t = 0",
+        ylabel="rise of the loss above t = 0",
     )
     return figure
 
@@ -209,28 +180,26 @@ def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _batches(line: Slice) -> str:
     n = line.losses.shape[1]
-    return f"{n} batch{'es' if n > 1 else ''}, {MODES.get(line.mode, line.mode)}"
+    return f"{n} batch{'es' if n > 1 else ''}, {style.MODES.get(line.mode, line.mode)}"
 
 
-def _area_line(scores: Sequence[AsymmetryScore]) -> str:
-    area, low, high = median_interval([score.area for score in scores])
+def _area_line(found: Survey) -> str:
+    area, low, high = found.area
     interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
     side = ", + side steep" if low > 0 else ", \N{MINUS SIGN} side steep" if high < 0 else ""
     return f"area {area:+.2f}{interval}{side}"
 
 
-def _rate_lines(scores: Sequence[AsymmetryScore], rate: Mapping[str, Any]) -> list[str]:
-    n, share = int(rate["n"]), float(rate["rate"])
+def _rate_lines(found: Survey) -> list[str]:
+    n, share, low, high = (float(found.rate[name]) for name in ("n", "rate", "low", "high"))
     if not n:
         return ["nothing was measured"]
-    interval = f"[{100 * float(rate['low']):.0f}, {100 * float(rate['high']):.0f}]"
-    first = f"asymmetric: {round(share * n)} of {n} directions, {100 * share:.0f} % {interval}"
-    counts = {
-        text: [score.verdict for score in scores].count(verdict)
-        for verdict, text in _NOT_ASYMMETRIC.items()
-    }
+    interval = f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    first = f"asymmetric: {round(share * n)} of {n:.0f} directions, {interval}"
+    verdicts = [score.verdict for score in found.scores]
+    counts = {text: verdicts.count(verdict) for verdict, text in _NOT_ASYMMETRIC.items()}
     others = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
-    shown = f"of the {len(scores)} shown" if n > len(scores) else "not asymmetric"
+    shown = f"of the {len(verdicts)} shown" if n > len(verdicts) else "not asymmetric"
     return [first, f"{shown}: {others}"] if others else [first]
 
 

@@ -12,22 +12,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import lightning_landscape.reporting.style as style
 from lightning_landscape.measures.breakdown import GradientBreakdown
-from lightning_landscape.reporting.style import (
-    INK,
-    MODES,
-    QUIET,
-    VALIDATION,
-    add_scale,
-    cell_edges,
-    decades,
-    new_figure,
-    set_labels,
-    short,
-    title_at,
-)
 
-_MEASURED = VALIDATION
+_MEASURED = style.VALIDATION
 _LAYERS = matplotlib.colormaps["viridis"]
 _MOST_NAMES = 12  # on the axis of a heat map
 
@@ -53,15 +41,17 @@ def plot_breakdown(
     lines = [
         (_limits_line(found), _MEASURED),
         (_model_line(found), "black"),
-        *((text, INK) for text in _layer_lines(found, most)),
+        *((text, style.INK) for text in _layer_lines(found, most)),
     ]
-    figure, axes = new_figure(title_at(f"breakdown along {direction}", step), lines, left=0.85)
+    figure, axes = style.new_figure(
+        style.title_at(f"breakdown along {direction}", step), lines, left=0.85
+    )
     axes.set_xscale("log")
     etas = found.etas.numpy()
     for k, row in enumerate(values):
         colour = _LAYERS(0.9 * k / max(len(values) - 1, 1))
-        style = {"linewidth": 2.2, "marker": "o", "markersize": 4} if k == most else {}
-        axes.plot(etas, row, color=colour, **{"linewidth": 1, "marker": ".", **style})
+        thick = {"linewidth": 2.2, "marker": "o", "markersize": 4} if k == most else {}
+        axes.plot(etas, row, color=colour, **{"linewidth": 1, "marker": ".", **thick})
     axes.plot(etas, model, color="black", linestyle="--", linewidth=1.6, label="model", zorder=4)
     axes.set_xlim(etas[0] / 1.25, etas[-1] * 1.25)
     _scale(axes, np.concatenate([values.ravel(), model]))
@@ -70,8 +60,8 @@ def plot_breakdown(
     axes.set_xticks(shown, [f"{eta:.2g}" for eta in shown])
     axes.minorticks_off()
     unit = "1 is the step taken (grey)" if is_update else "in units of the direction"
-    batch = f"one batch, {MODES.get(mode, mode)}"
-    set_labels(axes, f"eta: how far, {unit}\n{batch}", "relative change of the gradient")
+    batch = f"one batch, {style.MODES.get(mode, mode)}"
+    axes.set(xlabel=f"eta: how far, {unit}\n{batch}", ylabel="relative change of the gradient")
     return figure
 
 
@@ -91,25 +81,25 @@ def plot_breakdown_history(
         A figure. The colour scale ends at powers of ten, so that runs can be compared.
     """
     grid = np.ma.masked_invalid(_positive(values).T)
-    low, high = decades(float(grid.min()), float(grid.max())) if grid.count() else (0.1, 10.0)
+    low, high = style.decades(float(grid.min()), float(grid.max())) if grid.count() else (0.1, 10.0)
     every = max(1, math.ceil(len(layers) / _MOST_NAMES))
     named = f", every {every}th is named" if every > 1 else ""
-    lines = [(f"{len(steps)} probes, {len(layers)} layers{named}; blank: no gradient", INK)]
-    figure, axes = new_figure(f"breakdown along {direction}", lines, left=1.45, right=0.98)
+    lines = [(f"{len(steps)} probes, {len(layers)} layers{named}; blank: no gradient", style.INK)]
+    figure, axes = style.new_figure(f"breakdown along {direction}", lines, left=1.45, right=0.98)
     mesh = axes.pcolormesh(
-        cell_edges(np.asarray(steps, dtype=float)),
+        style.cell_edges(np.asarray(steps, dtype=float)),
         np.arange(len(layers) + 1) - 0.5,
         grid,
         norm=LogNorm(low, high),
         cmap="magma",
     )
     ticks = 10.0 ** np.arange(round(math.log10(low)), round(math.log10(high)) + 1)
-    add_scale(figure, axes, mesh, ticks[:: math.ceil(len(ticks) / 6)].tolist(), "change")
+    style.add_scale(figure, axes, mesh, ticks[:: math.ceil(len(ticks) / 6)].tolist(), "change")
     axes.set_yticks(range(0, len(layers), every), [_short(name) for name in layers[::every]])
     axes.invert_yaxis()
     axes.grid(False)
     axes.locator_params(axis="x", nbins=3, integer=True)
-    axes.set_xlabel(f"training step; measured at eta = {eta:.3g}", fontsize=9)
+    axes.set_xlabel(f"training step; measured at eta = {eta:.3g}")
     return figure
 
 
@@ -118,23 +108,23 @@ def _scale(axes: Axes, values: np.ndarray) -> None:
     known = values[np.isfinite(values)]
     if not len(known):
         return
-    low, high = decades(float(known.min()), float(known.max()))
+    low, high = style.decades(float(known.min()), float(known.max()))
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     powers = np.arange(round(math.log10(low)), round(math.log10(high)) + 1)
     ticks = 10.0 ** powers[:: math.ceil(len(powers) / 6)]
-    axes.set_yticks(ticks, [short(tick) for tick in ticks])
+    axes.set_yticks(ticks, [style.short(tick) for tick in ticks])
 
 
 def _mark_limits(axes: Axes, found: GradientBreakdown, is_update: bool) -> None:
     low, high = axes.get_xlim()
     trust = found.trust_lr / (found.relative_step or math.nan)
     marks = [(found.descent_limit, _MEASURED, "-"), (found.break_even, _MEASURED, ":")]
-    for eta, colour, style in [*marks, (trust, "black", ":")]:
+    for eta, colour, dash in [*marks, (trust, "black", ":")]:
         if low < eta < high:
-            axes.axvline(eta, color=colour, linestyle=style, linewidth=1.4)
+            axes.axvline(eta, color=colour, linestyle=dash, linewidth=1.4)
     if is_update:
-        axes.axvline(1.0, color=QUIET, linewidth=4, alpha=0.5, zorder=1)
+        axes.axvline(1.0, color=style.QUIET, linewidth=4, alpha=0.5, zorder=1)
 
 
 def _limits_line(found: GradientBreakdown) -> str:

@@ -11,15 +11,7 @@ from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_landscape.reporting.style import (
-    INK,
-    MODES,
-    SMALL,
-    VALIDATION,
-    add_scale,
-    new_figure,
-    set_labels,
-)
+import lightning_landscape.reporting.style as style
 
 _LEVELS = 14
 
@@ -51,8 +43,8 @@ def plot_plane(
     Returns:
         A figure.
     """
-    lines = [(f"lines: equal shares of the points; {MODES.get(mode, mode)}", INK)]
-    figure, axes = new_figure(title, lines, right=1.0)
+    lines = [(f"lines: equal shares of the points; {style.MODES.get(mode, mode)}", style.INK)]
+    figure, axes = style.new_figure(title, lines, right=1.0)
     values = np.ma.masked_invalid(mean.numpy().T)
     levels = np.unique(np.quantile(values.compressed(), np.linspace(0, 1, _LEVELS)))
     if len(levels) > 1:
@@ -63,14 +55,16 @@ def plot_plane(
         filled = axes.contourf(x, y, values, levels=levels, cmap="viridis", norm=norm)
         axes.contour(x, y, values, levels=levels, colors="w", linewidths=0.4)
         ticks = levels[:: math.ceil(len(levels) / 6)]
-        add_scale(figure, axes, filled, ticks.tolist(), "loss, mean over the batches")
+        style.add_scale(figure, axes, filled, ticks.tolist(), "loss, mean over the batches")
     for k, (name, (x, y)) in enumerate((marks or {}).items()):
-        axes.plot(x, y, marker="o^sD"[k % 4], color=VALIDATION, markeredgecolor="w", markersize=8)
+        axes.plot(
+            x, y, marker="o^sD"[k % 4], color=style.VALIDATION, markeredgecolor="w", markersize=8
+        )
         axes.annotate(
-            name, (x, y), xytext=(6, 6), textcoords="offset points", color="w", fontsize=SMALL
+            name, (x, y), xytext=(6, 6), textcoords="offset points", color="w", fontsize=style.SMALL
         )
     axes.set_aspect("equal", adjustable="datalim" if marks is None else "box")
     axes.locator_params(nbins=5)
-    set_labels(axes, *labels)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid(visible=False)
     return figure

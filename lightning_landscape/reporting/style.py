@@ -58,13 +58,9 @@ def new_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL, color=QUIET)
     axes.grid(alpha=0.25, linewidth=0.6, axis="y")
+    axes.xaxis.label.set_size(SMALL)
+    axes.yaxis.label.set_size(SMALL)
     return figure, axes
-
-
-def set_labels(axes: Axes, x: str, y: str) -> None:
-    """Say what the axes are; the label of x may have two lines."""
-    axes.set_xlabel(x, fontsize=SMALL)
-    axes.set_ylabel(y, fontsize=SMALL)
 
 
 def title_at(text: str, step: int | None) -> str:

@@ -14,9 +14,9 @@ from PIL import Image
 from lightning_landscape import FunctionObjective, measure_breakdown
 from lightning_landscape.measures.asymmetry import score_asymmetry
 from lightning_landscape.measures.breakdown import DEFAULT_ETAS
-from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
-from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_slices
+from lightning_landscape.measures.survey import survey_of
+from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_survey
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
 from lightning_landscape.reporting.style import png
 
@@ -30,9 +30,10 @@ def valley(steepness, n_batches=3, mode="train", scale=1.0):
     return Slice(GRID, loss[:, None] + 0.01 * torch.arange(n_batches), 2.0, mode, "valley")
 
 
-def slices_figure(slices, rate=None, **options):
-    scores = [score_asymmetry(line) for line in slices]
-    return plot_slices("uniform@norm", slices, scores, RATE | (rate or {}), **options)
+def slices_figure(slices, rate=None, validation=(), normalize="filter", step=None):
+    rate = RATE | (rate or {})
+    found = survey_of("uniform@norm", slices, validation, normalize=normalize, rate=rate)
+    return plot_survey(found, step=step)
 
 
 def history(steps=(7, 9, 20), scale=1.0):
@@ -43,8 +44,7 @@ def history(steps=(7, 9, 20), scale=1.0):
 def line_figure(step=5, scale=1.0):
     train = torch.stack([(T + 0.2) ** 2, (T + 0.1) ** 2, (T + 0.15) ** 2], dim=1)
     train, other = Slice(T, scale * train, 3.0, "train"), Slice(T, T - T**2 / 99, 3.0, "train")
-    scores = {"validation": other, "validation_score": compare_ends(other)}
-    return plot_line(train, compare_ends(train), step=step, **scores)
+    return plot_line(train, other, step=step)
 
 
 def product(n=4, etas=DEFAULT_ETAS["update"]):
@@ -131,6 +131,10 @@ def test_slices_say_what_they_are():
     areas = [score_asymmetry(valley(a)).area for a in range(3, 11)]
     assert f"area {np.median(areas):+.2f} [" in text
     assert "], + side steep" in text
+
+
+def test_the_unit_of_alpha_is_that_of_the_directions():
+    assert "alpha: distance, L2 norm" in words(slices_figure([valley(4.0)], normalize="none"))
 
 
 def test_directions_that_are_not_asymmetric_are_counted_with_their_reason():

@@ -14,7 +14,6 @@ from made_up_runs import records, write_run
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_landscape.measures.asymmetry import score_asymmetry
-from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.reporting.figures_asymmetry import plot_line
@@ -186,7 +185,7 @@ def test_the_error_of_a_rise_is_paired_over_the_batches():
     data = line_data(Slice(t, t[:, None] ** 2 + levels, 2.0))["train"]
     assert data["rise_stderr"].tolist() == pytest.approx([0.0] * 7, abs=1e-12)
     assert min(data["stderr"].tolist()) > 1
-    axes = plot_line(Slice(t, t[:, None] ** 2 + levels, 2.0), compare_ends(Slice(t, t**2))).axes[0]
+    axes = plot_line(Slice(t, t[:, None] ** 2 + levels, 2.0)).axes[0]
     band = axes.collections[0].get_paths()[0].get_extents()
     assert band.height == pytest.approx(4.0)  # of the curve itself, from 0 to 2 ** 2
 
