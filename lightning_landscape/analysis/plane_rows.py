@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lightning_landscape.objective import Objective, gather_losses, losses_at
 from lightning_landscape.params import Params, l2_norm
+from lightning_landscape.reporting.files import write_whole
 
 
 def evaluate_rows(
@@ -101,10 +101,3 @@ def _evaluate_row(
     }
     along = objective.at({**origin, **start}).along(d2)
     return gather_losses(objective, losses_at(along, alphas2.tolist()))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.analysis.plane_rows import (
-    RowFolder,
-    evaluate_rows,
-    plane_head,
-    write_whole,
-)
+from lightning_landscape.analysis.plane_rows import RowFolder, evaluate_rows, plane_head
 from lightning_landscape.analysis.progress import progress_bar, say_cost
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.isolation import Mode
@@ -29,6 +21,8 @@ from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
+from lightning_landscape.reporting.arrays import npz_content, read_arrays, reading_what
+from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame
 from lightning_landscape.reporting.records import Record
 from lightning_landscape.reporting.results import plane_data
@@ -89,10 +83,10 @@ class Plane:
             [[1.0, 1.0]]
         """
         one, two, losses = (
-            torch.tensor(content[name], dtype=torch.float64)
+            torch.as_tensor(content[name], dtype=torch.float64)
             for name in ("alphas1", "alphas2", "losses")
         )
-        first, second = content["distances"]
+        first, second = map(float, content["distances"])
         return cls(one, two, losses, str(content["mode"]), (first, second))
 
     def record(
@@ -140,17 +134,8 @@ class Plane:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one `.npz` file, without pickle; all of it or nothing."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            allow_pickle=False,
-            alphas1=self.alphas1.numpy(),
-            alphas2=self.alphas2.numpy(),
-            losses=self.losses.numpy(),
-            mode=np.array(self.mode),
-            distances=np.array(self.distances),
-        )
-        write_whole(Path(path), buffer.getvalue())
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_whole(Path(path), npz_content(arrays, compressed=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Plane:
@@ -159,18 +144,8 @@ class Plane:
         Raises:
             ValueError: If the file is missing, or holds something else.
         """
-        try:
-            with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-                one, two, losses = (
-                    torch.from_numpy(file[name]) for name in ("alphas1", "alphas2", "losses")
-                )
-                first, second = file["distances"].tolist()
-                return cls(one, two, losses, str(file["mode"]), (first, second))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} must be a file that Plane.save wrote. It is missing, truncated or "
-                f"something else ({type(error).__name__}: {error})."
-            ) from error
+        with reading_what("Plane.save", path):
+            return cls.from_dict(read_arrays(path))
 
     def figure(
         self, basis: PlaneBasis | None = None, names: Iterable[str] = ("a", "b", "c")

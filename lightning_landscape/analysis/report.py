@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from lightning_landscape.analysis.plane_rows import write_whole
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.survey import Survey, survey_of
 from lightning_landscape.measures.words import describe_line, describe_surveys
 from lightning_landscape.measures.words_answers import answer_valley
+from lightning_landscape.reporting.arrays import (
+    npz_content,
+    read_arrays,
+    reading_what,
+    slices_of,
+)
 from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_survey
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown
+from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame, page
 from lightning_landscape.reporting.records import Record
 from lightning_landscape.reporting.results import breakdown_data, family_data, line_data
@@ -166,9 +169,8 @@ class Report:
             "line": _scores_of(self.line),
             "breakdown": self.breakdown.to_dict() if self.breakdown else None,
         }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, report=np.array(json.dumps(head)), **arrays)
-        write_whole(Path(path), buffer.getvalue())
+        content = npz_content({"report": json.dumps(head), **arrays}, compressed=True)
+        write_whole(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
@@ -177,15 +179,9 @@ class Report:
         Raises:
             ValueError: If the file is missing, or holds something else.
         """
-        try:
-            with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-                arrays = dict(file)
+        with reading_what("Report.save", path):
+            arrays = read_arrays(path)
             head = json.loads(str(arrays["report"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} must be a file that Report.save wrote. It is missing, truncated or "
-                f"something else ({type(error).__name__}: {error})."
-            ) from error
         if head["version"] > _VERSION:
             raise ValueError(
                 f"{path} was written by a newer version of lightning_landscape (file version "
@@ -216,16 +212,7 @@ def _pack(arrays: dict[str, np.ndarray], name: str, slices: list[Slice]) -> None
 
 
 def _unpack(arrays: dict[str, np.ndarray], name: str) -> list[Slice]:
-    if f"{name}_losses" not in arrays:
-        return []
-    alphas = torch.from_numpy(arrays[f"{name}_alphas"])
-    mode, label = str(arrays[f"{name}_mode"]), str(arrays[f"{name}_label"])
-    return [
-        Slice(alphas, torch.from_numpy(losses), float(distance), mode, label)
-        for losses, distance in zip(
-            arrays[f"{name}_losses"], arrays[f"{name}_distance"], strict=True
-        )
-    ]
+    return slices_of(arrays, f"{name}_") if f"{name}_losses" in arrays else []
 
 
 def _slices_of(line: Line | None) -> list[Slice]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_landscape.callbacks.average import WeightAverage
 from lightning_landscape.callbacks.swa_statistics import NormedAverage
-from lightning_landscape.reporting.files import write_whole
+from lightning_landscape.reporting.files import write_into
 
 __all__ = ["load_swa_weights"]
 
@@ -89,7 +89,7 @@ def save_average(folder: str, name: str, state: dict[str, Any], step: int) -> st
     """
     file, content = f"{name.replace('/', '-')}-step={step}.ckpt", io.BytesIO()
     torch.save({"global_step": step, "callbacks": {state_key(name): state}}, content)
-    write_whole(folder, file, content.getvalue())
+    write_into(folder, file, content.getvalue())
     return f"{folder.rstrip('/')}/{file}"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,14 @@ def load_slices(path: str | Path) -> list[Slice]:
         >>> again.label, again.distance, again.mean.tolist()
         ('sign', 2.0, [1.0, 1.0, 1.0])
     """
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-        groups = [name.removesuffix("losses") for name in found.files if name.endswith("losses")]
-        if not groups:
-            raise ValueError(
-                "`path` must lead to a file with slices, as AsymmetryMonitor writes. Got "
-                f"{str(path)!r}, which holds {found.files}."
-            )
-        return [line for group in groups for line in _slices(found, group)]
+    arrays = read_arrays(path)
+    groups = [name.removesuffix("losses") for name in arrays if name.endswith("losses")]
+    if not groups:
+        raise ValueError(
+            "`path` must lead to a file with slices, as AsymmetryMonitor writes. Got "
+            f"{str(path)!r}, which holds {list(arrays)}."
+        )
+    return [line for group in groups for line in slices_of(arrays, group)]
 
 
 def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> dict[str, Any]:
@@ -94,18 +96,17 @@ def read_surveys(path: str | Path) -> tuple[dict[str, Survey], list[Slice]]:
     for line in load_slices(path):
         by_label.setdefault(line.label, []).append(line)
     lines = [line for label in ("swa", "swa, validation") for line in by_label.pop(label, [])]
-    surveys = {}
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-        for family, slices in by_label.items():
-            if not family.endswith(", validation"):
-                values, unit = (found.get(f"{family}/{name}") for name in ("rate", "normalize"))
-                surveys[family] = survey_of(
-                    family,
-                    slices,
-                    by_label.get(f"{family}, validation", []),
-                    normalize="filter" if unit is None else str(unit),
-                    rate=None if values is None else dict(zip(_RATE, values.tolist(), strict=True)),
-                )
+    arrays, surveys = read_arrays(path), {}
+    for family, slices in by_label.items():
+        if not family.endswith(", validation"):
+            values = arrays.get(f"{family}/rate")
+            surveys[family] = survey_of(
+                family,
+                slices,
+                by_label.get(f"{family}, validation", []),
+                normalize=str(arrays.get(f"{family}/normalize", "filter")),
+                rate=None if values is None else dict(zip(_RATE, values.tolist(), strict=True)),
+            )
     return surveys, lines
 
 
@@ -114,8 +115,7 @@ def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, Step
 
     The mode is `""` in files of version 0.1.
     """
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-        arrays = {name: found[name].tolist() for name in found.files}
+    arrays = {name: array.tolist() for name, array in read_arrays(path).items()}
     labels = [name.removesuffix("/breakdown") for name in arrays if name.endswith("/breakdown")]
     results = {}
     for label in labels:
@@ -128,8 +128,7 @@ def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, Step
 
 def is_of_0_1(path: str | Path) -> bool:
     """Return whether a file is one of version 0.1, which wrote one for each family."""
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-        return "losses" in found.files
+    return "losses" in read_arrays(path)
 
 
 def slice_arrays(kind: str, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
@@ -161,26 +160,45 @@ def breakdown_arrays(
     return {f"{label}/{name}": np.array(value) for name, value in {**named, "mode": mode}.items()}
 
 
-def npz_content(arrays: Mapping[str, Any]) -> bytes:
+def npz_content(arrays: Mapping[str, Any], *, compressed: bool = False) -> bytes:
     """Return the content of an `.npz` file; without pickle, so that it is safe to read."""
     buffer = io.BytesIO()
     named: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
-    np.savez(buffer, **named)
+    save = np.savez_compressed if compressed else np.savez
+    save(buffer, **named)
     return buffer.getvalue()
 
 
-def _names(kind: Any) -> list[str]:
-    return [field.name for field in fields(kind)]
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an `.npz` file, by name; a file with pickled objects is refused."""
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        return dict(found)
 
 
-def _slices(found: Any, group: str) -> list[Slice]:
-    losses, distances, mode, labels = (
-        found[group + name] for name in ("losses", "distance", "mode", "label")
-    )
-    alphas = torch.from_numpy(found[f"{group}alphas"])
+@contextmanager
+def reading_what(writer: str, path: str | Path) -> Iterator[None]:
+    """Turn what is wrong with a file into a ValueError that says who should have written it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} must be a file that {writer} wrote. It is missing, truncated or something "
+            f"else ({type(error).__name__}: {error})."
+        ) from error
+
+
+def slices_of(arrays: Mapping[str, np.ndarray], prefix: str) -> list[Slice]:
+    """Return the slices whose arrays have names of a prefix and `alphas`, `losses`, ..."""
+    losses, distances, mode = (arrays[prefix + name] for name in ("losses", "distance", "mode"))
+    alphas = torch.from_numpy(arrays[f"{prefix}alphas"])
+    labels = np.broadcast_to(arrays[f"{prefix}label"], len(losses))  # one may be that of all
     unknown = [math.nan] * len(losses)  # in files of version 0.1
-    signs = found.get(f"{group}sign_agreement", unknown)
+    signs = arrays.get(f"{prefix}sign_agreement", unknown)
     return [
         Slice(alphas, torch.from_numpy(loss), float(distance), str(mode), str(label), float(sign))
         for loss, distance, label, sign in zip(losses, distances, labels, signs, strict=True)
     ]
+
+
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]

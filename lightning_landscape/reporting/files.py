@@ -32,18 +32,26 @@ def name_of_run(trainer: Any) -> str:
     return "run"
 
 
-def write_whole(folder: str, name: str, content: bytes) -> None:
-    """Write a file, or leave nothing: the folder may also be a URL that fsspec knows.
+def write_into(folder: str, name: str, content: bytes) -> None:
+    """Write a file whole into a folder that may have to be made, or be a URL that fsspec knows.
 
     Raises:
         OSError: If it could not be written.
     """
     if "://" in folder:
         _upload(folder, name, content)
-        return
-    path = Path(folder, name)
-    partial = path.with_name(f".{name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_whole(Path(folder, name), content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, or leave nothing.
+
+    Raises:
+        OSError: If it could not be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
         os.replace(partial, path)

@@ -18,7 +18,7 @@ from lightning_landscape.reporting.board import (
     write_layout,
     write_png,
 )
-from lightning_landscape.reporting.files import folder_of_run, name_of_run, write_whole
+from lightning_landscape.reporting.files import folder_of_run, name_of_run, write_into
 from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import PLUGIN, Record, write_record
 from lightning_landscape.reporting.run_records import RunRecords
@@ -219,7 +219,7 @@ class Output:
         if folder is None:
             return
         try:
-            write_whole(folder, written(name).replace("/", "-"), content())
+            write_into(folder, written(name).replace("/", "-"), content())
         except OSError as error:
             self._warn_once(
                 f"folder {folder}",

@@ -58,8 +58,8 @@ def new_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL, color=QUIET)
     axes.grid(alpha=0.25, linewidth=0.6, axis="y")
-    axes.xaxis.label.set_size(SMALL)
-    axes.yaxis.label.set_size(SMALL)
+    axes.xaxis.label.set_fontsize(SMALL)
+    axes.yaxis.label.set_fontsize(SMALL)
     return figure, axes
 
 
