@@ -153,17 +153,14 @@ def _staged(
     """Return what was measured, and whether this is the first of several processes."""
     settings, source = _settings(options)
     check_outputs(save=options.save, html=options.html, figures=options.figures)
-    cli = build(settings, source, options.model, options.data, rest)
-    stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
-    if not overrides(cli.model, "configure_model"):  # else its layers are not there yet
-        for path in options.ckpt:
-            _weights(stage, path, options)
-    file = checkpoint_file(options.ckpt[0])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning\.")
-        found = stage.run(
-            lambda: measure(stage), ckpt_path=str(file), weights_only=not options.unsafe
-        )
+    with _quiet_lightning():
+        cli = build(settings, source, options.model, options.data, rest)
+        stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
+        if not overrides(cli.model, "configure_model"):  # else its layers are not there yet
+            for path in options.ckpt:
+                _weights(stage, path, options)
+        file = str(checkpoint_file(options.ckpt[0]))
+        found = stage.run(lambda: measure(stage), ckpt_path=file, weights_only=not options.unsafe)
     return found, cli.trainer.is_global_zero
 
 
@@ -241,7 +238,7 @@ def build(
     cli, trainer = import_cli()
     module, data_module = lightning_bases()
     try:
-        with _quiet():
+        with _no_arguments():
             return cli(
                 module,
                 data_module if "data" in settings else None,
@@ -284,9 +281,8 @@ def _beside(checkpoint: str) -> Path | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _no_arguments() -> Iterator[None]:
     """Let LightningCLI read what it is given, not the command line, and say nothing."""
-    _silence_lightning()
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
         with warnings.catch_warnings():
@@ -296,10 +292,20 @@ def _quiet() -> Iterator[None]:
         sys.argv = arguments
 
 
-def _silence_lightning() -> None:
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
     """Leave out what Lightning says about devices and checkpoints; each package sets its level."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning\.")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {

@@ -113,7 +113,9 @@ def out(capsys):
 def test_analyze_prints_the_verdict_and_writes_the_numbers(checkpoint, tmp_path, capsys):
     report = str(tmp_path / "report.npz")
     few = ["--families", "gaussian", "--n_directions", "2", "--n_points", "5"]
+    level = logging.getLogger("lightning.pytorch").level
     assert main(["analyze", str(checkpoint), *few, *FEW, "--save", report]) == 0
+    assert logging.getLogger("lightning.pytorch").level == level  # in a script that calls `main`
     assert "gaussian" in capsys.readouterr().out
     assert len(Report.load(report).families["gaussian"].slices) == 2
 
