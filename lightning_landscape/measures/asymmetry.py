@@ -117,9 +117,9 @@ def score_asymmetry(slice: Slice, *, rise: float = 0.5) -> AsymmetryScore:
             "`slice` must have half its radius on its grid: `n_points` must be 4 * k + 1 (5, 9, "
             f"13, ...). Got {len(slice.alphas)} points. Use symmetric_grid(radius, 13)."
         )
-    plus, minus = (_ratio_with_flat_side(sides, side, radius / 2, radius) for side in (1, -1))
+    plus, minus = sides.ratios(radius / 2, radius)
     ratio = max(plus, minus)
-    area, stderr, minimum, fall = sides.area(), _jackknife(slice), slice.minimum, sides.fall()
+    area, stderr, minimum = sides.area(), _jackknife(slice), slice.minimum
     return AsymmetryScore(
         area=area,
         area_corrected=sides.area(sides.slope),
@@ -128,7 +128,7 @@ def score_asymmetry(slice: Slice, *, rise: float = 0.5) -> AsymmetryScore:
         rise_minus=float(sides.minus[-1]),
         slope=sides.slope,
         minimum=minimum,
-        fall=fall,
+        fall=sides.fall(),
         width=_width(sides),
         rise_radius=_first_reach(sides.distance, (sides.plus + sides.minus) / 2, rise),
         ratio=ratio,
@@ -182,8 +182,7 @@ def asymmetry_ratio(slice: Slice, *, zeta: float, r: float) -> float:
         >>> asymmetry_ratio(Slice(alphas, torch.tensor([0.5, 0.25, 0, 1, 2])), zeta=0.5, r=1.0)
         4.0
     """
-    sides = _Sides.of(slice.alphas, slice.mean)
-    return max(_ratio_with_flat_side(sides, side, zeta, r) for side in (1, -1))
+    return max(_Sides.of(slice.alphas, slice.mean).ratios(zeta, r))
 
 
 def is_asymmetric(slice: Slice, *, r: float, p: float, c: float, zeta: float) -> bool:
@@ -243,13 +242,13 @@ def cannot_count(part: Slice, *, c: float = 2.0) -> bool:
         True
     """
     sides = _Sides.of(part.alphas, part.mean)
-    if sides.plus.isnan().any() or (sides.plus.isinf().any() and sides.minus.isinf().any()):
+    if sides.plus.isnan().any() or all(sides.blown()):
         return True
     innermost, radius = float(sides.distance[1]), float(sides.distance[-1])
     if innermost == radius:  # two points make no interval
         return False
     zeta = max(innermost, radius / 2)
-    return max(_ratio_with_flat_side(sides, side, zeta, radius) for side in (1, -1)) <= c
+    return max(sides.ratios(zeta, radius)) <= c
 
 
 @dataclass(frozen=True)
@@ -282,15 +281,19 @@ class _Sides:
             return cls(distance, nothing, nothing, math.nan, rounding)
         return cls(distance, _unbounded(plus), _unbounded(minus), slope, rounding)
 
+    def blown(self) -> tuple[bool, bool]:
+        """Whether the loss is not finite somewhere on the + side, and on the - side."""
+        return bool(self.plus.isinf().any()), bool(self.minus.isinf().any())
+
     def fall(self) -> float:
         return max(-float(self.plus.min()), -float(self.minus.min()))  # both hold the 0 of L(0)
 
     def area(self, slope: float = 0.0) -> float:
         if self.plus.isnan().any():
             return math.nan
-        blown = bool(self.plus.isinf().any()), bool(self.minus.isinf().any())
-        if any(blown):
-            return float(blown[0]) - float(blown[1])
+        blown_plus, blown_minus = self.blown()
+        if blown_plus or blown_minus:
+            return float(blown_plus) - float(blown_minus)
         plus = float(torch.trapezoid(self.plus - slope * self.distance, self.distance))
         minus = float(torch.trapezoid(self.minus + slope * self.distance, self.distance))
         total = abs(plus) + abs(minus)
@@ -315,9 +318,12 @@ class _Sides:
         distance = self.distance[inside]
         return _slopes(flat[inside], distance), _slopes(steep[inside], distance)
 
+    def ratios(self, zeta: float, r: float) -> tuple[float, float]:
+        """The ratio with the flat side at +, and with the flat side at -."""
+        return _ratio(*self.slopes(1, zeta, r)), _ratio(*self.slopes(-1, zeta, r))
 
-def _ratio_with_flat_side(sides: _Sides, flat_side: int, zeta: float, r: float) -> float:
-    flat, steep = sides.slopes(flat_side, zeta, r)
+
+def _ratio(flat: Tensor, steep: Tensor) -> float:
     steepest_flat, least_steep = float(flat.max()), float(steep.min())
     if math.isnan(steepest_flat) or math.isnan(least_steep):
         return math.nan
@@ -373,8 +379,7 @@ def _jackknife(line: Slice) -> float:
 def _verdict(
     sides: _Sides, area: float, stderr: float, minimum: float, ratio: float, *, n_batches: int
 ) -> Verdict:
-    both_blown = bool(sides.plus.isinf().any() and sides.minus.isinf().any())
-    if math.isnan(area) or both_blown:
+    if math.isnan(area) or all(sides.blown()):
         return "unresolved"
     # on some grids a quarter of the radius, a grid point, is rounded up
     far = abs(minimum) > (1 + 1e-9) * float(sides.distance[-1]) / 4
