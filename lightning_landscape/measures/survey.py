@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 from torch import Tensor, nn
@@ -26,16 +27,14 @@ from lightning_landscape.measures.notebook import survey_html
 from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.rates import AsymmetryRate
 from lightning_landscape.measures.sequential import FIRST, check_precision, sequential_design
-from lightning_landscape.measures.slices import (
-    Slice,
-    evaluate_pairs,
-    evaluate_slice,
-    split_batches,
-)
+from lightning_landscape.measures.slices import Slice, evaluate_pairs, evaluate_slice, split_batches
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, group_names
 
 __all__ = ["Survey", "survey"]
+
+
+_MEDIANS = "area", "area_corrected", "ratio", "rise_radius"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +90,7 @@ class Survey:
             "validation": [line.to_dict() for line in self.validation],
             "scores": [score.to_dict() for score in self.scores],
             "rate": dict(self.rate),
-            "area": list(self.area),
-            "area_corrected": list(self.area_corrected),
-            "ratio": list(self.ratio),
-            "rise_radius": list(self.rise_radius),
+            **{name: list(getattr(self, name)) for name in _MEDIANS},
         }
 
 
@@ -172,12 +168,10 @@ def survey(
     for family in families:
         if group_names(objective.params, split_family(family)[1], module):
             # ranks share their directions: a sum over ranks would count each direction many times
-            rate = AsymmetryRate(
-                precision=precision if n_directions == "auto" else None, sync_on_compute=False
-            )
-            first = (sample(family, k) for k in range(n_first))
-            further = (sample(family, k) for k in range(n_first, n_all))
-            measured = _measure(objective, family, alphas, first, further, rate, validation)
+            narrow = precision if n_directions == "auto" else None
+            rate = AsymmetryRate(precision=narrow, sync_on_compute=False)
+            directions = (sample(family, k) for k in range(n_all))
+            measured = _measure(objective, family, alphas, directions, rate, validation, n_first)
             found[family] = replace(measured, normalize=normalize)
     if not found:
         raise ValueError(
@@ -210,7 +204,7 @@ def survey_along(
     """
     rate = AsymmetryRate(sync_on_compute=False)
     alphas = scoring_grid(radius, n_points)
-    return _measure(objective, family, alphas, directions, (), rate, validation)
+    return _measure(objective, family, alphas, directions, rate, validation)
 
 
 def survey_of(
@@ -243,36 +237,35 @@ def _measure(
     objective: Objective,
     family: str,
     alphas: Tensor,
-    first: Iterable[Params],
-    further: Iterable[Params],
+    directions: Iterable[Params],
     rate: AsymmetryRate,
     validation: Sequence[bool],
+    n_whole: int | None = None,
 ) -> Survey:
-    """Evaluate the first directions whole, and further ones until the rate is precise."""
+    """Evaluate the first directions whole, or all, and further ones until the rate is precise."""
 
     def scored(joint: Slice) -> Slice:
         return split_batches(joint, validation)[0]
 
-    whole = [evaluate_slice(objective, way, alphas, label=family) for way in first]
+    ways = iter(directions)
+    whole = [evaluate_slice(objective, way, alphas, label=family) for way in islice(ways, n_whole)]
     parts = [split_batches(joint, validation) for joint in whole]
-    scores = [score_asymmetry(part[0]) for part in parts]
+    slices = [part[0] for part in parts]
+    validated = [line for part in parts for line in part[1:]]
+    scores = [score_asymmetry(line) for line in slices]
     for score in scores:
         rate.update(score)
     centre = whole[0].losses[len(alphas) // 2]
-    for way in further:
+
+    def enough(part: Slice) -> bool:
+        return cannot_count(scored(part), c=rate.c)
+
+    for way in ways:
         if rate.is_precise:
             break
-        line = evaluate_pairs(
-            objective,
-            way,
-            alphas,
-            centre,
-            enough=lambda part: cannot_count(scored(part), c=rate.c),
-        )
+        line = evaluate_pairs(objective, way, alphas, centre, enough=enough)
         rate.update(None if line is None else score_asymmetry(scored(line)))
-    slices, *others = zip(*parts, strict=True)
-    validated = list(others[0]) if others else []
-    return Survey(family, list(slices), validated, scores, _shares(rate, scores))
+    return Survey(family, slices, validated, scores, _shares(rate, scores))
 
 
 def _shares(rate: AsymmetryRate, scores: Sequence[AsymmetryScore]) -> dict[str, float]:
