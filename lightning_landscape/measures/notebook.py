@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lightning_landscape.measures.words import describe_line, describe_survey, number
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 def slice_html(line: Slice) -> str:
     """Return the losses along a line, with their standard error over the batches."""
-    n, mean = line.losses.shape[1], line.mean.tolist()
-    band = None
+    n, mean, band = line.losses.shape[1], line.mean, None
     if n > 1:
-        error = (line.losses.std(dim=1) / math.sqrt(n)).tolist()
-        band = (_plus(mean, error, -1), _plus(mean, error, 1))
+        error = line.losses.std(dim=1) / math.sqrt(n)
+        band = (mean - error).tolist(), (mean + error).tolist()
     many = "es" if n > 1 else ""
     label = f"mean of {n} batch{many}" + (", ± 1 standard error" if band else "")
     chart = line_chart(
-        [Line(line.alphas.tolist(), mean, label, band=band)],
+        [Line(line.alphas.tolist(), mean.tolist(), label, band=band)],
         x_label="alpha",
         y_label="loss",
         title="Loss along a line",
@@ -91,12 +90,10 @@ def breakdown_html(found: GradientBreakdown) -> str:
 def survey_html(found: Survey) -> str:
     """Return the slices along the directions of a family, and what they say."""
     lines = []
-    for slices, colour, name in (
-        (found.slices, BLUE, "train batches"),
-        (found.validation, ORANGE, "validation batches"),
-    ):
+    kinds = (found.slices, BLUE, "train"), (found.validation, ORANGE, "validation")
+    for slices, colour, name in kinds:
         for k, line in enumerate(slices):
-            label = f"{len(slices)} directions, {name}" if k == 0 else ""
+            label = f"{len(slices)} directions, {name} batches" if k == 0 else ""
             lines.append(Line(line.alphas.tolist(), line.mean.tolist(), label, colour, 1.2, 0.6))
     chart = line_chart(
         lines,
@@ -108,20 +105,13 @@ def survey_html(found: Survey) -> str:
     return _said(f"{found.family}: {describe_survey(found)}") + chart
 
 
-def _plus(values: Sequence[float], errors: Sequence[float], side: int) -> list[float]:
-    return [value + side * error for value, error in zip(values, errors, strict=True)]
-
-
 def _said(text: str) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
 
 
 def _table(values: Mapping[str, float | int | str]) -> str:
-    rows: Iterable[tuple[str, str]] = (
-        (name, value if isinstance(value, str) else number(value)) for name, value in values.items()
-    )
-    cells = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in rows
-    )
-    return f"<table>{cells}</table>"
+    rows = []
+    for name, value in values.items():
+        shown = value if isinstance(value, str) else number(value)
+        rows.append(f"<tr><th>{name}</th><td>{html.escape(shown)}</td></tr>")
+    return f"<table>{''.join(rows)}</table>"

@@ -113,10 +113,7 @@ def _no_verdict(found: Survey) -> str:
     """Return why nothing may be said of a family, and what one can do; empty if something may."""
     n, n_batches = len(found.slices), found.slices[0].losses.shape[1]
     if n_batches < LEAST_BATCHES:
-        return (
-            f"{n_batches} batch{'es are' if n_batches > 1 else ' is'} too few to tell a difference "
-            f"from noise: take at least {LEAST_BATCHES} (n_batches)."
-        )
+        return f"{_too_few(n_batches)}: take at least {LEAST_BATCHES} (n_batches)."
     if n < LEAST_DIRECTIONS:
         return (
             f"{n} direction{'s are' if n > 1 else ' is'} too few for an interval: take at least "
@@ -268,7 +265,7 @@ def _no_side(score: LineScore) -> str:
     if math.isnan(near):
         return "near the ends, at t = -1 and 2, the loss does not rise or was not measured"
     if score.n_batches < LEAST_BATCHES:
-        return _too_few(score.n_batches)
+        return f"{_too_few(score.n_batches)} (at least {LEAST_BATCHES})"
     if (far > 1) != (near > 1):
         return (
             f"it depends on how far one goes: the ratio is {number(near)} at t = -1 and 2, and "
@@ -332,7 +329,7 @@ current weights as beyond the average (4.03 times at t = -1 and 2).
 
 def _too_few(n_batches: int) -> str:
     batches = "1 batch is" if n_batches == 1 else f"{n_batches} batches are"
-    return f"{batches} too few to tell a difference from noise (at least {LEAST_BATCHES})"
+    return f"{batches} too few to tell a difference from noise"
 
 
 def _say_gap(which: str, score: LineScore, confidence: float) -> str:
@@ -343,7 +340,7 @@ def _say_gap(which: str, score: LineScore, confidence: float) -> str:
     if not math.isfinite(score.gap):
         return f"{differs} a loss is not finite."
     if score.n_batches < LEAST_BATCHES:
-        return f"{differs} {_too_few(score.n_batches)}."
+        return f"{differs} {_too_few(score.n_batches)} (at least {LEAST_BATCHES})."
     error = number(score.gap_stderr, 2)
     return (
         f"{differs} that is within its error ({error} a standard error, {score.n_batches} batches)."
