@@ -235,8 +235,7 @@ class SWA(SWAHooks):
         else:
             found.append(
                 "No verdict: the line to the average was not measured, because no monitor "
-                "follows it. "
-                "Use AsymmetryMonitor(swa=swa, validation=True)."
+                "follows it. Use AsymmetryMonitor(swa=swa, validation=True)."
             )
         return "\n".join(found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -131,29 +131,18 @@ class SWAGroup:
             self.lockstep.agree()
             self._second_pass = second_pass
 
-    def take_for_hook(self, batch: Any) -> None:
-        """Copy a validation batch as the module's `on_validation_batch_start` gets it."""
-        with self._passing() as second_pass:
-            if second_pass is not None:
-                second_pass.take_for_hook(batch)
-
-    def take(self, batch: Any, index: int, loader: int | None) -> None:
-        """Let a copy of a validation batch wait."""
-        with self._passing() as second_pass:
-            if second_pass is not None:
-                second_pass.take(batch, index, loader)
-
-    def catch_up(self) -> None:
-        """Run the waiting batches, if they are many."""
-        with self._passing() as second_pass:
-            if second_pass is not None:
-                second_pass.catch_up()
+    def in_second_pass(self, act: Callable[[SecondPass], None]) -> None:
+        """Do something in the validation of the averages, if one is under way."""
+        if self._second_pass is not None:
+            with self._passing():
+                act(self._second_pass)
 
     def finish(self) -> Outcome | None:
         """Run what still waits and the end of the epoch; None if no average is validated."""
-        with self._passing() as second_pass:
-            if second_pass is None:
-                return None
+        second_pass = self._second_pass
+        if second_pass is None:
+            return None
+        with self._passing():
             live, worlds = second_pass.finish()
             ranks = self.lockstep.gather((live, worlds))
             live = _joined(live, [found for found, _ in ranks])
@@ -187,10 +176,10 @@ class SWAGroup:
             yield
 
     @contextmanager
-    def _passing(self) -> Iterator[SecondPass | None]:
+    def _passing(self) -> Iterator[None]:
         try:
             with self.lockstep.section():
-                yield self._second_pass
+                yield
         except BaseException:
             self._second_pass = None
             raise

@@ -24,6 +24,7 @@ from lightning_landscape.callbacks.swa_files import save_average, state_key
 from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
 from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolved_start
 from lightning_landscape.callbacks.swa_statistics import NormedAverage
+from lightning_landscape.callbacks.swa_validation import SecondPass
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.steps import LossFn, user_step
@@ -70,9 +71,6 @@ class SWAHooks(Named):
     Attributes:
         averaging: The average, with its batch-norm statistics.
         first_epoch: The first epoch that may be averaged.
-        splits: How the average's metrics differed in the last validation.
-        is_watched: Whether a monitor measures the line to the average.
-        splits_at: How many sets were averaged then, and the training step.
     """
 
     start: int | float
@@ -137,7 +135,7 @@ class SWAHooks(Named):
         members = [callback for callback in trainer.callbacks if isinstance(callback, SWAHooks)]
         first = members[0]
         watched = [getattr(callback, "swa", None) for callback in trainer.callbacks]
-        self._progress.is_watched = any(who is self or who == self.name for who in watched)
+        progress.is_watched = any(who is self or who == self.name for who in watched)
         self._group = SWAGroup(members) if first is self else first._group
         self.averaging.kept = first.averaging.kept
 
@@ -152,8 +150,7 @@ class SWAHooks(Named):
 
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """Keep the first batches of the epoch, where batch norms will need them."""
-        if (group := self._leading()) is not None:
-            self._guarded(lambda: group.keep(trainer, pl_module, batch, index))
+        self._lead(lambda group: group.keep(trainer, pl_module, batch, index))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -171,24 +168,22 @@ class SWAHooks(Named):
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to validate the averages, if there are some."""
-        group = self._leading()
-        if group is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._guarded(lambda: group.begin(trainer, pl_module))
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._lead(lambda group: group.begin(trainer, pl_module))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Copy the batch for the module's own hook of this name, which may write to it."""
-        if (group := self._leading()) is not None:
-            self._guarded(lambda: group.take_for_hook(batch))
+        self._in_second_pass(lambda second_pass: second_pass.take_for_hook(batch))
 
     def before_validation_step(
         self, trainer: Any, pl_module: Any, batch: Any, index: int, loader: int = 0
     ) -> None:
         """Copy the batch before the live step can write to it."""
-        if (group := self._leading()) is not None:
-            which = validation_loader(trainer, loader)
-            self._guarded(lambda: group.take(batch, index, which))
+        self._in_second_pass(
+            lambda second_pass: second_pass.take(batch, index, validation_loader(trainer, loader))
+        )
 
     def on_validation_batch_end(
         self,
@@ -200,13 +195,11 @@ class SWAHooks(Named):
         dataloader_idx: int = 0,
     ) -> None:
         """Run the batches that wait through the averages, a handful at a time."""
-        if (group := self._leading()) is not None:
-            self._guarded(group.catch_up)
+        self._in_second_pass(SecondPass.catch_up)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the averages' metrics beside the user's own."""
-        if (group := self._leading()) is not None:
-            self._guarded(lambda: self._report(trainer, group))
+        self._lead(lambda group: self._report(trainer, group))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Compare the average's metrics with the user's own, for the summary."""
@@ -221,8 +214,7 @@ class SWAHooks(Named):
                 f"{self.state_key} averaged nothing: the fit ended before start={self.start}. The "
                 "trained weights are as they are. Start earlier, or train longer."
             )
-        if (group := self._leading()) is not None:
-            self._guarded(lambda: group.refresh(pl_module))
+        self._lead(lambda group: group.refresh(pl_module))
         if self.n_averaged > self._progress.n_before:
             if self.save_at_end:
                 self._guarded(lambda: self._save(trainer))
@@ -235,13 +227,11 @@ class SWAHooks(Named):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Say what the average does, and that it is on no disk: all checkpoints are written now."""
-        averaged = self.n_averaged > self._progress.n_before
-        if self.verbose and averaged and not self._progress.is_watched:
+        progress = self._progress
+        averaged = self.n_averaged > progress.n_before
+        if self.verbose and averaged and not progress.is_watched:
             rank_zero_info(f"\n{self.summary()}")
-        if (
-            self.n_averaged > max(self._progress.n_before, self._progress.n_saved)
-            and not trainer.fast_dev_run
-        ):
+        if averaged and self.n_averaged > progress.n_saved and not trainer.fast_dev_run:
             rank_zero_info(
                 f"{self.state_key}: no checkpoint holds the final average. Save one now with "
                 "trainer.save_checkpoint(path), or train with SWA(save_at_end=True)."
@@ -263,25 +253,27 @@ class SWAHooks(Named):
                 self._progress.is_saving = False
         state.update(self.averaging.statistics_state())
 
-    def _leading(self) -> SWAGroup | None:
-        """Return the group if this is the first of it, who acts for all."""
+    def _lead(self, act: Callable[[SWAGroup], None]) -> None:
+        """Act for all SWA callbacks of the Trainer, if this is the first of them."""
         group = self._group
-        return group if group is not None and group.members[0] is self else None
+        if group is not None and group.members[0] is self:
+            self._guarded(lambda: act(group))
+
+    def _in_second_pass(self, act: Callable[[SecondPass], None]) -> None:
+        self._lead(lambda group: group.in_second_pass(act))
 
     def _leave(self) -> None:
-        if (group := self._leading()) is not None:
-            group.close()
+        if self._group is not None:
+            self._group.close()
         self._group = None
 
     def _report(self, trainer: Any, group: SWAGroup) -> None:
-        outcome = group.finish()
-        if outcome is not None:
+        if (outcome := group.finish()) is not None:
             for member in group.members:
-                member._log(trainer, outcome)
+                if member.name in outcome.averages:
+                    member._log(trainer, outcome)
 
     def _log(self, trainer: Any, outcome: Outcome) -> None:
-        if self.name not in outcome.averages:
-            return
         self._progress.outcome = outcome
         metrics = dict(outcome.averages[self.name].metrics)
         for name in list(trainer.callback_metrics):

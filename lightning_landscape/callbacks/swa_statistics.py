@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,10 +110,9 @@ def estimated(
     """
     if not kept:
         raise ValueError("no training batches were kept to estimate batch-norm statistics on")
-    step: Callable[[Any, int], Any] = loss_step(module, loss_fn) if loss_fn else runner(module)
-    return estimate_batch_norm(
-        module, list(kept), at=at, step=step, trainer=attached_trainer(module)
-    )
+    step = loss_step(module, loss_fn) if loss_fn else runner(module)
+    trainer = attached_trainer(module)
+    return estimate_batch_norm(module, list(kept), at=at, step=step, trainer=trainer)
 
 
 def warn_of_statistics(who: str, why: str) -> None:

@@ -64,7 +64,6 @@ class _World:
     contents: list[Any] = field(default_factory=list)  # of the places that worlds differ in
     sums: list[_Sums] = field(default_factory=list)  # after each batch
     entered: bool = False
-    began: bool = False  # with its first batch
 
 
 class SecondPass:
@@ -188,14 +187,13 @@ class SecondPass:
         results.batch, results.batch_size, results.dataloader_idx = batch, None, loader
         position = [batch, index, *([] if loader is None else [loader])]
         arguments = position if self._takes_index else [batch, *position[2:]]
-        with self._logged_in(world, "validation_step", first=not world.began):
+        with self._logged_in(world, "validation_step", first=not world.sums):
             if self._has_start_hook:  # what it does to its batch was done to the step's before
                 module.on_validation_batch_start(for_hook, *position[1:])
             with self._trainer.precision_plugin.val_step_context():
                 output = module.validation_step(*arguments)
             module.on_validation_batch_end(output, *position)
         results.batch = None
-        world.began = True
         world.sums.append(_running_sums(results))
 
     def _logged_in(
