@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from lightning_landscape import checks
-from lightning_landscape._lightning import as_configuration
+from lightning_landscape._lightning import ConfigurationError, as_configuration
+from lightning_landscape.checks import check_whole
 
 AUTO_SHARE = 0.05  # of the fit's wall time, for all monitors with max_overhead="auto" together
 _ASKED_EVERY = 50  # steps between two questions to the budget where no frequency is given
@@ -47,16 +47,18 @@ class Schedule:
         Raises:
             ConfigurationError: If both are given or one is not a positive whole number.
         """
+        periods = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}
+        given = {name: n for name, n in periods.items() if n is not None}
+        if len(given) > 1:
+            raise ConfigurationError(
+                "`every_n_epochs` and `every_n_steps` exclude each other. "
+                f"Got {every_n_epochs} and {every_n_steps}: leave one of them out."
+            )
         with as_configuration():
-            if every_n_epochs is not None and every_n_steps is not None:
-                raise ValueError(
-                    "`every_n_epochs` and `every_n_steps` exclude each other. "
-                    f"Got {every_n_epochs} and {every_n_steps}: leave one of them out."
-                )
-        if every_n_epochs is not None:
-            return cls(every_n_epochs=check_whole("every_n_epochs", every_n_epochs))
-        if every_n_steps is not None:
-            return cls(every_n_steps=check_whole("every_n_steps", every_n_steps))
+            for name, n in given.items():
+                check_whole(name, n)
+        if given:
+            return cls(every_n_epochs, every_n_steps)
         return replace(default or cls(every_n_epochs=1), is_given=False)
 
     @property
@@ -77,20 +79,9 @@ class Schedule:
     def __str__(self) -> str:
         if not self.is_fixed:
             return "as often as the budget affords"
-        n, unit = (
-            (self.every_n_epochs, "epoch") if self.every_n_epochs else (self.every_n_steps, "step")
-        )
+        unit = "epoch" if self.every_n_epochs else "step"
+        n = self.every_n_epochs or self.every_n_steps
         return f"every {unit}" if n == 1 else f"every {n} {unit}s"
-
-
-def check_whole(name: str, n: int, least: int = 1) -> int:
-    """Return a whole number that is not below the least.
-
-    Raises:
-        ConfigurationError: If it is something else.
-    """
-    with as_configuration():
-        return checks.check_whole(name, n, least)
 
 
 class Budget:
