@@ -71,7 +71,7 @@ class WeightAverage:
             self._weights = {}  # before another set is copied: never more than `window` + 1 copies
             if len(self._sets) == self._window:
                 self._sets.popleft()
-            self._sets.append({n: _wide(t, self._device, copy=True) for n, t in live.items()})
+            self._sets.append({n: _wide_copy(t, self._device) for n, t in live.items()})
         else:
             self._take_in(live)
         self.n_averaged += 1
@@ -92,16 +92,17 @@ class WeightAverage:
         Raises:
             ValueError: If the names or the shapes are others.
         """
-        live, known = averaged_parameters(module), dict(module.named_buffers())
+        live = averaged_parameters(module)
+        known = {**live, **dict(module.named_buffers())}
         rule = "`module` must have the parameters that were averaged, and no others."
         hint = f"Is {type(module).__name__} the module that was trained?"
         expected = {**self.weights, **(buffers or {})}
-        if missing := [name for name in expected if name not in live and name not in known]:
+        if missing := [name for name in expected if name not in known]:
             raise ValueError(f"{rule} It lacks {_some(missing)}. {hint}")
         if further := [name for name in live if name not in expected]:
             raise ValueError(f"{rule} The average lacks {_some(further)}. {hint}")
         for name, value in expected.items():
-            shape = (live[name] if name in live else known[name]).shape
+            shape = known[name].shape
             if value.shape != shape:
                 raise ValueError(
                     f"{rule} {name!r} has the shape {tuple(shape)}, in the average it has "
@@ -133,12 +134,9 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that another average needs to go on from here."""
-        weights = {name: full(tensor) for name, tensor in self.weights.items()}
-        if not self._window:
-            weights = {name: tensor.clone() for name, tensor in weights.items()}
-        state = {
+        state: dict[str, Any] = {
             "n_averaged": self.n_averaged,
-            "weights": weights,
+            "weights": {name: full(tensor).clone() for name, tensor in self.weights.items()},
             "counts": dict(self._counts),
         }
         if self._window:
@@ -160,7 +158,7 @@ class WeightAverage:
         for name, tensor in live.items():
             known = self._weights.get(name)
             if known is None or known.shape != tensor.shape:
-                self._weights[name] = _wide(tensor, self._device, copy=True)
+                self._weights[name] = _wide_copy(tensor, self._device)
                 self._counts[name] = 0
             else:  # one from a checkpoint is whole, and in host memory
                 home = self._device or tensor.device
@@ -214,9 +212,9 @@ def _update_rule(average: Average, decay: float) -> _Update:
     return update
 
 
-def _wide(tensor: Tensor, device: Any = None, *, copy: bool = False) -> Tensor:
+def _wide_copy(tensor: Tensor, device: str | None) -> Tensor:
     dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return tensor.to(device=device or tensor.device, dtype=dtype, copy=copy)
+    return tensor.to(device=device or tensor.device, dtype=dtype, copy=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lightning_landscape.callbacks.breakdown_report import (
 )
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.costs import LAST_PROBE, TimedObjective
-from lightning_landscape.callbacks.windows import Window, copy_of, ends_epoch, ends_fit
+from lightning_landscape.callbacks.windows import Window, ends_epoch, ends_fit
 from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.steps import LossFn
@@ -274,7 +274,8 @@ class GradientBreakdownMonitor(Monitor):
         reshard(sharded_modules(module))
         if self.n_steps not in self._windows:
             self._windows = {n: w for n, w in self._windows.items() if n == self.n_steps - 1}
-            self._windows[self.n_steps] = Window(copy_of(trainable(module)))
+            before = {name: p.detach().clone() for name, p in trainable(module).items()}
+            self._windows[self.n_steps] = Window(before)
         if batch is not None:
             window = self._windows[self.n_steps]
             window.batch = keep_batch([], batch, index)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.params import Params
 
@@ -33,11 +31,6 @@ class Window:
             for name, w in self.before.items()
             if name in weights and weights[name].shape == w.shape
         }
-
-
-def copy_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a moment."""
-    return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 def ends_epoch(trainer: Any, batch_idx: int, ahead: int) -> bool:
