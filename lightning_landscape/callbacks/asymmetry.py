@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from lightning_landscape._lightning import as_configuration, rank_zero_info
 from lightning_landscape.callbacks.asymmetry_report import (
     LandscapeProbe,
-    SliceHistory,
+    add_rises,
+    history_of,
+    history_state,
     is_one_of_few,
     plot_probe,
 )
@@ -29,6 +31,7 @@ from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, On
 from lightning_landscape.callbacks.budget import Schedule, short
 from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, seconds_besides
 from lightning_landscape.callbacks.kept_batches import KeptBatches
+from lightning_landscape.callbacks.swa import SWA
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.steps import LossFn
@@ -42,9 +45,6 @@ from lightning_landscape.ranks import lowest
 from lightning_landscape.reporting.arrays import survey_arrays
 from lightning_landscape.reporting.results import record_surveys
 from lightning_landscape.reporting.texts import as_markdown
-
-if TYPE_CHECKING:
-    from lightning_landscape.callbacks.swa import SWA
 
 __all__ = ["AsymmetryMonitor"]
 
@@ -186,11 +186,6 @@ class AsymmetryMonitor(Monitor):
         return n_kept + (n_train if self.mode == "recalibrated" else 0)
 
     @property
-    def history(self) -> dict[str, list[tuple[int, Tensor]]]:
-        """Of each family the step of every probe, and its median rise at each alpha."""
-        return self._history.rows
-
-    @property
     def _average(self) -> SWA | None:
         """The average to measure the line to, once there is one."""
         swa = self._swa
@@ -214,7 +209,7 @@ class AsymmetryMonitor(Monitor):
 
     def forget(self) -> None:
         """Forget what was measured in another training."""
-        self._history = SliceHistory()
+        self.history: dict[str, list[tuple[int, Tensor]]] = {}
 
     def check(self, trainer: Any, module: Any) -> None:
         """Find out which families move anything, and whether the average is being kept."""
@@ -256,7 +251,7 @@ class AsymmetryMonitor(Monitor):
         result = self.last
         if result is not None and self.figures == "last":
             output = self.output(trainer, result.step, figures="tensorboard")
-            plot = partial(plot_probe, output, result, self._history, self.alphas)
+            plot = partial(plot_probe, output, result, self.history, self.alphas)
             self.guarded(plot, "Plotting", spends="figures")
         self.tell(self.summary())
 
@@ -306,14 +301,18 @@ class AsymmetryMonitor(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
-        return {**super().state_dict(), "alphas": self.alphas, "history": self._history.state()}
+        return {
+            **super().state_dict(),
+            "alphas": self.alphas,
+            "history": history_state(self.history),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a history on another grid is left behind."""
         super().load_state_dict(state_dict)
         alphas = state_dict.get("alphas")
         if alphas is not None and torch.equal(alphas, self.alphas):
-            self._history = SliceHistory.of(state_dict.get("history", {}))
+            self.history = history_of(state_dict.get("history", {}))
 
     def _affordable(
         self, trainer: Any, module: Any, objective: ModuleObjective, *, is_last: bool
@@ -379,13 +378,13 @@ class AsymmetryMonitor(Monitor):
         self.last = found
         which = "all" if self.figures == "all" else "others"
         output = self.output(trainer, found.step, figures=which)
-        self._history.add(found)
+        add_rises(self.history, found)
         if self._swa is not None and found.line:
             self._swa.remember_line(found.line_scores, found.step)
         output.arrays(self.name, survey_arrays(found.surveys, found.line))
         if self.affords_figures(output):
             with self.budget.spending("figures"):
-                plot_probe(output, found, self._history, self.alphas)
+                plot_probe(output, found, self.history, self.alphas)
         cost = {"seconds": self.budget.total() - began, "overhead": self.budget.overhead()}
         scalars = found.scalars(with_number=self.n_directions == "auto")
         output.scalars({**scalars, **cost}, logged=lambda tag: self.details or is_one_of_few(tag))

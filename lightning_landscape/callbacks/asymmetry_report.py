@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from lightning_landscape.measures.words_answers import answer_valley
 from lightning_landscape.reporting.figures_asymmetry import plot_history, plot_line, plot_survey
 from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.scalars import family_scalars, line_scalars
+
+# of each family the step of every probe, and the median rise at each alpha, `[n_points]`
+SliceHistory: TypeAlias = dict[str, list[tuple[int, Tensor]]]
 
 # what loggers get of a family, of the line and of the cost without `details`
 _FEW = {"rate", "rate_low", "rate_high", "area", "area_low", "area_high", "n_directions"}
@@ -65,40 +68,31 @@ class LandscapeProbe:
         return scalars | (line_scalars(*self.line_scores) if self.line else {})
 
 
-@dataclass
-class SliceHistory:
-    """The median slice of each family at each probe of a training.
+def add_rises(history: SliceHistory, probe: LandscapeProbe) -> None:
+    """Add how far the loss rises at each alpha: of each family the median over its slices."""
+    for family, found in probe.surveys.items():
+        means = torch.stack([line.mean for line in found.slices])
+        rises = means - means[:, means.shape[1] // 2, None]
+        history.setdefault(family, []).append((probe.step, rises.nanmedian(dim=0).values))
 
-    Attributes:
-        rows: Of each family the step, and how far the loss rises at each alpha, `[n_points]`.
-    """
 
-    rows: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
-
-    def add(self, probe: LandscapeProbe) -> None:
-        """Add what a probe found."""
-        for family, found in probe.surveys.items():
-            self.rows.setdefault(family, []).append((probe.step, _median_rise(found.slices)))
-
-    def state(self) -> dict[str, dict[str, Any]]:
-        """Return it as a checkpoint can hold it."""
-        return {
-            family: {
-                "steps": [step for step, _ in rows],
-                "rises": torch.stack([rises for _, rises in rows]),
-            }
-            for family, rows in self.rows.items()
+def history_state(history: SliceHistory) -> dict[str, dict[str, Any]]:
+    """Return a history as a checkpoint can hold it."""
+    return {
+        family: {
+            "steps": [step for step, _ in rows],
+            "rises": torch.stack([rises for _, rises in rows]),
         }
+        for family, rows in history.items()
+    }
 
-    @classmethod
-    def of(cls, state: Mapping[str, Mapping[str, Any]]) -> SliceHistory:
-        """Return what a checkpoint held."""
-        return cls(
-            {
-                family: list(zip(rows["steps"], rows["rises"], strict=True))
-                for family, rows in state.items()
-            }
-        )
+
+def history_of(state: Mapping[str, Mapping[str, Any]]) -> SliceHistory:
+    """Return the history that a checkpoint held."""
+    return {
+        family: list(zip(rows["steps"], rows["rises"], strict=True))
+        for family, rows in state.items()
+    }
 
 
 def plot_probe(
@@ -114,15 +108,8 @@ def plot_probe(
     """
     for family, found in probe.surveys.items():
         output.figure(family, partial(plot_survey, found, step=probe.step))
-        steps, rises = zip(*history.rows[family], strict=True)
+        steps, rises = zip(*history[family], strict=True)
         over_time = partial(plot_history, family, steps, alphas, torch.stack(rises))
         output.figure(f"history/{family}", over_time)
     if probe.line:
         output.figure("swa/line", partial(plot_line, *probe.line, step=probe.step))
-
-
-def _median_rise(slices: Sequence[Slice]) -> Tensor:
-    """Return how far the loss rises at each alpha, the median over slices, `[n_points]`."""
-    means = torch.stack([line.mean for line in slices])
-    centre = means[:, means.shape[1] // 2, None]
-    return (means - centre).nanmedian(dim=0).values

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from lightning_landscape._lightning import ConfigurationError, batch_size, rank_zero_info
-from lightning_landscape.callbacks.named import Named
+from lightning_landscape.callbacks.swa import SWA
 from lightning_landscape.checks import check_choice, check_whole
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.measures.directions import Normalize, split_family
-from lightning_landscape.measures.sequential import check_precision
+from lightning_landscape.measures.survey import checked_families, numbers_of_directions
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import group_names, trainable
 from lightning_landscape.ranks import n_ranks
-
-if TYPE_CHECKING:
-    from lightning_landscape.callbacks.swa import SWA
-
-
-def is_average(callback: object) -> bool:
-    """Return whether a callback keeps an average."""
-    return hasattr(type(callback), "averaged")
 
 
 def check_swa(swa: str | SWA | None) -> str | SWA | None:
@@ -33,7 +25,7 @@ def check_swa(swa: str | SWA | None) -> str | SWA | None:
     Raises:
         ValueError: If it is something else.
     """
-    if swa is not None and not isinstance(swa, str) and not is_average(swa):
+    if swa is not None and not isinstance(swa, (str, SWA)):
         raise ValueError(
             "`swa` must be a lightning_landscape.SWA callback, or None. Got "
             f"{getattr(swa, '__name__', type(swa).__name__)}."
@@ -47,10 +39,12 @@ def find_swa(swa: str | SWA | None, callbacks: Sequence[Any]) -> SWA | None:
     Raises:
         ConfigurationError: If it is not among the callbacks.
     """
-    averages = [c for c in callbacks if isinstance(c, Named) and is_average(c)]
-    found = [one for one in averages if swa in (one, one.name)]
-    if found or swa is None:
-        return cast("SWA", found[0]) if found else None  # names differ
+    if swa is None:
+        return None
+    averages = [callback for callback in callbacks if isinstance(callback, SWA)]
+    for average in averages:
+        if swa in (average, average.name):
+            return average
     if isinstance(swa, str):
         raise ConfigurationError(
             f"`swa` must be the name of an SWA callback of the same Trainer. Got {swa!r}, and it "
@@ -115,19 +109,9 @@ def check_settings(
     Raises:
         ValueError: If one is out of range.
     """
-    if not families:
-        raise ValueError("`families` must name at least one, such as 'gaussian'. Got none.")
-    for family in families:
+    for family in checked_families(families):
         split_family(family)
-    if len(set(families)) != len(families):
-        raise ValueError(f"`families` must not repeat one. Got {list(families)}.")
-    if isinstance(n_directions, str) and n_directions != "auto":
-        raise ValueError(
-            f"`n_directions` must be a whole number from 1 up or 'auto'. Got {n_directions!r}."
-        )
-    if n_directions != "auto":
-        check_whole("n_directions", n_directions)
-    check_precision(precision)
+    numbers_of_directions(n_directions, precision=precision)
     check_whole("n_batches", n_batches)
     check_choice("normalize", normalize, get_args(Normalize))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape.measures.directions import Normalize, sample_direction
-from lightning_landscape.measures.sequential import FIRST, sequential_design
+from lightning_landscape.measures.survey import numbers_of_directions
 from lightning_landscape.objective import LossAlong, Objective
 from lightning_landscape.params import Params
 
@@ -128,14 +128,12 @@ class ProbePlan:
     @property
     def n_whole(self) -> int:
         """Directions a family whose slices are always whole."""
-        return FIRST if self.n_directions == "auto" else self.n_directions
+        return numbers_of_directions(self.n_directions, precision=self.precision)[0]
 
     @property
     def n_most(self) -> int:
         """Directions a family at most."""
-        if self.n_directions == "auto":
-            return sequential_design(self.precision).n_most
-        return self.n_directions
+        return numbers_of_directions(self.n_directions, precision=self.precision)[1]
 
     @property
     def n_least(self) -> int:

@@ -153,9 +153,9 @@ def survey(
         >>> [round(score.ratio, 3) for score in found.scores], found.rate["rate"]
         ([4.0, 4.0], 1.0)
     """
-    families = _checked_families(families)
+    families = checked_families(families)
     alphas = scoring_grid(radius, n_points)
-    n_first, n_all = _numbers(n_directions, n_most, precision)
+    n_first, n_all = numbers_of_directions(n_directions, n_most, precision)
     check_whole("seed", seed, least=0)
 
     def sample(family: str, k: int) -> Params:
@@ -277,10 +277,14 @@ def _shares(rate: AsymmetryRate, scores: Sequence[AsymmetryScore]) -> dict[str, 
     }
 
 
-def _numbers(
-    n_directions: int | Literal["auto"], n_most: int | None, precision: float
+def numbers_of_directions(
+    n_directions: int | Literal["auto"], n_most: int | None = None, precision: float = 0.1
 ) -> tuple[int, int]:
-    """Return how many directions are evaluated whole, and how many there are at most."""
+    """Return how many directions are evaluated whole, and how many there are at most.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
     check_precision(precision)
     limit = math.inf if n_most is None else check_whole("n_most", n_most)
     if n_directions == "auto":
@@ -294,7 +298,12 @@ def _numbers(
     return int(min(whole, limit)), int(min(most, limit))
 
 
-def _checked_families(families: Sequence[str]) -> tuple[str, ...]:
+def checked_families(families: Sequence[str]) -> tuple[str, ...]:
+    """Return the families, one or more and none of them twice.
+
+    Raises:
+        ValueError: If there is none or one is repeated.
+    """
     families = (families,) if isinstance(families, str) else tuple(families)
     if not families:
         raise ValueError("`families` must name at least one, such as 'gaussian'. Got none.")
