@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hostile import GAN, Rows, Samples, gan_loss
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from hostile import GAN, gan_loss
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
+from toys import CALLS, AllRows, Classifier, Data, Plain, Rows, Samples, train
 
 from lightning_landscape import (
     SWA,
@@ -31,63 +31,17 @@ from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.measures.directions import direction_generator
 from lightning_landscape.reporting.output import Output
 
-QUIET = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "log_every_n_steps": 1,
-}
 SMALL = {"n_directions": 2, "n_points": 5, "n_batches": 2, "on_error": "raise"}
 
 
-class Net(LightningModule):
-    """Counts its own steps."""
-
-    def __init__(self, norm=True):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(8, 6), nn.BatchNorm1d(6) if norm else nn.Tanh(), nn.Linear(6, 3)
-        )
-        self.calls = 0
-
-    def training_step(self, batch, batch_idx):
-        counter.append(batch_idx)
-        loss = F.cross_entropy(self.net(batch["x"]), batch["y"])
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", F.cross_entropy(self.net(batch["x"]), batch["y"]))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+class Unvalidated(Classifier):
+    validation_step = LightningModule.validation_step
 
 
-counter: list[int] = []
-
-
-@pytest.fixture(autouse=True)
-def _count_from_zero():
-    counter.clear()
-
-
-def train(*callbacks, module=None, batch_size=6, ckpt_path=None, **options):
-    seed_everything(0, verbose=False)
-    module = module or Net()
-    trainer = Trainer(
-        **{"max_epochs": 2, "logger": Rows(), **QUIET, **options}, callbacks=list(callbacks)
-    )
-    loader = DataLoader(Samples(), batch_size=batch_size, shuffle=True)
-    has_validation = isinstance(module, Net)
-    validation = DataLoader(Samples(12), batch_size=4) if has_validation else None
-    trainer.fit(module, loader, validation, ckpt_path=ckpt_path)
-    return module, trainer
-
-
-class AllRows(Rows):
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, dict(metrics)))
+def batches_of(size):
+    data = Data()
+    data.batch_size = size
+    return data
 
 
 def steps_of(trainer, name):
@@ -128,15 +82,15 @@ def test_in_a_fast_development_run_it_probes_once_and_writes_nothing(tmp_path):
 def test_outside_of_fit_it_does_nothing():
     monitor = AsymmetryMonitor(**SMALL)
     module, trainer = train(monitor)
-    before = len(counter)
+    before = len(CALLS)
     trainer.validate(module, DataLoader(Samples(12), batch_size=4), verbose=False)
-    assert len(counter) == before
+    assert len(CALLS) == before
 
 
 def slow(monkeypatch, clock, *, step=0.01, batch=0.0):
     """Let each pass through the step, and each batch before it, take so many seconds."""
-    monkeypatch.setattr(Net, "training_step", clock.taking(step, Net.training_step))
-    monkeypatch.setattr(Net, "on_train_batch_start", clock.taking(batch, Net.on_train_batch_start))
+    for name, seconds in (("training_step", step), ("on_train_batch_start", batch)):
+        monkeypatch.setattr(Classifier, name, clock.taking(seconds, getattr(Classifier, name)))
 
 
 # 3 families of 2 directions of 5 points, on 2 batches; 2 evaluations more before them
@@ -158,11 +112,8 @@ def test_without_a_frequency_it_probes_as_often_as_the_budget_affords(monkeypatc
 
 def test_within_a_long_epoch_it_asks_the_budget_every_fifty_steps(monkeypatch, clock):
     slow(monkeypatch, clock, step=0.01, batch=0.99)
-    monitor, logger = AsymmetryMonitor(**SMALL), AllRows()
-    trainer = Trainer(max_epochs=1, callbacks=[monitor], **{**QUIET, "logger": logger})
-    trainer.fit(
-        Net(), DataLoader(Samples(800), batch_size=2), DataLoader(Samples(12), batch_size=4)
-    )
+    monitor, data = AsymmetryMonitor(**SMALL), DataLoader(Samples(800), batch_size=2)
+    _, trainer = train(monitor, module=Unvalidated, data=data, max_epochs=1, logger=AllRows())
     steps = steps_of(trainer, "landscape/gaussian/area")
     # the first when a step has told that opening is affordable
     assert steps == [*range(99, 400, 50)]
@@ -388,12 +339,11 @@ def test_a_schedule_longer_than_the_fit_is_said_to_be(caplog):
 def test_one_probe_costs_exactly_what_it_says():
     monitor = AsymmetryMonitor(n_directions=2, n_points=9, n_batches=2, on_error="raise")
     train(max_epochs=1)
-    plain = len(counter)
-    counter.clear()
+    plain = len(CALLS)
     train(monitor, max_epochs=1)
     assert monitor.n_evaluations == 3 * 2 * 9
     # an evaluation is a pass over two batches; two evaluations more to learn from
-    assert len(counter) - plain == 2 * (monitor.n_evaluations + 2)
+    assert len(CALLS) - plain == 2 * (monitor.n_evaluations + 2)
 
 
 def test_the_cost_is_said_before_the_first_probe(caplog):
@@ -426,30 +376,21 @@ class Measure(Callback):
         self.area = sum(scores) / 2  # the median of two
 
 
-@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
 @pytest.mark.parametrize("mode", ["train", "eval", "recalibrated"])
 def test_the_number_logged_is_the_number_measured_by_hand(mode):
-    data = Samples()
-    batches = [{"x": data.x[i : i + 6], "y": data.y[i : i + 6]} for i in range(0, 12, 6)]
-    still = TensorDataset(data.x, data.y)
-
-    class Tuples(Net):
-        def training_step(self, batch, batch_idx):
-            return super().training_step({"x": batch[0], "y": batch[1]}, batch_idx)
-
-    by_hand = Measure([(b["x"], b["y"]) for b in batches], mode)
+    loader = DataLoader(Samples(noise=0), batch_size=6)
+    by_hand = Measure(list(loader)[:2], mode)
     monitor = AsymmetryMonitor(
         families=("uniform@norm",),
         n_directions=2,
         n_points=5,
         radius=0.5,
+        n_batches=2,
         mode=mode,
         seed=3,
         on_error="raise",
     )
-    seed_everything(0, verbose=False)
-    trainer = Trainer(max_epochs=1, logger=False, **QUIET, callbacks=[monitor, by_hand])
-    trainer.fit(Tuples(), DataLoader(still, batch_size=6))
+    _, trainer = train(monitor, by_hand, module=Unvalidated, data=loader, max_epochs=1)
     assert float(trainer.callback_metrics["landscape/uniform-norm/area"]) == pytest.approx(
         by_hand.area, rel=1e-6
     )
@@ -458,7 +399,7 @@ def test_the_number_logged_is_the_number_measured_by_hand(mode):
 def test_a_network_without_norms_leaves_that_family_out_with_one_line(caplog):
     with caplog.at_level(logging.INFO):
         _, trainer = train(
-            AsymmetryMonitor(every_n_epochs=1, **SMALL), module=Net(norm=False), logger=AllRows()
+            AsymmetryMonitor(every_n_epochs=1, **SMALL), module=Plain, logger=AllRows()
         )
     lines = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
     assert len(lines) == 1
@@ -508,13 +449,13 @@ def test_train_and_validation_batches_are_told_apart(tmp_path):
 def test_no_validation_batch_is_kept_twice_where_there_are_few():
     monitor = AsymmetryMonitor(validation=True, every_n_epochs=1, **{**SMALL, "n_batches": 5})
     train(monitor, max_epochs=4)
-    assert len(monitor.kept.validation) == 3  # twelve samples in batches of four
+    assert len(monitor.kept.validation) == 2  # twelve samples in batches of six
 
 
 @pytest.mark.parametrize(("batch_size", "n_kept"), [(36, 1), (18, 2), (6, 5)])
 def test_no_sample_is_kept_twice_where_there_are_few_batches(batch_size, n_kept):
     monitor = AsymmetryMonitor(every_n_epochs=4, **{**SMALL, "n_batches": 5})
-    train(monitor, max_epochs=4, batch_size=batch_size)  # of 36 samples, shuffled each epoch
+    train(monitor, max_epochs=4, data=batches_of(batch_size))  # of 36 samples, shuffled each epoch
     assert len(monitor.kept.train) == n_kept
     if n_kept == 1:  # the samples again in another order would seem to leave no error
         assert "1 batch is too few to tell a difference from noise" in monitor.summary()
@@ -530,7 +471,7 @@ def test_without_validation_batches_it_says_so_and_probes_on_training_ones(caplo
 
 def test_a_gan_is_probed_through_its_loss_fn():
     monitor = AsymmetryMonitor(loss_fn=gan_loss, families=("gaussian@generator.*",), **SMALL)
-    _, trainer = train(monitor, module=GAN())
+    _, trainer = train(monitor, module=GAN, data=DataLoader(Samples(), batch_size=6))
     assert math.isfinite(trainer.callback_metrics["landscape/gaussian-generator.*/area"])
 
 
@@ -579,38 +520,38 @@ def failing(module, batch):
 
 
 def test_a_step_that_stops_the_training_does_not_stop_it_in_a_probe():
-    class Stopping(Net):
+    class Stopping(Classifier):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
             if loss > 2.5:  # reached at radius 5, not in training
                 self.trainer.should_stop = True
             return loss
 
-    _, trainer = train(AsymmetryMonitor(radius=5.0, **SMALL), module=Stopping(), max_epochs=3)
+    _, trainer = train(AsymmetryMonitor(radius=5.0, **SMALL), module=Stopping, max_epochs=3)
     assert trainer.current_epoch == 3
 
 
 @pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
 @pytest.mark.tried("steps", "None at the first batch of a fit")
 def test_a_batch_that_the_step_skips_is_not_kept():
-    class Skipping(Net):
+    class Skipping(Classifier):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
             return None if batch_idx == 0 else loss
 
     monitor = AsymmetryMonitor(**SMALL)
-    train(monitor, module=Skipping())
+    train(monitor, module=Skipping)
     assert [kept.index for kept in monitor.kept.train] == [1, 2]
 
 
 @pytest.mark.tried("steps", "norm layers that freeze from the second epoch on")
 def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
-    class Freezing(Net):
+    class Freezing(Classifier):
         def on_train_epoch_start(self):
             self.net[1].requires_grad_(self.current_epoch == 0)
 
     _, trainer = train(
-        AsymmetryMonitor(every_n_epochs=1, **SMALL), module=Freezing(), logger=AllRows()
+        AsymmetryMonitor(every_n_epochs=1, **SMALL), module=Freezing, logger=AllRows()
     )
     assert steps_of(trainer, "landscape/uniform-norm/area") == [5]
     assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
@@ -621,7 +562,7 @@ def test_a_family_whose_parameters_freeze_is_left_out_while_they_are():
 def test_a_fit_from_step_0_begins_a_new_history(same):
     monitor = AsymmetryMonitor(**SMALL)
     module, _ = train(monitor)
-    train(monitor, max_epochs=1, module=module if same else None)
+    train(monitor, max_epochs=1, module=module if same else Classifier)
     assert [step for step, _ in monitor.history["gaussian"]] == [5]
     assert monitor.n_steps == 6
 
@@ -649,7 +590,7 @@ def test_a_failing_probe_raises_where_it_is_asked_to():
 
 def test_a_loss_that_is_not_finite_is_data():
     def sometimes(module, batch):
-        loss = F.cross_entropy(module.net(batch["x"]), batch["y"])
+        loss = module.loss(batch)
         return loss.where(loss < 1.0, torch.inf)
 
     monitor = AsymmetryMonitor(loss_fn=sometimes, **SMALL)
@@ -707,20 +648,21 @@ def test_bad_settings_are_refused_at_construction(options, message):
 @pytest.mark.parametrize(
     ("options", "module", "message"),
     [
-        ({"families": ("gaussian@nothing.*",)}, Net, "matches none of"),
+        ({"families": ("gaussian@nothing.*",)}, Classifier, "matches none of"),
         ({}, GAN, "`loss_fn` is needed"),
-        ({"swa": SWA(0)}, Net, "`swa` must be a callback of the same Trainer"),
+        ({"swa": SWA(0)}, Classifier, "`swa` must be a callback of the same Trainer"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, dict) else None,
 )
 def test_what_does_not_fit_the_module_is_refused_at_the_start_of_fit(options, module, message):
+    data = DataLoader(Samples(), batch_size=6) if module is GAN else Data()
     with pytest.raises(MisconfigurationException, match=message):
-        train(AsymmetryMonitor(**options), module=module())
-    assert counter == []
+        train(AsymmetryMonitor(**options), module=module, data=data)
+    assert CALLS == []
 
 
 def test_a_batch_norm_on_single_samples_is_refused_before_the_first_step():
-    class Frozen(Net):
+    class Frozen(Classifier):
         """Trains with running statistics, so that it can use single samples."""
 
         def on_train_epoch_start(self):
@@ -728,6 +670,6 @@ def test_a_batch_norm_on_single_samples_is_refused_before_the_first_step():
 
     monitor = AsymmetryMonitor(mode="recalibrated", **SMALL)
     with pytest.raises(MisconfigurationException, match="batches of one sample"):
-        train(monitor, module=Frozen(), batch_size=1)
+        train(monitor, module=Frozen, data=batches_of(1))
     for fine in (AsymmetryMonitor(mode="train", **SMALL), AsymmetryMonitor(mode="eval", **SMALL)):
-        train(fine, module=Frozen(), batch_size=1, max_epochs=1)
+        train(fine, module=Frozen, data=batches_of(1), max_epochs=1)
