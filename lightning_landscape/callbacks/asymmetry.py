@@ -30,7 +30,7 @@ from lightning_landscape.callbacks.asymmetry_settings import (
 from lightning_landscape.callbacks.base import Figures, MaxOverhead, Monitor, OnError, last_step
 from lightning_landscape.callbacks.budget import Schedule, short
 from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, seconds_besides
-from lightning_landscape.callbacks.kept_batches import KeptBatches
+from lightning_landscape.callbacks.kept import KeptBatches
 from lightning_landscape.callbacks.swa import SWA
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.objective import ModuleObjective
@@ -253,7 +253,7 @@ class AsymmetryMonitor(Monitor):
             output = self.output(trainer, result.step, figures="tensorboard")
             plot = partial(plot_probe, output, result, self.history, self.alphas)
             self.guarded(plot, "Plotting", spends="figures")
-        self.tell(self.summary())
+        self.tell()
 
     def summary(self) -> str:
         """Say in words what the last probe showed, at which step, and what one can do."""

@@ -209,7 +209,7 @@ class Monitor(Named):
         super().on_exception(trainer, pl_module, exception)
         ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
         if ended and self.budget.spent["probe"]:
-            self.tell(self.summary())
+            self.tell()
             self._write_page(trainer)
 
     @abstractmethod
@@ -224,10 +224,10 @@ class Monitor(Named):
         """Return what a resumed run needs to go on as if uninterrupted."""
         return {"n_steps": self.n_steps}
 
-    def tell(self, text: str) -> None:
-        """Print a summary at the end of fit, on the first process."""
+    def tell(self) -> None:
+        """Print the summary at the end of fit, on the first process."""
         if self.verbose:
-            rank_zero_info(f"\n{text}")
+            rank_zero_info(f"\n{self.summary()}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; what an older one lacks starts anew, with a warning."""

@@ -18,7 +18,7 @@ from lightning_landscape.callbacks.breakdown_report import (
 )
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.costs import LAST_PROBE, TimedObjective
-from lightning_landscape.callbacks.windows import Window, ends_epoch, ends_fit
+from lightning_landscape.callbacks.kept import Window, ends_epoch, ends_fit
 from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.steps import LossFn
@@ -221,7 +221,7 @@ class GradientBreakdownMonitor(Monitor):
         if self.last and self.figures == "last":
             output = self.output(trainer, self.last[0].step, figures="tensorboard")
             self.guarded(lambda: self._plot(output, pl_module), "Plotting", spends="figures")
-        self.tell(self.summary())
+        self.tell()
 
     def summary(self) -> str:
         """Say in words what the last probe showed, at which step, and what one can do."""
