@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(strange)}")
     # here, for they import torch: seconds
     import lightning_landscape.analysis.commands as commands
-    from lightning_landscape.analysis.show import one_line
+    from lightning_landscape.analysis.show import check_outputs, one_line
 
     try:
+        files = {name: getattr(options, name, None) for name in ("html", "save", "figures")}
+        check_outputs(**files)
         commands.RUN[options.verb](options, rest)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"lightning-landscape {options.verb}: {one_line(error)}", file=sys.stderr)

@@ -16,28 +16,27 @@ from typing import Any
 import yaml
 
 from lightning_landscape._lightning import import_cli, lightning_bases, overrides
-from lightning_landscape.analysis.analyze import analyze
-from lightning_landscape.analysis.checkpoints import checkpoint_file, load_weights, read_checkpoint
+from lightning_landscape.analysis.checkpoints import checkpoint_file, read_checkpoint
 from lightning_landscape.analysis.in_trainer import Stage
-from lightning_landscape.analysis.planes import measure_plane
-from lightning_landscape.analysis.report import Line
+from lightning_landscape.analysis.planes import Plane, measure_plane
+from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.analysis.show import (
-    check_outputs,
+    Outputs,
     one_line,
     show_lines,
     show_plane,
     show_report,
     show_runs,
 )
-from lightning_landscape.measures.plane import plane_through
-from lightning_landscape.params import Params
+from lightning_landscape.measures.plane import PlaneBasis, plane_through
 
 _FIT_ONLY = ("ckpt_path", "weights_only", "optimizer", "lr_scheduler")  # other verbs refuse these
 
 
 def run_analyze(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Measure asymmetry around a checkpoint."""
-    _measure(options, rest, families=options.families, breakdown=options.breakdown)
+    names = ("families", "n_directions", "n_points", "radius", "breakdown")
+    _measure_one(options, rest, **{name: getattr(options, name) for name in names})
 
 
 def run_line(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -46,9 +45,22 @@ def run_line(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if not starts:
         raise ValueError("`line` needs two checkpoints or more. Got one: add CKPT:swa.")
     if len(starts) == 1:
-        _measure(options, rest, families=())
+        _measure_one(options, rest, families=())
     else:
         _measure_series(options, rest, starts)
+
+
+def _measure_one(options: argparse.Namespace, rest: Sequence[str], **settings: Any) -> None:
+    """Print what `analyze` finds at the first checkpoint."""
+
+    def measure(stage: Stage) -> Report:
+        at = stage.weights(options.ckpt[0])
+        toward = stage.weights(options.toward) if options.toward else None
+        return stage.analyze(at=at, toward=toward, **settings, **_common(options))
+
+    report, first = _staged(options, rest, measure)
+    if first:
+        show_report(report, _outputs(options))
 
 
 def _measure_series(
@@ -56,128 +68,64 @@ def _measure_series(
 ) -> None:
     """Print the lines of a series of checkpoints to the last, side by side."""
 
-    def measure(stage: Stage) -> dict[str, Line]:
-        toward = _weights(stage, options.toward, options)
-        lines = {}
-        for path in starts:
-            report = analyze(
-                stage.module,
-                stage.batches("train"),
-                at=_weights(stage, path, options),
-                toward=toward,
-                families=(),
-                mode=options.mode,
-                trainer=stage.trainer,
-                seed=options.seed,
-                progress=not options.quiet,
-            )
-            assert report.line is not None
-            lines[path] = report.line
-        return lines
+    def measure(stage: Stage) -> dict[str, Line | None]:
+        settings = {"toward": stage.weights(options.toward), "families": (), **_common(options)}
+        return {
+            path: stage.analyze(at=stage.weights(path), validation=False, **settings).line
+            for path in starts
+        }
 
     lines, first = _staged(options, rest, measure)
     if first:
         show_lines(lines, options.toward, as_json=options.json)
 
 
-def _measure(options: argparse.Namespace, rest: Sequence[str], **settings: Any) -> None:
-    known = {
-        name: getattr(options, name)
-        for name in ("n_directions", "n_points", "radius")
-        if hasattr(options, name)
-    }
-
-    def measure(stage: Stage) -> Any:
-        return analyze(
-            stage.module,
-            stage.batches("train"),
-            validation=stage.batches("val"),
-            at=_weights(stage, options.ckpt[0], options),
-            toward=_weights(stage, options.toward, options) if options.toward else None,
-            mode=options.mode,
-            trainer=stage.trainer,
-            seed=options.seed,
-            progress=not options.quiet,
-            **known,
-            **settings,
-        )
-
-    report, first = _staged(options, rest, measure)
-    if first:
-        show_report(
-            report,
-            as_json=options.json,
-            html=options.html,
-            save=options.save,
-            figures=options.figures,
-        )
-
-
 def run_plane(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Measure the plane through three checkpoints."""
 
-    def measure(stage: Stage) -> Any:
-        points = [_weights(stage, path, options) for path in options.ckpt]
+    def measure(stage: Stage) -> tuple[Plane, PlaneBasis]:
+        points = [stage.weights(path) for path in options.ckpt]
         try:
             plane_through(*points)
         except ValueError as error:
             raise ValueError(f"{', '.join(options.ckpt)} span no plane: {error}") from error
-        return measure_plane(
-            stage.module,
-            stage.batches("train"),
-            points,
-            n=options.n,
-            rows=options.rows,
-            mode=options.mode,
-            trainer=stage.trainer,
-            seed=options.seed,
-            progress=not options.quiet,
-        )
+        settings = {"n": options.n, "rows": options.rows, **_common(options)}
+        batches = stage.batches("train")
+        return measure_plane(stage.module, batches, points, trainer=stage.trainer, **settings)
 
     (plane, basis), first = _staged(options, rest, measure)
     if first:
-        show_plane(
-            plane,
-            basis,
-            names=[Path(path).name for path in options.ckpt],
-            as_json=options.json,
-            html=options.html,
-            save=options.save,
-            figures=options.figures,
-        )
+        names = [Path(path).name for path in options.ckpt]
+        show_plane(plane, basis, names, _outputs(options))
+
+
+def run_read(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Print the last numbers of several runs side by side, or what the monitors of one said."""
+    words = options.verb == "show"
+    show_runs(options.run, as_json=options.json, html=options.html, words=words)
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    return {"mode": options.mode, "seed": options.seed, "progress": not options.quiet}
+
+
+def _outputs(options: argparse.Namespace) -> Outputs:
+    return Outputs(options.json, options.html, options.save, options.figures)
 
 
 def _staged(
     options: argparse.Namespace, rest: Sequence[str], measure: Callable[[Stage], Any]
 ) -> tuple[Any, bool]:
     """Return what was measured, and whether this is the first of several processes."""
-    settings, source = _settings(options)
-    check_outputs(save=options.save, html=options.html, figures=options.figures)
+    safe, n = not options.unsafe, options.n_batches
     with _quiet_lightning():
-        cli = build(settings, source, options.model, options.data, rest)
-        stage = Stage(cli.trainer, cli.model, cli.datamodule, options.n_batches)
+        cli = _build(options, rest)
+        stage = Stage(cli.trainer, cli.model, cli.datamodule, n_batches=n, weights_only=safe)
         if not overrides(cli.model, "configure_model"):  # else its layers are not there yet
             for path in options.ckpt:
-                _weights(stage, path, options)
-        file = str(checkpoint_file(options.ckpt[0]))
-        found = stage.run(lambda: measure(stage), ckpt_path=file, weights_only=not options.unsafe)
+                stage.weights(path)
+        found = stage.run(lambda: measure(stage), str(checkpoint_file(options.ckpt[0])))
     return found, cli.trainer.is_global_zero
-
-
-def _weights(stage: Stage, path: str, options: argparse.Namespace) -> Params:
-    return load_weights(path, stage.module, weights_only=not options.unsafe)
-
-
-def run_compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Print the last numbers of several runs, side by side."""
-    check_outputs(html=options.html)
-    show_runs(options.run, as_json=options.json, html=options.html)
-
-
-def run_show(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Print what the monitors of a run said last."""
-    check_outputs(html=options.html)
-    show_runs(options.run, as_json=options.json, html=options.html, words=True)
 
 
 def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -216,17 +164,12 @@ def _read_config(config: str | Path) -> dict[str, Any]:
     return settings.get("fit", settings)
 
 
-def build(
-    settings: dict[str, Any], source: str, model: str | None, data: str | None, rest: Sequence[str]
-) -> Any:
-    """Return a LightningCLI that has made the module, the data and a quiet Trainer of settings.
-
-    Raises:
-        ValueError: If they do not say how to make them; `source` is where they are from.
-    """
+def _build(options: argparse.Namespace, rest: Sequence[str]) -> Any:
+    """Return a LightningCLI that has made the module, the data and a quiet Trainer."""
+    settings, source = _settings(options)
     settings = {key: value for key, value in settings.items() if key not in _FIT_ONLY}
     sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
-    for key, given in (("model", model), ("data", data)):
+    for key, given in (("model", options.model), ("data", options.data)):
         settings[key] = _with_class(key, settings.get(key), given, source)
     settings["trainer"] = {
         **(settings.get("trainer") or {}),
@@ -312,6 +255,6 @@ RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {
     "analyze": run_analyze,
     "line": run_line,
     "plane": run_plane,
-    "compare": run_compare,
-    "show": run_show,
+    "compare": run_read,
+    "show": run_read,
 }

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_landscape._lightning import Callback, all_batches, overrides
+from lightning_landscape.analysis.analyze import analyze
+from lightning_landscape.analysis.checkpoints import load_weights
+from lightning_landscape.analysis.report import Report
+from lightning_landscape.params import Params
 
 T = TypeVar("T")
 
@@ -48,29 +52,6 @@ def within_trainer(
     return runs.result
 
 
-def first_batches(data: Any, module: Any, kind: str, n: int) -> list[Any]:
-    """Return the first batches of a loader that a data module or module makes.
-
-    Args:
-        data: A data module that was set up, or None.
-        module: Who makes the loaders where there is no data module.
-        kind: `"train"` or `"val"`.
-        n: How many.
-
-    Raises:
-        ValueError: If there is no such loader, or it is empty.
-    """
-    owner = module if data is None else data
-    loader = getattr(owner, f"{kind}_dataloader")()
-    found = () if loader is None else all_batches(loader, train=kind == "train")
-    batches = list(itertools.islice(found, n))
-    if not batches:
-        raise ValueError(
-            f"`{kind}_dataloader()` of {type(owner).__name__} must give at least one batch."
-        )
-    return batches
-
-
 class Stage:
     """A trainer, a module and its data: what a measurement after training stands on.
 
@@ -79,12 +60,17 @@ class Stage:
         module: The module.
         data: Its data module, or None if the module makes its loaders.
         n_batches: Batches to take of each loader.
+        weights_only: Whether torch refuses everything but tensors in a checkpoint; None is True for
+            `weights`, and the Trainer's default for `run`.
     """
 
-    def __init__(self, trainer: Any, module: Any, data: Any, n_batches: int) -> None:
-        self.trainer, self.module, self._data, self._n = trainer, module, data, n_batches
+    def __init__(
+        self, trainer: Any, module: Any, data: Any, *, n_batches: int, weights_only: bool | None
+    ) -> None:
+        self.trainer, self.module, self._data = trainer, module, data
+        self._n_batches, self._weights_only = n_batches, weights_only
 
-    def run(self, measure: Callable[[], T], **checkpoint: Any) -> T:
+    def run(self, measure: Callable[[], T], ckpt_path: str | None) -> T:
         """Return what was measured while the trainer has set the module and the data up."""
 
         def prepared() -> T:
@@ -96,14 +82,35 @@ class Stage:
                 self.module.setup("fit")
             return measure()
 
+        checkpoint = {"ckpt_path": ckpt_path, "weights_only": self._weights_only}
         return within_trainer(self.trainer, self.module, prepared, **checkpoint)
 
+    def weights(self, path: str) -> Params:
+        """Return the weights of a checkpoint, see `load_weights`."""
+        return load_weights(path, self.module, weights_only=self._weights_only is not False)
+
+    def analyze(self, *, validation: bool = True, **settings: Any) -> Report:
+        """Return what `analyze` finds on the batches of the data."""
+        train, others = self.batches("train"), self.batches("val") if validation else []
+        return analyze(self.module, train, validation=others, trainer=self.trainer, **settings)
+
     def batches(self, kind: str) -> list[Any]:
-        """Return the first batches of the training or validation data; none without validation."""
+        """Return the first batches of the `"train"` or `"val"` data; none without validation.
+
+        Raises:
+            ValueError: If there is no such loader, or it is empty.
+        """
         owner = self.module if self._data is None else self._data
         if kind == "val" and not overrides(owner, "val_dataloader"):
             return []
-        return first_batches(self._data, self.module, kind, self._n)
+        loader = getattr(owner, f"{kind}_dataloader")()
+        found = () if loader is None else all_batches(loader, train=kind == "train")
+        batches = list(itertools.islice(found, self._n_batches))
+        if not batches:
+            raise ValueError(
+                f"`{kind}_dataloader()` of {type(owner).__name__} must give at least one batch."
+            )
+        return batches
 
 
 class _Runs(Callback):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning_landscape.measures.plane import PlaneBasis
 from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record
 from lightning_landscape.reporting.runs import read_run
-from lightning_landscape.reporting.style import png
+from lightning_landscape.reporting.style import Figure, png
 
 
 def check_outputs(**paths: str | None) -> None:
@@ -44,45 +45,57 @@ def check_outputs(**paths: str | None) -> None:
             )
 
 
-def show_report(
-    report: Report,
-    *,
-    as_json: bool = False,
-    html: str | None = None,
-    save: str | None = None,
-    figures: str | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Outputs:
+    """What becomes of a result: it is printed, and written to the files that were asked for.
+
+    Attributes:
+        json: Whether all numbers are printed as JSON in the place of the words.
+        html: A file for the page.
+        save: A file for all numbers.
+        figures: A folder for PNG files.
+    """
+
+    json: bool = False
+    html: str | None = None
+    save: str | None = None
+    figures: str | None = None
+
+    def put(
+        self,
+        result: Report | Plane,
+        numbers: dict[str, Any],
+        words: str,
+        to_html: Callable[[str], object],
+        figures: Callable[[], dict[str, Figure]],
+    ) -> None:
+        """Print a result, and write its files; page and figures are made if they are wanted."""
+        print(as_plain_json(numbers) if self.json else words)
+        if self.save is not None:
+            result.save(self.save)
+        if self.html is not None:
+            to_html(self.html)
+        if self.figures is not None:
+            write_figures(figures(), self.figures)
+
+
+def show_report(report: Report, outputs: Outputs) -> None:
     """Print a report, and write the files that were asked for."""
-    print(as_plain_json(report.to_dict()) if as_json else report.summary())
-    if save is not None:
-        report.save(save)
-    if html is not None:
-        report.to_html(html)
-    if figures is not None:
-        write_figures(report.figures(), figures)
+    outputs.put(report, report.to_dict(), report.summary(), report.to_html, report.figures)
 
 
-def show_plane(
-    plane: Plane,
-    basis: PlaneBasis,
-    *,
-    names: list[str],
-    as_json: bool = False,
-    html: str | None = None,
-    save: str | None = None,
-    figures: str | None = None,
-) -> None:
+def show_plane(plane: Plane, basis: PlaneBasis, names: list[str], outputs: Outputs) -> None:
     """Print what a plane shows, and write the files that were asked for."""
     points = dict(zip(names, basis.points.tolist(), strict=True))
-    print(
-        as_plain_json({**plane.to_dict(), "points": points}) if as_json else plane.summary(points)
-    )
-    if save is not None:
-        plane.save(save)
-    if html is not None:
-        Path(html).write_text(page({"plane": [plane.record(points)]}, title="Loss on a plane"))
-    if figures is not None:
-        write_figures({"plane": plane.figure(basis, names)}, figures)
+
+    def to_html(path: str) -> None:
+        Path(path).write_text(page({"plane": [plane.record(points)]}, title="Loss on a plane"))
+
+    def figures() -> dict[str, Figure]:
+        return {"plane": plane.figure(basis, names)}
+
+    numbers = {**plane.to_dict(), "points": points}
+    outputs.put(plane, numbers, plane.summary(points), to_html, figures)
 
 
 def show_lines(lines: dict[str, Line], toward: str, *, as_json: bool = False) -> None:
@@ -188,7 +201,7 @@ def _floats(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in values]  # records write nan and infinity as words
 
 
-def write_figures(figures: dict[str, Any], folder: str) -> None:
+def write_figures(figures: dict[str, Figure], folder: str) -> None:
     """Write figures as PNG files, `@` and `/` of their names written `-`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

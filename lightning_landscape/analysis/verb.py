@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_landscape._lightning import import_cli, overrides, seed_quietly
-from lightning_landscape.analysis.analyze import analyze
-from lightning_landscape.analysis.checkpoints import load_weights, read_checkpoint
+from lightning_landscape.analysis.checkpoints import read_checkpoint
 from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.report import Report
-from lightning_landscape.analysis.show import check_outputs, one_line, show_report
+from lightning_landscape.analysis.show import Outputs, check_outputs, one_line, show_report
 
 _CLI: Any
 _Trainer: Any
@@ -74,33 +73,19 @@ class Analyzes:
             "families": families, "n_directions": n_directions, "n_points": n_points, "seed": seed,
             "radius": radius, "normalize": normalize, "mode": mode, "breakdown": breakdown,
         }  # fmt: skip
-        stage = Stage(self, model, datamodule, n_batches)
+        stage = Stage(self, model, datamodule, n_batches=n_batches, weights_only=weights_only)
+
+        def measure() -> Report:
+            weights = None if toward is None else stage.weights(toward)
+            return stage.analyze(toward=weights, progress=not quiet, **measured)
+
         with _one_sentence():
             if ckpt_path and Path(ckpt_path).is_file() and not overrides(model, "configure_model"):
-                load_weights(ckpt_path, model, weights_only=weights_only is not False)
-            report = stage.run(
-                lambda: _measure(stage, toward, weights_only, progress=not quiet, **measured),
-                ckpt_path=ckpt_path,
-                weights_only=weights_only,
-            )
+                stage.weights(ckpt_path)
+            report = stage.run(measure, ckpt_path)
         if self.is_global_zero:
-            show_report(report, as_json=json, html=html, save=save, figures=figures)
+            show_report(report, Outputs(json, html, save, figures))
         return report
-
-
-def _measure(
-    stage: Stage, toward: str | None, weights_only: bool | None, **settings: Any
-) -> Report:
-    """Return the report on the batches of a stage."""
-    module, tensors_only = stage.module, weights_only is not False
-    return analyze(
-        module,
-        stage.batches("train"),
-        validation=stage.batches("val"),
-        toward=None if toward is None else load_weights(toward, module, weights_only=tensors_only),
-        trainer=stage.trainer,
-        **settings,
-    )
 
 
 @contextmanager
