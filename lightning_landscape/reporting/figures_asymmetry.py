@@ -17,6 +17,7 @@ from lightning_landscape.measures.line import LineScore, compare_ends, rise_stde
 from lightning_landscape.measures.slices import Slice, grid_index
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.measures.words import family_verdict, flat_side
+from lightning_landscape.reporting.svg_map import cell_borders
 
 _UNITS = {
     "filter": "relative to the weights (filter norm)",
@@ -86,8 +87,8 @@ def plot_history(
     largest = float(np.abs(values).max()) if values.count() else 1.0
     end = 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0
     mesh = axes.pcolormesh(
-        style.cell_edges(np.asarray(steps, dtype=float)),
-        style.cell_edges(alphas.numpy()),
+        cell_borders(steps),
+        cell_borders(alphas.tolist()),
         values,
         norm=SymLogNorm(linthresh=end / 100, vmin=-end, vmax=end),
         cmap="RdBu_r",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lightning_landscape.reporting.style as style
 from lightning_landscape.measures.breakdown import GradientBreakdown
+from lightning_landscape.reporting.svg_map import cell_borders
 
 _MEASURED = style.VALIDATION
 _LAYERS = matplotlib.colormaps["viridis"]
@@ -87,7 +88,7 @@ def plot_breakdown_history(
     lines = [(f"{len(steps)} probes, {len(layers)} layers{named}; blank: no gradient", style.INK)]
     figure, axes = style.new_figure(f"breakdown along {direction}", lines, left=1.45, right=0.98)
     mesh = axes.pcolormesh(
-        style.cell_edges(np.asarray(steps, dtype=float)),
+        cell_borders(steps),
         np.arange(len(layers) + 1) - 0.5,
         grid,
         norm=LogNorm(low, high),

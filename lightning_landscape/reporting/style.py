@@ -149,14 +149,6 @@ def short(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def cell_edges(centres: np.ndarray) -> np.ndarray:
-    """Return the borders halfway between cells, so that unequal spacing is shown as it is."""
-    if len(centres) == 1:
-        return np.array([centres[0] - 0.5, centres[0] + 0.5])
-    between = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
-
-
 def pixels(figure: Figure) -> np.ndarray:
     """Return the figure as an image, uint8 `[height, width, 3]`."""
     canvas = FigureCanvasAgg(figure)

@@ -42,7 +42,7 @@ def heat_map(
         >>> chart.count("<rect")
         3
     """
-    xs, ys = _borders(x), _borders(y)
+    xs, ys = cell_borders(x), cell_borders(y)
     room = _WIDTH - _LEFT - _RIGHT
     height = min(max(room * (ys[-1] - ys[0]) / (xs[-1] - xs[0]), _LOWEST), _HIGHEST)
     bottom = _TOP + height
@@ -91,8 +91,8 @@ def _colours(values: Sequence[Sequence[float]]) -> list[list[str]]:
     ]
 
 
-def _borders(centres: Sequence[float]) -> list[float]:
-    """Return the borders of cells around their centres."""
+def cell_borders(centres: Sequence[float]) -> list[float]:
+    """Return the borders halfway between cells, so that unequal spacing is shown as it is."""
     if len(centres) == 1:
         return [centres[0] - 0.5, centres[0] + 0.5]
     between = [(a + b) / 2 for a, b in pairwise(centres)]
