@@ -18,11 +18,7 @@ from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import opened
 from lightning_landscape.engine.steps import LossFn
-from lightning_landscape.measures.breakdown import (
-    DEFAULT_ETAS,
-    GradientBreakdown,
-    measure_breakdown,
-)
+from lightning_landscape.measures.breakdown import DEFAULT_ETAS, measure_breakdown
 from lightning_landscape.measures.directions import Normalize
 from lightning_landscape.measures.gradients import gradient_direction
 from lightning_landscape.measures.hessian import top_eigen
@@ -114,14 +110,14 @@ def analyze(
             bare.prepare()
             say_cost(total, len(is_validation), bare.seconds)
         with progress_bar(total, "slices", shown=progress) as advance:
-            objective = Counted(bare, advance)
+            objective: Any = Counted(bare, advance)
             found = _surveys(objective, families, seed, grid, sampled)
             line = None if toward is None else measure_line(objective, toward, is_validation)
         n_evaluations = bare.n_evaluations
     changed = None
     if breakdown:
         with open_on(train) as bare:
-            changed = _breakdown(bare)
+            changed = measure_breakdown(bare, gradient_direction(bare), DEFAULT_ETAS["gradient"])
             n_evaluations += bare.n_evaluations
     settings = {"module": type(module).__name__, "mode": mode, "seed": seed, "normalize": normalize}
     cost = {"n_evaluations": n_evaluations, "seconds": time.monotonic() - began}
@@ -174,10 +170,6 @@ def _sharpest(objective: Objective, seed: int) -> Params:
     length = l2_norm(objective.params)
     direction = top_eigen(objective, seed=seed).direction
     return {name: length * tensor for name, tensor in direction.items()}
-
-
-def _breakdown(objective: Objective) -> GradientBreakdown:
-    return measure_breakdown(objective, gradient_direction(objective), DEFAULT_ETAS["gradient"])
 
 
 def _kept_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -50,38 +51,18 @@ def say_cost(n_evaluations: int, n_batches: int, seconds: float) -> None:
 
 
 class Counted:
-    """An objective that says after each evaluation that it was made."""
+    """An objective that says after each evaluation along a direction that it was made."""
 
     def __init__(self, objective: Objective, advance: Advance) -> None:
         self._objective = objective
         self._advance = advance
-        self.mode = objective.mode
-        self.gather = objective.gather
 
-    @property
-    def params(self) -> Params:
-        """The point the objective stands at."""
-        return self._objective.params
-
-    def at(self, params: Params) -> Objective:
-        """Return the same loss, standing at other weights."""
-        return Counted(self._objective.at(params), self._advance)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
 
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         return _CountedAlong(self._objective.along(direction), self._advance)
-
-    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
-        """Return the losses at one point, float64 `[n_batches]`; one evaluation."""
-        return self.along(direction or {})(alpha)
-
-    def gradient(
-        self, direction: Params | None = None, alpha: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses at one point and the gradient of their mean; one evaluation."""
-        found = self._objective.gradient(direction, alpha)
-        self._advance(1)
-        return found
 
 
 class _CountedAlong:
