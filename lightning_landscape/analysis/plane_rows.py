@@ -23,11 +23,17 @@ def evaluate_rows(
     alphas1: Tensor,
     alphas2: Tensor,
     *,
-    kept: RowFolder,
+    folder: str | Path | None,
     advance: Callable[[int], object],
     indices: Iterable[int] | None = None,
 ) -> dict[int, Tensor]:
-    """Return some rows of a plane by index, float64 `[n2, n_batches]` each; all by default."""
+    """Return some rows of a plane by index, float64 `[n2, n_batches]` each; all by default.
+
+    Raises:
+        ValueError: If the folder is a file, or holds rows of another plane.
+    """
+    norms = [l2_norm(params) for params in (objective.params, d1, d2)]
+    kept = _RowFolder(folder, [objective.mode, norms, alphas1.tolist(), alphas2.tolist()])
     rows: dict[int, Tensor] = {}
     for i in range(len(alphas1)) if indices is None else indices:
         row = kept.read(i)
@@ -39,7 +45,7 @@ def evaluate_rows(
     return rows
 
 
-class RowFolder:
+class _RowFolder:
     """Rows of a plane on disk, each written whole; nothing is kept without a folder.
 
     Args:
@@ -81,14 +87,6 @@ class RowFolder:
 
     def _path(self, i: int) -> Path | None:
         return None if self._folder is None else self._folder / f"row-{i:05d}.npy"
-
-
-def plane_head(
-    objective: Objective, d1: Params, d2: Params, alphas1: Tensor, alphas2: Tensor
-) -> list[object]:
-    """Return what tells planes apart, as plain numbers."""
-    norms = [l2_norm(params) for params in (objective.params, d1, d2)]
-    return [objective.mode, norms, alphas1.tolist(), alphas2.tolist()]
 
 
 def _evaluate_row(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape.analysis.plane_rows import RowFolder, evaluate_rows, plane_head
+from lightning_landscape.analysis.plane_rows import evaluate_rows
 from lightning_landscape.analysis.progress import progress_bar, say_cost
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.isolation import Mode
@@ -25,7 +25,6 @@ from lightning_landscape.reporting.arrays import npz_content, read_arrays, readi
 from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame
 from lightning_landscape.reporting.records import Record
-from lightning_landscape.reporting.results import plane_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,16 +97,16 @@ class Plane:
             points: Where the points that it goes through lie, by name.
             name: What it is called.
         """
-        units = self.distances == (1.0, 1.0)
-        data = plane_data(
-            self.alphas1,
-            self.alphas2,
-            self.losses,
-            points=points or {},
-            mode=self.mode,
-            unit="L2 distance" if units else "times the direction",
-            words=self.summary(points),
-        )
+        data = {
+            "alphas1": self.alphas1,
+            "alphas2": self.alphas2,
+            "mean": self.mean,
+            "n_batches": self.losses.shape[2],
+            "points": points or {},
+            "mode": self.mode,
+            "unit": "L2 distance" if self.distances == (1.0, 1.0) else "times the direction",
+            "words": self.summary(points),
+        }
         return Record("plane", name, 0, data)
 
     def _repr_html_(self) -> str:
@@ -198,8 +197,7 @@ def evaluate_plane(
         [[5.0, 1.0, 5.0], [4.0, 0.0, 4.0], [5.0, 1.0, 5.0]]
     """
     alphas1, alphas2 = _checked_axis("alphas1", alphas1), _checked_axis("alphas2", alphas2)
-    kept = RowFolder(rows, plane_head(objective, d1, d2, alphas1, alphas2))
-    found = evaluate_rows(objective, d1, d2, alphas1, alphas2, kept=kept, advance=advance)
+    found = evaluate_rows(objective, d1, d2, alphas1, alphas2, folder=rows, advance=advance)
     losses = torch.stack([found[i] for i in range(len(alphas1))])
     return Plane(alphas1, alphas2, losses, objective.mode, (l2_norm(d1), l2_norm(d2)))
 
@@ -262,9 +260,8 @@ def measure_plane(
                 objective.prepare()
                 say_cost(len(mine) * n, len(batches), objective.seconds)
             d1, d2 = (_trained(direction, objective) for direction in (basis.d1, basis.d2))
-            plane = objective, d1, d2, xs, ys
-            kept = RowFolder(rows, plane_head(*plane))
-            found.update(evaluate_rows(*plane, kept=kept, advance=advance, indices=mine))
+            own = {"folder": rows, "advance": advance, "indices": mine}
+            found.update(evaluate_rows(objective, d1, d2, xs, ys, **own))
 
     failure: Exception | None = None
     try:

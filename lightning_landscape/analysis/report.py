@@ -26,12 +26,13 @@ from lightning_landscape.reporting.figures_breakdown import plot_breakdown
 from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame, page
 from lightning_landscape.reporting.records import Record
-from lightning_landscape.reporting.results import breakdown_data, family_data, line_data
+from lightning_landscape.reporting.results import breakdown_data, probe_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _VERSION = 1  # of the file; a reader refuses a newer one
+_SETTINGS = ("module", "mode", "seed", "normalize", "n_evaluations", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +121,7 @@ class Report:
             ("words", "summary", {"text": self._said()}),
             ("cost", "probe", {"seconds": self.seconds}),
         ]
-        for name, found in self.families.items():
-            kinds.append(("family", name, family_data(found)))
-        if self.line:
-            kinds.append(("line", "line", line_data(*_slices_of(self.line))))
+        kinds += probe_data(self.families, _slices_of(self.line), "line")
         if self.breakdown:
             kinds.append(("breakdown", "gradient", breakdown_data(self.breakdown, mode=self.mode)))
         return [Record(kind, name, 0, data) for kind, name, data in kinds]
@@ -191,15 +189,12 @@ class Report:
         for k, (name, rate) in enumerate(head["families"]):
             parts = (_unpack(arrays, f"family{k}{end}") for end in ("", "_validation"))
             families[name] = survey_of(name, *parts, normalize=head["normalize"], rate=rate)
-        settings = {key: head[key] for key in cls._setting_names()}
-        return cls(families, _read_line(head["line"], arrays), _read_breakdown(head), **settings)
+        settings = {key: head[key] for key in _SETTINGS}
+        changed = head["breakdown"] and GradientBreakdown.from_dict(head["breakdown"])
+        return cls(families, _read_line(head["line"], arrays), changed, **settings)
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._setting_names()}
-
-    @staticmethod
-    def _setting_names() -> tuple[str, ...]:
-        return ("module", "mode", "seed", "normalize", "n_evaluations", "seconds")
+        return {name: getattr(self, name) for name in _SETTINGS}
 
 
 def _pack(arrays: dict[str, np.ndarray], name: str, slices: list[Slice]) -> None:
@@ -231,8 +226,3 @@ def _read_line(scores: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> L
     parts = [(LineScore(**score), slice) for score, slice in zip(scores, slices, strict=True)]
     validation = Line.of(*parts[1]) if len(parts) > 1 else None
     return Line.of(*parts[0], validation)
-
-
-def _read_breakdown(head: dict[str, Any]) -> GradientBreakdown | None:
-    found = head["breakdown"]
-    return None if found is None else GradientBreakdown.from_dict(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,11 +33,7 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, list[object]]:
         """Return everything as plain numbers."""
-        return {
-            "points": self.points.tolist(),
-            "distances": self.distances.tolist(),
-            "shown": self.shown.tolist(),
-        }
+        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
 
 def project_trajectory(basis: PlaneBasis, weights: Sequence[Params]) -> Trajectory:

@@ -43,7 +43,7 @@ from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
 from lightning_landscape.ranks import lowest
 from lightning_landscape.reporting.arrays import survey_arrays
-from lightning_landscape.reporting.results import record_surveys
+from lightning_landscape.reporting.results import probe_data
 from lightning_landscape.reporting.texts import as_markdown
 
 __all__ = ["AsymmetryMonitor"]
@@ -388,5 +388,6 @@ class AsymmetryMonitor(Monitor):
         cost = {"seconds": self.budget.total() - began, "overhead": self.budget.overhead()}
         scalars = found.scalars(with_number=self.n_directions == "auto")
         output.scalars({**scalars, **cost}, logged=lambda tag: self.details or is_one_of_few(tag))
-        record_surveys(output, found.surveys, found.line, cost)
+        for record in (*probe_data(found.surveys, found.line), ("cost", "probe", cost)):
+            output.record(*record)
         output.text("summary", as_markdown(self.summary()))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore, compare_ends, rise_stderr
@@ -22,9 +20,6 @@ from lightning_landscape.measures.words import (
     is_resolved,
 )
 from lightning_landscape.measures.words_answers import judge_step
-
-if TYPE_CHECKING:
-    from lightning_landscape.reporting.output import Output
 
 _MEDIANS = ("area", "area_corrected", "ratio", "rise_radius")
 
@@ -92,55 +87,20 @@ def breakdown_data(
     return data
 
 
-def plane_data(
-    alphas1: Tensor,
-    alphas2: Tensor,
-    losses: Tensor,
-    *,
-    points: Mapping[str, Sequence[float]],
-    mode: str,
-    unit: str,
-    words: str,
-) -> dict[str, Any]:
-    """Return what a record of a plane holds: the loss at each point, and where its points lie.
+def probe_data(
+    surveys: Mapping[str, Survey], line: Sequence[Slice], line_name: str = "swa"
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the kind, the name and the data of each record: of the families, and of the line.
 
     Args:
-        alphas1: Where along the first axis, `[n1]`.
-        alphas2: Where along the second, `[n2]`.
-        losses: `[n1, n2, n_batches]`; their mean over the batches is kept.
-        points: Where the points that it goes through lie, by name.
-        mode: How the network was run.
-        unit: What the axes are measured in.
-        words: What it shows.
-    """
-    return {
-        "alphas1": alphas1,
-        "alphas2": alphas2,
-        "mean": losses.mean(dim=2),
-        "n_batches": losses.shape[2],
-        "points": {name: list(place) for name, place in points.items()},
-        "mode": mode,
-        "unit": unit,
-        "words": words,
-    }
-
-
-def record_surveys(
-    output: Output, surveys: Mapping[str, Survey], line: Sequence[Slice], cost: Mapping[str, float]
-) -> None:
-    """Write the records of one probe: each family, the line to the average, and what it cost.
-
-    Args:
-        output: Where to.
         surveys: What was found, by family.
-        line: The line to the average on train batches, then on validation batches; empty without.
-        cost: `seconds`, and what else is known.
+        line: The line on train batches, then on validation batches; empty without.
+        line_name: What the line is called.
     """
     for family, found in surveys.items():
-        output.record("family", family, family_data(found))
+        yield "family", family, family_data(found)
     if line:
-        output.record("line", "swa", line_data(*line))
-    output.record("cost", "probe", cost)
+        yield "line", line_name, line_data(*line)
 
 
 def _directions(slices: Sequence[Slice]) -> dict[str, Any]:
@@ -148,13 +108,8 @@ def _directions(slices: Sequence[Slice]) -> dict[str, Any]:
     columns = [median_interval(column) for column in zip(*means, strict=True)]
     middle, low, high = zip(*columns, strict=True)
     n_nonfinite = sum(line.n_nonfinite for line in slices)
-    return {
-        "slices": means,
-        "median": middle,
-        "low": low,
-        "high": high,
-        "n_nonfinite": n_nonfinite,
-    }
+    medians = {"median": middle, "low": low, "high": high}
+    return {"slices": means, **medians, "n_nonfinite": n_nonfinite}
 
 
 def _line(line: Slice, score: LineScore, confidence: float) -> dict[str, Any]:
@@ -163,12 +118,11 @@ def _line(line: Slice, score: LineScore, confidence: float) -> dict[str, Any]:
     verdict = "no verdict"
     if is_resolved(score.gap, score.gap_stderr, n, confidence):
         verdict = "lower" if score.gap < 0 else "higher"
-    score_numbers = score.to_dict()
     return {
         "mean": line.mean,
         "stderr": stderr,
         "rise_stderr": rise_stderr(line),
         "n_batches": n,
-        "score": score_numbers,
+        "score": score.to_dict(),
         "verdict": verdict,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_landscape.reporting.arrays import is_of_0_1, read_breakdowns, read_surveys
 from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record, read_events
-from lightning_landscape.reporting.results import breakdown_data, family_data, line_data
+from lightning_landscape.reporting.results import breakdown_data, probe_data
 
 _DEFAULT = "landscape"  # the monitor of files that are named by family
 _NAME = re.compile(r"(?P<monitor>.+)-step=(?P<step>\d+)\.npz")
@@ -65,10 +65,6 @@ def _file_records(path: Path, monitor: str, step: int) -> Iterator[Record]:
     for label, (found, sizes, mode) in breakdowns.items():
         yield Record("breakdown", label, step, breakdown_data(found, sizes, mode=mode), monitor)
     if not breakdowns:
-        surveys, line = read_surveys(path)
-        if is_of_0_1(path):
-            monitor = _DEFAULT
-        for family, survey in surveys.items():
-            yield Record("family", family, step, family_data(survey), monitor)
-        if line:
-            yield Record("line", "swa", step, line_data(*line), monitor)
+        monitor = _DEFAULT if is_of_0_1(path) else monitor
+        for kind, name, data in probe_data(*read_surveys(path)):
+            yield Record(kind, name, step, data, monitor)
