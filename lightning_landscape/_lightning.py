@@ -149,8 +149,7 @@ def mute(module: nn.Module, trainer: Any | None, undo: Undo) -> None:
             undo.keep_items(child.__dict__, "_trainer")
             child.__dict__["_trainer"] = trainer
         _throw_results_away(modules, trainer, undo)
-        _silence(trainer, undo)
-        _keep_settings(trainer, undo)
+        keep_trainer(trainer, undo)
     for child in modules:
         undo.keep_items(child.__dict__, "log", "log_dict")
         child.__dict__.update(log=_ignore, log_dict=_ignore)
@@ -160,19 +159,18 @@ def _ignore(*args: object, **kwargs: object) -> None:
     return None
 
 
-@contextmanager
-def trainer_kept(trainer: Any) -> Iterator[None]:
+def keep_trainer(trainer: Any, undo: Undo) -> None:
     """Let what is sent to the trainer's loggers reach nobody, and what is set on it go back."""
-    with undone() as undo:
-        _silence(trainer, undo)
-        _keep_settings(trainer, undo)
-        yield
-
-
-def _silence(trainer: Any, undo: Undo) -> None:
     if trainer.loggers:
         undo.keep_attributes(trainer, "loggers")
         trainer.loggers = [_silent(logger) for logger in trainer.loggers]
+    connector = trainer._logger_connector
+    loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop)
+    for owner in (trainer, *loops, trainer.strategy, trainer.precision_plugin, connector):
+        undo.keep_all(owner.__dict__)
+        for key, value in owner.__dict__.items():
+            if key.endswith("_metrics") and type(value) is dict:
+                undo.keep_all(value)
 
 
 def _silent(logger: Any) -> Any:
@@ -185,17 +183,6 @@ def _silent(logger: Any) -> Any:
         if hasattr(type(logger), name)
     }
     return type("DummyLogger", (dummy,), same)()
-
-
-def _keep_settings(trainer: Any, undo: Undo) -> None:
-    """Put back what a step sets on its trainer and the loops, and writes among the metrics."""
-    connector = trainer._logger_connector
-    loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop)
-    for owner in (trainer, *loops, trainer.strategy, trainer.precision_plugin, connector):
-        undo.keep_all(owner.__dict__)
-        for key, value in owner.__dict__.items():
-            if key.endswith("_metrics") and type(value) is dict:
-                undo.keep_all(value)
 
 
 @contextmanager

@@ -19,20 +19,21 @@ from lightning_landscape._lightning import (
     collected,
     epoch_metrics,
     has_hook,
+    keep_trainer,
     lightning_modules,
     live_results,
     new_results,
     takes_batch_index,
-    trainer_kept,
 )
 from lightning_landscape.callbacks.average import averaged_parameters
 from lightning_landscape.engine.batches import bytes_of, clone_batch
-from lightning_landscape.engine.checkpoints import checkpoints_unmoved, compiling_nothing
-from lightning_landscape.engine.rates import rates_kept
+from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved
+from lightning_landscape.engine.rates import keep_rates
 from lightning_landscape.engine.rng import rng_at, unchanged_rng
 from lightning_landscape.engine.snapshot import Places, Snapshot, put_back
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import local, recover, reshard, shard_of, sharded_modules
+from lightning_landscape.undo import undone
 
 WAITING_BYTES = 64 * 2**20
 _FIRST_WAIT, _LONGEST_WAIT = 32, 128  # batches; each visit lets twice as many wait for the next
@@ -213,13 +214,10 @@ class SecondPass:
         drift = self._origin.changed()
         self._places |= self._origin.places(drift)
         live = self._places.read()
-        with (
-            unchanged_rng() as rng,
-            trainer_kept(self._trainer),
-            rates_kept(self._trainer),
-            compiling_nothing(),
-            checkpoints_unmoved(lambda: self._outside(weights, live, rng), self._trainer),
-        ):
+        with unchanged_rng() as rng, compiling_nothing(), undone() as undo:
+            keep_trainer(self._trainer, undo)
+            keep_rates(self._trainer, undo)
+            save_unmoved(lambda: self._outside(weights, live, rng), self._trainer, undo)
             try:
                 put_back(self._tensors, world.weights)
                 self._origin.restore(drift)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_landscape.undo import Undo, undone
+from lightning_landscape.undo import Undo
 
 
 @contextmanager
@@ -20,16 +20,6 @@ def compiling_nothing() -> Iterator[None]:
     their number, beyond which nothing compiled is run any more.
     """
     with torch.compiler.set_stance("eager_on_recompile"):
-        yield
-
-
-@contextmanager
-def checkpoints_unmoved(
-    as_before: Callable[[], AbstractContextManager[None]], trainer: Any | None
-) -> Iterator[None]:
-    """Do as `save_unmoved` does, until the context is left."""
-    with undone() as undo:
-        save_unmoved(as_before, trainer, undo)
         yield
 
 

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from lightning_landscape.undo import Undo, undone
-
-
-@contextmanager
-def rates_kept(trainer: Any | None) -> Iterator[None]:
-    """Leave schedulers and optimizers as they are: a step may step or extend them itself."""
-    with undone() as undo:
-        if trainer is not None:
-            keep_rates(trainer, undo)
-        yield
+from lightning_landscape.undo import Undo
 
 
 def keep_rates(trainer: Any, undo: Undo) -> None:
-    """Do as `rates_kept` does, until it is undone."""
+    """Leave schedulers and optimizers as they are: a step may step or extend them itself."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     states = [_copied(scheduler.state_dict()) for scheduler in schedulers]
