@@ -73,8 +73,7 @@ def agree(failure: Exception | None, device: torch.device) -> None:
         failed = torch.tensor(0 if failure is None else 1, device=device)
         dist.all_reduce(failed)
         if int(failed):
-            told: list[str] = [""] * n_ranks()
-            dist.all_gather_object(told, "" if failure is None else repr(failure))
+            told = gather_objects("" if failure is None else repr(failure))
             if failure is None:
                 who = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(told) if what)
                 raise RuntimeError(f"the probe failed on {who}")
@@ -114,8 +113,7 @@ def average_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
     """Return the mean of gradients over ranks, in place; sharded ones are means already."""
     if n_ranks() > 1:
         for gradient in gradients:
-            if is_sharded(gradient):
-                continue
-            dist.all_reduce(gradient)
-            gradient.div_(n_ranks())
+            if not is_sharded(gradient):
+                dist.all_reduce(gradient)
+                gradient.div_(n_ranks())
     return gradients

@@ -14,9 +14,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,7 +163,7 @@ def measure_breakdown(
     """
     etas = _checked_etas(etas)
     check_direction(direction, objective.params if start is None else start.params)
-    moved = _Moved.of(start or Start.of(objective), direction)
+    moved = _moved(start or Start.of(objective), direction)
     losses, dots = [moved.losses], []
     for eta in etas.tolist():
         losses_here, dots_here = _dots_along(objective, direction, eta, moved)
@@ -204,54 +204,50 @@ def critical_rate(rate: float, found: GradientBreakdown) -> float:
     return rate * found.break_even
 
 
-@dataclass(frozen=True, eq=False)
-class _Moved:
-    """What is known of the moved tensors at `eta = 0`; norms and flags have an entry for each."""
+class _Moved(NamedTuple):
+    """The tensors that move, where they start.
+
+    Attributes:
+        losses: The loss on each batch.
+        gradients: By name.
+        direction: Likewise.
+        dots: `<g, g>`, `<w, w>`, `<d, d>` and `<g, d>`, a row each, `[4, n_moved]`.
+        is_matrix: Whether a tensor has two dimensions or more, `[n_moved]`.
+    """
 
     losses: Tensor
     gradients: dict[str, Tensor]
     direction: dict[str, Tensor]
-    gradient_norm: Tensor
-    weight_norm: Tensor
-    step_norm: Tensor
-    slope: Tensor
-    is_layer: Tensor
-    is_dead: Tensor
+    dots: Tensor
+    is_matrix: Tensor
 
-    @classmethod
-    def of(cls, start: Start, direction: Params) -> _Moved:
-        params, losses, gradients = start
-        # as the objective walks it: in the dtype and on the device of the weights
-        steps = {
-            name: distribute_like(direction[name].detach(), w).to(w)
-            for name, w in params.items()
-            if name in direction
-        }
-        dots = inner_products(
-            [(gradients[name], params[name], step) for name, step in steps.items()],
-            lambda g, w, d: ((g, g), (w, w), (d, d), (g, d)),
-        )
-        dots = dots.cpu().double()
-        moves = dots[:, 2] != 0  # also where it is nan
-        names = [name for name, move in zip(steps, moves.tolist(), strict=True) if move]
-        gradient, weight, step = dots[moves, :3].sqrt().unbind(dim=1)
-        is_matrix = torch.tensor([params[name].ndim >= 2 for name in names], dtype=torch.bool)
-        finite = gradient[is_matrix & gradient.isfinite()].tolist()
-        is_dead = is_matrix & (gradient <= _DEAD * max(finite, default=0.0))
-        return cls(
-            losses=losses,
-            gradients={name: gradients[name] for name in names},
-            direction={name: steps[name] for name in names},
-            gradient_norm=gradient,
-            weight_norm=weight,
-            step_norm=step,
-            slope=dots[moves, 3],
-            is_layer=is_matrix & ~is_dead,
-            is_dead=is_dead,
-        )
 
-    def names(self, chosen: Tensor) -> tuple[str, ...]:
-        return tuple(n for n, yes in zip(self.gradients, chosen.tolist(), strict=True) if yes)
+def _moved(start: Start, direction: Params) -> _Moved:
+    params, losses, gradients = start
+    # as the objective walks it: in the dtype and on the device of the weights
+    steps = {
+        name: distribute_like(direction[name].detach(), w).to(w)
+        for name, w in params.items()
+        if name in direction
+    }
+    dots = inner_products(
+        [(gradients[name], params[name], step) for name, step in steps.items()],
+        lambda g, w, d: ((g, g), (w, w), (d, d), (g, d)),
+    )
+    dots = dots.cpu().double()
+    moves = dots[:, 2] != 0  # also where it is nan
+    names = _chosen(steps, moves)
+    return _Moved(
+        losses,
+        {name: gradients[name] for name in names},
+        {name: steps[name] for name in names},
+        dots[moves].T.contiguous(),
+        torch.tensor([params[name].ndim >= 2 for name in names], dtype=torch.bool),
+    )
+
+
+def _chosen(names: Iterable[str], chosen: Tensor) -> tuple[str, ...]:
+    return tuple(name for name, yes in zip(names, chosen.tolist(), strict=True) if yes)
 
 
 def _dots_along(
@@ -267,22 +263,23 @@ def _dots_along(
 
 
 def _conclude(start: _Moved, etas: Tensor, loss: Tensor, dots: Tensor) -> GradientBreakdown:
-    layer = start.is_layer
-    gradient, weight, step = (
-        norm[layer] for norm in (start.gradient_norm, start.weight_norm, start.step_norm)
-    )
+    norms, slopes = start.dots[:3].sqrt(), start.dots[3]
+    known = norms[0, start.is_matrix & norms[0].isfinite()].tolist()
+    dead = start.is_matrix & (norms[0] <= _DEAD * max(known, default=0.0))
+    layer = start.is_matrix & ~dead
+    gradient, weight, step = norms[:, layer]
     now, change = (dots[:, layer, k].sqrt().T for k in (0, 3))
     cosine = dots[:, layer, 1].T / (now * gradient[:, None])
     relative = (step / weight)[weight > 0]
     model = torch.expm1(torch.log1p(relative[:, None] * etas).sum(dim=0))
     breakdown = change / gradient[:, None]
-    against = (-start.slope[layer] / (gradient * step)).clamp(-1, 1)
-    loss_start, slope_start, loss = float(loss[0]), float(start.slope.sum()), loss[1:]
+    against = (-slopes[layer] / (gradient * step)).clamp(-1, 1)
+    loss_start, slope_start, loss = float(loss[0]), float(slopes.sum()), loss[1:]
     slope = dots[:, :, 2].sum(dim=1)
     first = slope_start if math.isfinite(loss_start) else math.nan
     even = mean_slopes(etas, loss_start, loss, slope_start, slope)
     return GradientBreakdown(
-        names=start.names(layer),
+        names=_chosen(start.gradients, layer),
         etas=etas,
         breakdown=breakdown,
         excess=breakdown / model,
@@ -292,7 +289,7 @@ def _conclude(start: _Moved, etas: Tensor, loss: Tensor, dots: Tensor) -> Gradie
         slope=slope,
         loss_start=loss_start,
         slope_start=slope_start,
-        dead=start.names(start.is_dead),
+        dead=_chosen(start.gradients, dead),
         descent_limit=_first_zero(etas, where_finite(slope, loss), first),
         break_even=_first_zero(etas, even, first),
         trust_lr=trust_lr(len(against), float(against.min())) if len(against) else math.nan,
