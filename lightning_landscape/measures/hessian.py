@@ -22,12 +22,10 @@ class TopEigen:
     Attributes:
         value: The eigenvalue, loss per squared L2 distance.
         direction: Its eigenvector, of unit L2 norm; its sign is that of `<gradient, v> >= 0`.
-        n_gradients: Gradient evaluations it took.
     """
 
     value: float
     direction: Params
-    n_gradients: int
 
 
 def top_eigen(objective: Objective, *, seed: int = 0, tolerance: float = 1e-2) -> TopEigen:
@@ -67,15 +65,12 @@ def top_eigen(objective: Objective, *, seed: int = 0, tolerance: float = 1e-2) -
             "The Hessian needs a finite gradient, and weights that are not all zero, where the "
             f"objective stands. Got weights of norm {scale:.3g}."
         )
-    count = 1
 
     def product(vector: np.ndarray) -> np.ndarray:
-        nonlocal count
         length = float(np.linalg.norm(vector)) or 1.0
         step = _STEP * scale
         direction = _shaped(vector / length, params)
         ahead, behind = (_flat(objective.gradient(direction, s)[1]) for s in (step, -step))
-        count += 2
         return (ahead - behind) * (length / (2 * step))
 
     start = np.random.default_rng(seed).standard_normal(n)
@@ -87,7 +82,7 @@ def top_eigen(objective: Objective, *, seed: int = 0, tolerance: float = 1e-2) -
         values, vectors = linalg.eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
     vector = vectors[:, -1]
     vector = vector if float(vector @ gradient) >= 0 else -vector
-    return TopEigen(float(values[-1]), _shaped(vector, params), count)
+    return TopEigen(float(values[-1]), _shaped(vector, params))
 
 
 def _import_eigsh() -> Any:
