@@ -51,7 +51,6 @@ class AsymmetryRate(Metric):
     """
 
     full_state_update = False
-    higher_is_better = None
     is_differentiable = False
 
     asymmetric: Tensor

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from formulas import ONES, bowl, ramp
 from torch import nn
 
 from lightning_landscape import (
@@ -19,14 +20,6 @@ from lightning_landscape import (
 from lightning_landscape.measures.directions import direction_generator
 from lightning_landscape.measures.quantiles import median_interval
 from lightning_landscape.measures.sequential import sequential_design
-
-ONES = {"x": torch.ones(4, dtype=torch.float64)}
-
-
-def ramp(params):
-    """Four times as steep where the mean grows as where it falls."""
-    ahead = params["x"].mean() - 1
-    return torch.where(ahead > 0, 4 * ahead, -ahead)
 
 
 class Counted(FunctionObjective):
@@ -51,8 +44,9 @@ def test_a_ramp_is_asymmetric_along_every_uniform_direction():
 
 
 def test_a_bowl_is_symmetric_in_every_family():
-    bowl = FunctionObjective(lambda p: (p["x"] - 1).square().sum(), ONES)
-    for family, found in survey(bowl, ["gaussian", "sign", "rademacher"]).items():
+    for family, found in survey(
+        FunctionObjective(bowl, ONES), ["gaussian", "sign", "rademacher"]
+    ).items():
         assert found.family == family
         assert found.area == pytest.approx((0.0, 0.0, 0.0), abs=1e-6)
         assert found.rate["rate"] == 0.0
@@ -122,8 +116,8 @@ def test_auto_stops_where_the_interval_is_as_narrow_as_asked_for():
 
 @pytest.mark.parametrize(("n_most", "n"), [(3, 3), (8, 8), (9, 9), (500, 17)])
 def test_auto_takes_at_most_as_many_as_it_is_allowed(n_most, n):
-    bowl = FunctionObjective(lambda p: (p["x"] - 1).square().sum(), ONES)
-    found = survey(bowl, ["sign"], n_directions="auto", n_most=n_most)["sign"]
+    objective = FunctionObjective(bowl, ONES)
+    found = survey(objective, ["sign"], n_directions="auto", n_most=n_most)["sign"]
     assert (found.rate["n"], len(found.slices)) == (n, min(n, 8))
     assert (found.rate["low"], found.rate["high"]) == sequential_design(0.1).interval(0, n)
 
@@ -137,7 +131,7 @@ def test_a_fixed_number_is_cut_off_too():
 
 
 def two_batches(params):
-    return torch.stack([ramp(params), (params["x"] - 1).square().sum()])
+    return torch.stack([ramp(params), bowl(params)])
 
 
 @pytest.mark.parametrize("n_directions", [8, "auto"])

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from formulas import ONES, bowl, ramp
 
 from lightning_landscape import (
     AsymmetryRate,
@@ -30,18 +31,6 @@ from lightning_landscape.measures.words_breakdown import (
     describe_critical_rate,
     describe_successive_steps,
 )
-
-ONES = {"x": torch.ones(6, dtype=torch.float64)}
-
-
-def ramp(params):
-    """Four times as steep where the mean grows as where it falls."""
-    ahead = params["x"].mean() - 1
-    return torch.where(ahead > 0, 4 * ahead, -ahead)
-
-
-def bowl(params):
-    return (params["x"] - 1).square().sum()
 
 
 def measured(loss, family="uniform", n_batches=3, **options):
