@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from lightning_landscape.measures import breakdown
 from lightning_landscape.measures.breakdown import (
     DEFAULT_ETAS,
     GradientBreakdown,
@@ -1051,33 +1050,29 @@ def test_trust_without_descent_is_said_alone():
 VALUES = st.sampled_from([0.0, -1.0, 1.0, -1e-320, 1e300, -1e300, math.inf, -math.inf, math.nan])
 
 
+class Given:
+    """An objective whose losses and gradients are given, by eta."""
+
+    def __init__(self, params, found):
+        self.params, self.found = params, found
+
+    def gradient(self, direction=None, alpha=0.0):
+        return self.found[alpha if direction else 0.0]
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.integers(0, 2), st.integers(1, 3), st.booleans())
 def test_a_summary_is_one_to_three_sentences_whatever_was_measured(data, n_layers, n_etas, whole):
-    """A loss of any values: the first zeros are found, and the words have no nan and no inf."""
-    etas = f64(*[(1.0 if whole else 0.3) * 2**k for k in range(n_etas)])
-    draw = lambda n: f64(*data.draw(st.lists(VALUES, min_size=n, max_size=n)))  # noqa: E731
-    loss, slope, start = draw(n_etas), draw(n_etas), draw(2).tolist()
-    first = start[1] if math.isfinite(start[0]) else math.nan
-    found = GradientBreakdown(
-        names=tuple("ab"[:n_layers]),
-        etas=etas,
-        breakdown=draw(n_layers * n_etas).abs().reshape(n_layers, n_etas),
-        excess=torch.zeros(n_layers, n_etas),
-        cosine=torch.zeros(n_layers, n_etas),
-        model=draw(n_etas).abs(),
-        loss=loss,
-        slope=slope,
-        loss_start=start[0],
-        slope_start=start[1],
-        dead=(),
-        descent_limit=breakdown._first_zero(
-            etas, torch.where(loss.isfinite(), slope, math.nan), first
-        ),
-        break_even=breakdown._first_zero(etas, (loss - start[0]) / etas, first),
-        trust_lr=data.draw(st.sampled_from([0.1, 0.0, -1.0, math.nan])) if n_layers else math.nan,
-        relative_step=data.draw(st.sampled_from([0.1, math.nan])) if n_layers else math.nan,
-    )
+    etas = [(1.0 if whole else 0.3) * 2**k for k in range(n_etas)]
+    weights = st.sampled_from([0.0, 1.0])
+    net = {name: row(data.draw(weights)) for name in "ab"[:n_layers]} | {"bias": f64(1.0)}
+
+    def drawn():
+        gradients = {name: torch.full_like(w, data.draw(VALUES)) for name, w in net.items()}
+        return f64(data.draw(VALUES)), gradients
+
+    objective = Given(net, {eta: drawn() for eta in [0.0, *etas]})
+    found = measure_breakdown(objective, {n: torch.ones_like(w) for n, w in net.items()}, etas)
     words = found.summary()
     assert 1 <= len(words.split(". ")) <= 3
     assert words.endswith(".")
