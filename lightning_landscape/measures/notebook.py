@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_landscape.measures.words import describe_line, describe_survey, number
@@ -69,22 +69,35 @@ def line_score_html(score: LineScore) -> str:
 
 def breakdown_html(found: GradientBreakdown) -> str:
     """Return how much each layer's gradient changes along a direction, beside the model."""
-    etas, n = found.etas.tolist(), len(found.names)
-    hues = [260 - 220 * k / max(n - 1, 1) for k in range(n)]
+    rows = dict(zip(found.names, found.breakdown.tolist(), strict=True))
+    return _said(found.summary()) + breakdown_chart(found.etas.tolist(), rows, found.model.tolist())
+
+
+def breakdown_chart(
+    etas: Sequence[float], rows: Mapping[str, Sequence[float]], model: Sequence[float]
+) -> str:
+    """Return the chart of a breakdown; the legend names the six layers that change most.
+
+    Args:
+        etas: How far along the direction.
+        rows: The breakdown of each layer at each eta, by name.
+        model: What deep relative trust says of them.
+    """
+    largest = {name: max(filter(math.isfinite, row), default=0.0) for name, row in rows.items()}
+    named = sorted(largest, key=lambda name: -largest[name])[:6]
+    hues = (260 - 220 * k / max(len(rows) - 1, 1) for k in range(len(rows)))
     lines = [
-        Line(etas, values, name if n <= 8 else "", f"hsl({hue:.0f},45%,50%)")
-        for name, values, hue in zip(found.names, found.breakdown.tolist(), hues, strict=True)
+        Line(etas, row, name if name in named else "", f"hsl({hue:.0f},45%,50%)", 1.6)
+        for (name, row), hue in zip(rows.items(), hues, strict=True)
     ]
-    model = Line(etas, found.model.tolist(), "deep relative trust (model)", "#888", dashed=True)
-    chart = line_chart(
-        [*lines, model],
+    return line_chart(
+        [*lines, Line(etas, model, "deep relative trust (model)", "#888", dashed=True)],
         x_label="eta: how far along the direction",
-        y_label="change of the gradient",
+        y_label="change of the gradient, relative to its size",
         title="Gradient breakdown of each layer",
         log_x=True,
         log_y=True,
     )
-    return _said(found.summary()) + chart
 
 
 def survey_html(found: Survey) -> str:

@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lightning_landscape.measures.notebook import breakdown_chart
 from lightning_landscape.reporting.records import Record
 from lightning_landscape.reporting.svg_map import heat_map
 from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
-
-_SHOWN = ("line", "breakdown", "family", "plane")  # in this order
 
 
 def describe(run: str, records: Sequence[Record]) -> str:
@@ -25,11 +24,11 @@ def describe(run: str, records: Sequence[Record]) -> str:
     for record in sorted(records, key=lambda record: record.step):
         latest[record.tag] = record
     parts = [
-        f"<section>{heading}{_words(record)}{_PARTS[kind](record.data)}</section>"
-        for kind in _SHOWN
+        f"<section><h3>{title} {html.escape(record.name)}, step {record.step}</h3>"
+        f"{_words(record)}{draw(record.data)}</section>"
+        for kind, (title, draw) in _SECTIONS.items()
         for record in latest.values()
         if record.kind == kind
-        for heading in [f"<h3>{_TITLES[kind]} {html.escape(record.name)}, step {record.step}</h3>"]
     ]
     said = [_words(record) for record in latest.values() if record.kind == "words"]
     return f"<article><h2>{html.escape(run)}</h2>{''.join(said + parts)}</article>"
@@ -97,26 +96,8 @@ def _breakdown(data: dict[str, Any]) -> str:
         ("break-even", _relative(data, data["break_even"])),
         ("trust_lr of deep relative trust (model)", _show(data["trust_lr"])),
     ]
-    most = sorted(data["names"], key=lambda name: -_largest(data, name))[:6]
-    lines = [
-        Line(
-            data["etas"], _floats(y), name if name in most else "",
-            f"hsl({260 - 220 * k / max(len(data['names']) - 1, 1):.0f},45%,50%)", 1.6,
-        )
-        for k, (name, y) in enumerate(zip(data["names"], data["breakdown"], strict=True))
-    ]  # fmt: skip
-    model = Line(
-        data["etas"], _floats(data["model"]), "deep relative trust (model)", "#888", dashed=True
-    )
-    chart = line_chart(
-        [*lines, model],
-        x_label="eta: how far along the direction",
-        y_label="change of the gradient, relative to its size",
-        title="Gradient breakdown of each layer",
-        log_x=True,
-        log_y=True,
-    )
-    return _table(rows) + chart
+    layers = dict(zip(data["names"], map(_floats, data["breakdown"]), strict=True))
+    return _table(rows) + breakdown_chart(data["etas"], layers, _floats(data["model"]))
 
 
 def _plane(data: dict[str, Any]) -> str:
@@ -143,17 +124,12 @@ def _points(data: dict[str, Any]) -> dict[str, list[float]]:
     return {name: _floats(place) for name, place in (data.get("points") or {}).items()}
 
 
-_TITLES = {
-    "line": "Line to the average:",
-    "breakdown": "Gradient breakdown:",
-    "family": "Directions:",
-    "plane": "Plane:",
-}
-_PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "line": _line,
-    "breakdown": _breakdown,
-    "family": _family,
-    "plane": _plane,
+# in this order
+_SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "line": ("Line to the average:", _line),
+    "breakdown": ("Gradient breakdown:", _breakdown),
+    "family": ("Directions:", _family),
+    "plane": ("Plane:", _plane),
 }
 
 
@@ -172,11 +148,6 @@ def _relative(data: dict[str, Any], eta: Any) -> str:
     if math.isinf(float(eta)):
         return f"beyond {_show(data['etas'][-1] * unit)}"
     return _show(float(eta) * unit)
-
-
-def _largest(data: dict[str, Any], name: str) -> float:
-    row = _floats(data["breakdown"][data["names"].index(name)])
-    return max((value for value in row if math.isfinite(value)), default=0.0)
 
 
 def _floats(values: Iterable[Any]) -> list[float]:
