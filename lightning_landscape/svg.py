@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 BLUE, ORANGE = "#3b7fc4", "#d9702b"
-_WIDTH, _HEIGHT = 480, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 40  # around the area where lines are drawn
+WIDTH, LEFT, RIGHT, BOTTOM = 480, 58, 12, 40
+_HEIGHT, _TOP = 270, 12  # around the area where lines are drawn
 
 
 @dataclass(frozen=True)
@@ -67,25 +67,46 @@ def line_chart(
         (True, 1)
     """
     edges = [edge for line in lines for edge in line.band or ()]
-    xs = _Axis.of([v for line in lines for v in line.x], log_x, _LEFT, _WIDTH - _RIGHT, pad=0.0)
+    xs = _Axis.of([v for line in lines for v in line.x], log_x, LEFT, WIDTH - RIGHT, pad=0.0)
     ys = _Axis.of(
         [v for values in [*(line.y for line in lines), *edges] for v in values],
-        log_y, _HEIGHT - _BOTTOM, _TOP, pad=0.05,
+        log_y, _HEIGHT - BOTTOM, _TOP, pad=0.05,
     )  # fmt: skip
     named = [line for line in lines if line.label]
-    height = _HEIGHT + 18 * len(named)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" role="img" font-family="sans-serif" font-size="11">',
-        f"<title>{html.escape(title)}</title>",
-        *_axes(xs, ys, x_label, y_label),
+        *_axes(xs, ys),
+        *labels(x_label, y_label, _TOP, _HEIGHT - BOTTOM),
         *(_mark(xs, x, label) for x, label in marks if xs.contains(x)),
         *(_band(line, xs, ys) for line in lines if line.band),
         *(_path(line, xs, ys) for line in lines),
         *(_legend(line, _HEIGHT + 18 * k) for k, line in enumerate(named)),
-        "</svg>",
     ]
-    return "".join(parts)
+    return drawing(parts, title, _HEIGHT + 18 * len(named))
+
+
+def drawing(parts: Iterable[str], title: str, height: float) -> str:
+    """Return an `<svg>` element, `WIDTH` pixels wide, with what a screen reader says of it."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" '
+        f'viewBox="0 0 {WIDTH} {height:.0f}" role="img" font-family="sans-serif" font-size="11">'
+        f"<title>{html.escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def labels(x_label: str, y_label: str, top: float, bottom: float) -> list[str]:
+    """Return what the axes are called, below and left of an area from `top` to `bottom`."""
+    middle = (top + bottom) / 2
+    turned = f'transform="rotate(-90 13 {middle:g})"'
+    below = text((LEFT + WIDTH - RIGHT) / 2, bottom + 32, x_label, "middle")
+    return [below, text(13, middle, y_label, "middle", turned)]
+
+
+def text(x: float, y: float, words: str, anchor: str, more: str = "") -> str:
+    """Return a `<text>` element; `more` is further attributes."""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor" {more}>'
+        f"{html.escape(words)}</text>"
+    )
 
 
 @dataclass(frozen=True)
@@ -130,19 +151,14 @@ class _Axis:
         return [10**place for place in places] or [10**self.low, 10**self.high]
 
 
-def _axes(xs: _Axis, ys: _Axis, x_label: str, y_label: str) -> list[str]:
+def _axes(xs: _Axis, ys: _Axis) -> list[str]:
     parts = []
     for x in xs.ticks():
-        parts.append(_rule(xs.at(x), _TOP, xs.at(x), _HEIGHT - _BOTTOM))
-        parts.append(_text(xs.at(x), _HEIGHT - _BOTTOM + 14, f"{x:.3g}", "middle"))
+        parts.append(_rule(xs.at(x), _TOP, xs.at(x), _HEIGHT - BOTTOM))
+        parts.append(text(xs.at(x), _HEIGHT - BOTTOM + 14, f"{x:.3g}", "middle"))
     for y in ys.ticks():
-        parts.append(_rule(_LEFT, ys.at(y), _WIDTH - _RIGHT, ys.at(y)))
-        parts.append(_text(_LEFT - 5, ys.at(y) + 4, f"{y:.3g}", "end"))
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(_text(middle, _HEIGHT - 8, x_label, "middle"))
-    up = (_TOP + _HEIGHT - _BOTTOM) / 2
-    turned = f'transform="rotate(-90 13 {up:g})"'
-    parts.append(_text(13, up, y_label, "middle", turned))
+        parts.append(_rule(LEFT, ys.at(y), WIDTH - RIGHT, ys.at(y)))
+        parts.append(text(LEFT - 5, ys.at(y) + 4, f"{y:.3g}", "end"))
     return parts
 
 
@@ -153,19 +169,12 @@ def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor" {more}>'
-        f"{html.escape(text)}</text>"
-    )
-
-
 def _mark(xs: _Axis, x: float, label: str) -> str:
     at = xs.at(x)
     return (
-        f'<line x1="{at:.1f}" y1="{_TOP}" x2="{at:.1f}" y2="{_HEIGHT - _BOTTOM}" '
+        f'<line x1="{at:.1f}" y1="{_TOP}" x2="{at:.1f}" y2="{_HEIGHT - BOTTOM}" '
         'stroke="currentColor" stroke-opacity="0.6" stroke-dasharray="2 3"/>'
-        + _text(at + 3, _TOP + 9, label, "start")
+        + text(at + 3, _TOP + 9, label, "start")
     )
 
 
@@ -205,5 +214,5 @@ def _band(line: Line, xs: _Axis, ys: _Axis) -> str:
 
 
 def _legend(line: Line, y: int) -> str:
-    sample = f"M{_LEFT:.1f} {y:.1f}L{_LEFT + 22:.1f} {y:.1f}"
-    return _stroke(sample, line, 1.0) + _text(_LEFT + 28, y + 4, line.label, "start")
+    sample = f"M{LEFT:.1f} {y:.1f}L{LEFT + 22:.1f} {y:.1f}"
+    return _stroke(sample, line, 1.0) + text(LEFT + 28, y + 4, line.label, "start")

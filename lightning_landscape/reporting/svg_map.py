@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 
-_WIDTH, _LOWEST, _HIGHEST = 480, 160, 420  # pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 8, 40
+from lightning_landscape.svg import BOTTOM, LEFT, RIGHT, WIDTH, drawing, labels, text
+
+_TOP, _LOWEST, _HIGHEST = 8, 160, 420  # pixels
 _COLOURS = (
     "#440154", "#482576", "#414487", "#35608d", "#2a788e", "#21908d", "#22a884", "#43bf71",
     "#7ad151", "#bcdf27", "#fde725",
@@ -43,21 +44,17 @@ def heat_map(
         3
     """
     xs, ys = cell_borders(x), cell_borders(y)
-    room = _WIDTH - _LEFT - _RIGHT
+    room = WIDTH - LEFT - RIGHT
     height = min(max(room * (ys[-1] - ys[0]) / (xs[-1] - xs[0]), _LOWEST), _HIGHEST)
     bottom = _TOP + height
 
     def across(value: float) -> float:
-        return _LEFT + (value - xs[0]) / (xs[-1] - xs[0]) * room
+        return LEFT + (value - xs[0]) / (xs[-1] - xs[0]) * room
 
     def down(value: float) -> float:
         return bottom - (value - ys[0]) / (ys[-1] - ys[0]) * height
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{bottom + _BOTTOM:.0f}" '
-        f'viewBox="0 0 {_WIDTH} {bottom + _BOTTOM:.0f}" role="img" font-family="sans-serif" '
-        f'font-size="11"><title>{html.escape(title)}</title>'
-    ]
+    parts = []
     for i, colours in enumerate(_colours(values)):
         left, right, j = across(xs[i]), across(xs[i + 1]), 0
         for colour, same in groupby(colours):  # one rectangle for neighbours of one colour
@@ -70,14 +67,12 @@ def heat_map(
                 )
             j += n
     for at in (x[0], x[len(x) // 2], x[-1]):
-        parts.append(_text(across(at), bottom + 14, f"{at:.3g}", "middle"))
+        parts.append(text(across(at), bottom + 14, f"{at:.3g}", "middle"))
     for at in (y[0], y[len(y) // 2], y[-1]):
-        parts.append(_text(_LEFT - 5, down(at) + 4, f"{at:.3g}", "end"))
-    middle = _TOP + height / 2
-    parts.append(_text(_LEFT + room / 2, bottom + 32, x_label, "middle"))
-    parts.append(_text(13, middle, y_label, "middle", f'transform="rotate(-90 13 {middle:g})"'))
+        parts.append(text(LEFT - 5, down(at) + 4, f"{at:.3g}", "end"))
+    parts += labels(x_label, y_label, _TOP, bottom)
     parts += [_point(name, across(a), down(b)) for name, (a, b) in (points or {}).items()]
-    return "".join([*parts, "</svg>"])
+    return drawing(parts, title, bottom + BOTTOM)
 
 
 def _colours(values: Sequence[Sequence[float]]) -> list[list[str]]:
@@ -100,17 +95,10 @@ def cell_borders(centres: Sequence[float]) -> list[float]:
 
 
 def _point(name: str, x: float, y: float) -> str:
-    before = x > 0.65 * _WIDTH
+    before = x > 0.65 * WIDTH
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#d9702b" stroke="#fff" stroke-width="2"/>'
         f'<text x="{x + (-9 if before else 9):.1f}" y="{y + (15 if y < 20 else -7):.1f}" '
         f'text-anchor="{"end" if before else "start"}" font-weight="bold" fill="#fff" '
         f'stroke="#000" stroke-width="3" paint-order="stroke">{html.escape(name)}</text>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor" {more}>'
-        f"{html.escape(text)}</text>"
     )
