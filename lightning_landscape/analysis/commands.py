@@ -141,12 +141,10 @@ def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         )
     file = checkpoint_file(options.ckpt[0])
     saved = read_checkpoint(file, weights_only=not options.unsafe)
-    kinds = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
-    held = {kind: dict(saved.get(key) or {}) for kind, key in kinds.items()}
-    own = {
-        kind: {name: value for name, value in given.items() if not name.startswith("_")}
-        for kind, given in held.items()  # names with an underscore are Lightning's
-    }
+    own: dict[str, Any] = {}
+    for kind, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+        held = saved.get(key) or {}  # names with an underscore are Lightning's
+        own[kind] = {name: held[name] for name in held if not name.startswith("_")}
     return own, str(file)
 
 

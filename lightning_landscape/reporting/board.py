@@ -1,4 +1,4 @@
-"""What only TensorBoard can show: pictures of few colours, descriptions, a layout of charts.
+"""What only TensorBoard can show: records, small pictures, descriptions, a layout of charts.
 
 All of it goes through the logger's own writer, and only if that is torch's `SummaryWriter`: its
 file writer takes summaries that no public method makes.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from lightning_landscape.reporting.records import PLUGIN, VERSION, Record
 
 _LAYOUT_TAG = b"custom_scalars__config__"  # TensorBoard shows the last one of a run
 _OURS = b"the layout of lightning-landscape"
@@ -28,40 +30,48 @@ def torch_writer(logger: Any) -> Any | None:
 
 def write_png(writer: Any, tag: str, content: bytes, step: int) -> None:
     """Write a picture as it is; `add_image` would make it four times as large."""
-    protos = import_module("tensorboard.compat.proto.summary_pb2")
     # they stand in a PNG's header
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-    image = protos.Summary.Image(
-        width=width, height=height, colorspace=3, encoded_image_string=content
-    )
-    summary = protos.Summary(value=[protos.Summary.Value(tag=tag, image=image)])
-    writer._get_file_writer().add_summary(summary, step)
+    size = {"width": width, "height": height, "colorspace": 3}
+    _write(writer, {"tag": tag, "image": {**size, "encoded_image_string": content}}, step)
+
+
+def write_record(writer: Any, record: Record) -> None:
+    """Write a record for the Landscape tab."""
+    plugin = {"plugin_name": PLUGIN, "content": b"%d" % VERSION}
+    # without `data_class` TensorBoard drops it
+    metadata = {"plugin_data": plugin, "data_class": "DATA_CLASS_TENSOR"}
+    tensor = {"dtype": "DT_STRING", "tensor_shape": {}, "string_val": [record.to_bytes()]}
+    _write(writer, {"tag": record.tag, "tensor": tensor, "metadata": metadata}, record.step)
+
+
+def _write(writer: Any, value: dict[str, Any], step: int) -> None:
+    """Write a summary of one value, as all of torch's own `add_*` do."""
+    protos = import_module("tensorboard.compat.proto.summary_pb2")
+    writer._get_file_writer().add_summary(protos.Summary(value=[value]), step)
 
 
 @contextmanager
-def described(writer: Any | None, describe: Callable[[str], str]) -> Iterator[None]:
+def described(writer: Any | None, about: Mapping[str, str]) -> Iterator[None]:
     """Add a description to the scalars that are written meanwhile; nothing without a writer.
 
     Args:
         writer: What `torch_writer` returned.
-        describe: Gives a tag its description, or "".
+        about: The description of each tag, or "".
     """
     if writer is None:
         yield
         return
-    protos = import_module("tensorboard.compat.proto.summary_pb2")
     file_writer = writer._get_file_writer()
     write = file_writer.add_summary
 
     def add_summary(summary: Any, *args: Any, **kwargs: Any) -> None:
         for value in summary.value:
-            text = describe(value.tag) if value.HasField("simple_value") else ""
-            if text:
-                plugin = protos.SummaryMetadata.PluginData(plugin_name="scalars")
-                metadata = protos.SummaryMetadata(
-                    plugin_data=plugin, summary_description=text, data_class="DATA_CLASS_SCALAR"
-                )
-                value.metadata.CopyFrom(metadata)
+            text = about.get(value.tag)
+            if text and value.HasField("simple_value"):
+                plugin = {"plugin_name": "scalars"}
+                metadata = {"summary_description": text, "data_class": "DATA_CLASS_SCALAR"}
+                value.MergeFrom(type(value)(metadata={"plugin_data": plugin, **metadata}))
         write(summary, *args, **kwargs)
 
     file_writer.add_summary = add_summary  # of this writer alone, until the logger has written

@@ -17,10 +17,11 @@ from lightning_landscape.reporting.board import (
     torch_writer,
     write_layout,
     write_png,
+    write_record,
 )
 from lightning_landscape.reporting.files import folder_of_run, name_of_run, write_into
 from lightning_landscape.reporting.html import page
-from lightning_landscape.reporting.records import PLUGIN, Record, write_record
+from lightning_landscape.reporting.records import PLUGIN, Record
 from lightning_landscape.reporting.run_records import RunRecords
 from lightning_landscape.reporting.style import Figure, pixels, png
 from lightning_landscape.reporting.tags import describe, written
@@ -128,7 +129,7 @@ class Output:
             writer = None
             with self._forgiving(logger):
                 writer = torch_writer(logger)
-            with self._forgiving(logger), described(writer, lambda tag: about.get(tag, "")):
+            with self._forgiving(logger), described(writer, about):
                 logger.log_metrics(dict(named), step=self.step)
             with self._forgiving(logger):
                 self._lay_out(writer)
@@ -186,7 +187,8 @@ class Output:
             self._run_records.add(record)
             for logger in self._trainer.loggers:
                 with self._forgiving(logger):
-                    write_record(getattr(logger, "experiment", None), record)
+                    if (writer := torch_writer(logger)) is not None:
+                        write_record(writer, record)
 
     def page(self) -> None:
         """Write the records of the run as `report.html`, and hand it to loggers that keep files.

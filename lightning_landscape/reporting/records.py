@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -112,25 +111,6 @@ class Record:
             ValueError: If the bytes are no record, or one of a later version.
         """
         return _decode(content)[0]
-
-
-def write_record(writer: Any, record: Record) -> bool:
-    """Write a record through a TensorBoard writer, and return whether that was possible.
-
-    Only torch's own `SummaryWriter` takes records; with every other writer nothing happens.
-    """
-    module = sys.modules.get("torch.utils.tensorboard")
-    if module is None or not isinstance(writer, module.SummaryWriter):
-        return False
-    protos = import_module("tensorboard.compat.proto.summary_pb2")
-    plugin = {"plugin_name": PLUGIN, "content": b"%d" % VERSION}
-    # without `data_class` TensorBoard drops it
-    metadata = {"plugin_data": plugin, "data_class": protos.DATA_CLASS_TENSOR}
-    tensor = {"dtype": "DT_STRING", "tensor_shape": {}, "string_val": [record.to_bytes()]}
-    value = {"tag": record.tag, "tensor": tensor, "metadata": metadata}
-    # what all of torch's own `add_*` use; there is no public way for a Summary
-    writer._get_file_writer().add_summary(protos.Summary(value=[value]), record.step)
-    return True
 
 
 def read_events(folder: str | Path) -> tuple[list[Record], list[str]]:

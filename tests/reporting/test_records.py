@@ -16,8 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_landscape.measures.asymmetry import score_asymmetry
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
 from lightning_landscape.measures.survey import Survey
+from lightning_landscape.reporting.board import torch_writer
 from lightning_landscape.reporting.figures_asymmetry import plot_line
-from lightning_landscape.reporting.records import Record, collect, read_events, write_record
+from lightning_landscape.reporting.records import Record, collect, read_events
 from lightning_landscape.reporting.results import family_data, line_data
 
 COST = Record("cost", "probe", 3, {"seconds": 1.0})
@@ -101,14 +102,14 @@ def test_a_default_probe_takes_less_than_ten_kilobytes():
 
 
 def test_a_writer_that_is_not_torchs_gets_nothing():
-    assert not write_record(SimpleNamespace(), COST)
-    assert not write_record(None, COST)
+    for logger in (SimpleNamespace(), SimpleNamespace(experiment=SimpleNamespace())):
+        assert torch_writer(logger) is None
 
 
 def test_where_torchs_writer_was_never_imported_nothing_is_written(monkeypatch, tmp_path):
     writer = SummaryWriter(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
-    assert not write_record(writer, COST)
+    assert torch_writer(SimpleNamespace(experiment=writer)) is None
     writer.close()
 
 
