@@ -6,9 +6,18 @@ Nothing sets their position back. What a probe read of one, training would lack.
 from __future__ import annotations
 
 import threading
+import types
+from functools import partial
+from operator import is_
 from typing import Any
 
-_PLACES = ("builtins", "itertools", "torch.utils.data.dataloader")  # not files or cursors
+import numpy as np
+
+_PLACES = (  # not files or cursors
+    *("builtins", "itertools", "torch.utils.data.dataloader"),
+    *("lightning.pytorch.utilities.combined_loader", "pytorch_lightning.utilities.combined_loader"),
+)
+_METHODS = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
 
 
 class Unreadable:
@@ -44,6 +53,10 @@ class Unreadable:
     def __bool__(self) -> bool:
         return True
 
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the iterator, for who has kept that."""
+        return getattr(self._used(), method)(*args, **kwargs)
+
     def _used(self) -> Any:
         if threading.get_ident() != self._thread:
             return self._iterator
@@ -61,13 +74,31 @@ def is_read_once(value: object) -> bool:
 
 def without(content: Any, stand_ins: dict[int, Unreadable]) -> Any:
     """Return what a container holds with iterators replaced; the same object if it has none."""
-
-    def put(value: Any) -> Any:
-        return stand_ins.get(id(value), value)
-
-    children = content.values() if type(content) is dict else content
-    if type(content) not in (dict, list, tuple) or stand_ins.keys().isdisjoint(map(id, children)):
-        return content
     if type(content) is dict:
-        return {key: put(value) for key, value in content.items()}
-    return type(content)(map(put, content))
+        now = {key: _replaced(value, stand_ins) for key, value in content.items()}
+        return content if all(map(is_, now.values(), content.values())) else now
+    if type(content) is list:
+        now = [_replaced(value, stand_ins) for value in content]
+        return content if all(map(is_, now, content)) else now
+    if type(content) is np.ndarray and content.dtype == object:
+        now = np.frompyfunc(lambda value: _replaced(value, stand_ins), 1, 1)(content)
+        return content if all(map(is_, now.flat, content.flat)) else now
+    return _replaced(content, stand_ins)
+
+
+def _replaced(value: Any, stand_ins: dict[int, Unreadable]) -> Any:
+    """Return the stand-in of an iterator, and anew what nobody can write to that holds one."""
+    cls = type(value)
+    if id(value) in stand_ins:
+        return stand_ins[id(value)]
+    if cls in _METHODS and id(value.__self__) in stand_ins:
+        return partial(stand_ins[id(value.__self__)].call, value.__name__)
+    if cls is partial:
+        held = (value.func, value.args)
+        func, arguments = now = _replaced(held, stand_ins)
+        return value if now is held else partial(func, *arguments, **value.keywords)
+    if issubclass(cls, tuple):
+        parts = [_replaced(part, stand_ins) for part in tuple.__iter__(value)]
+        same = all(map(is_, parts, tuple.__iter__(value)))
+        return value if same else tuple.__new__(cls, parts)
+    return value

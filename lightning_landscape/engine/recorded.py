@@ -71,7 +71,8 @@ class Recorded:
             kind: [] for kind in ("tensors", "values", "filled", "hooks", "keys")
         }
         self._pending: deque[tuple[Any, str]] = deque()
-        self.include(roots)
+        self._roots = list(roots)
+        self.include(self._roots)
 
     def include(self, roots: Iterable[tuple[str, Any]]) -> None:
         """Take in what is reachable from more objects, as they are now."""

@@ -81,7 +81,11 @@ class Snapshot(Recorded):
     """
 
     def hide_iterators(self) -> None:
-        """Let the iterators raise when they are used, until what changed is restored."""
+        """Let the iterators raise when they are used, until what changed is restored.
+
+        Raises:
+            RuntimeError: If one is held where nothing can be put in its place.
+        """
         stand_ins = {id(iterator): Unreadable(iterator, name) for iterator, name in self.iterators}
         for place, saved in self._values:
             if (content := without(saved, stand_ins)) is not saved:
@@ -90,6 +94,11 @@ class Snapshot(Recorded):
             content = without(saved, stand_ins)
             for key in differing_keys(content, saved):
                 set_attribute(owner, key, content)
+        for _, name in Snapshot(self._roots, besides=self._besides.values()).iterators:
+            raise RuntimeError(
+                f"the module holds `{name}`, an iterator, where nothing can stand in its place "
+                "while it is probed. Hold it in an attribute, a list or a dict"
+            )
 
     def leaves(self) -> list[Tensor]:
         """Return the tensors a backward pass would leave gradients in."""

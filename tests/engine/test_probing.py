@@ -1,7 +1,9 @@
 """An objective made from a module: opened, kept apart from others, closed; and nothing stays."""
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import operator
 import os
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hostile import GAN, HostileModule, Samples, differences, gan_loss, rng_fingerprint
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from probed import BatchNorm, Dropout, MutatedBatch, Step, Teacher, Tied, direction_of, unchanged
 from torch import nn
 from torch.utils.data import DataLoader
@@ -345,6 +348,52 @@ def test_iterators_that_a_module_holds_are_not_read():
         objective.losses()
     assert all(map(operator.is_, held, module.iterators()))
     assert list(map(next, held)) == [0, 0, 0]
+
+
+Pair = collections.namedtuple("Pair", "first second")
+HELD = {  # how it is held, and how it is read
+    "tuple": (lambda it: (it,), lambda held: next(held[0])),
+    "tuple in a tuple": (lambda it: (1, (it,)), lambda held: next(held[1][0])),
+    "named tuple": (lambda it: Pair(it, 1), lambda held: next(held.first)),
+    "method": (lambda it: it.__next__, lambda held: held()),
+    "partial": (lambda it: functools.partial(next, it), lambda held: held()),
+    "object array": (lambda it: np.array([it, None]), lambda held: next(held[0])),
+    "combined loader": (
+        lambda it: iter(CombinedLoader(DataLoader([3, 4]))),
+        lambda held: next(held)[0],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_an_iterator_is_not_read_however_it_is_held(how):
+    hold, read = HELD[how]
+
+    class Holds(Step):
+        def write(self, loss, batch):
+            read(self.held)
+
+    module = Holds()
+    module.held = held = hold(iter([3, 4]))
+    with (
+        pytest.raises(RuntimeError, match="reads `held`, an iterator that the module holds"),
+        probing(module, module.inputs()) as objective,
+    ):
+        objective.losses()
+    assert module.held is held
+    assert int(read(held)) == 3
+
+
+def test_an_iterator_that_cannot_be_hidden_is_told_of_before_anything_is_read():
+    module = Step()
+    module.draw = lambda it=iter([3, 4]): next(it)  # noqa: B008
+    with (
+        unchanged(module),
+        pytest.raises(RuntimeError, match="holds `draw`, an iterator, where nothing can stand"),
+        probing(module, module.inputs()),
+    ):
+        raise AssertionError("this must not be reached")
+    assert module.draw() == 3
 
 
 def test_another_thread_may_read_an_iterator_while_a_module_is_probed():
