@@ -49,6 +49,7 @@ def _import(path: str, name: str) -> Any:
 
 
 _MODULES: tuple[type, ...] = tuple(_import(path, "LightningModule") for path in _NAMESPACES)
+_DATA_MODULES = tuple(_import(path, "LightningDataModule") for path in _NAMESPACES)
 _MISCONFIGURATIONS: tuple[Any, ...] = tuple(
     _import(f"{path}.utilities.exceptions", "MisconfigurationException") for path in _FABRICS
 )
@@ -99,14 +100,14 @@ def seed_quietly(seed: int | None) -> None:
 
 def lightning_bases() -> tuple[type, type]:
     """Return LightningModule and LightningDataModule."""
-    return _MODULES[0], _import(_LIGHTNING, "LightningDataModule")
+    return _MODULES[0], _DATA_MODULES[0]
 
 
 def overrides(owner: Any, name: str) -> bool:
     """Return whether a module or data module has a method of its own, not Lightning's."""
     if name in vars(owner):
         return True
-    bases = [*_MODULES, *(_import(path, "LightningDataModule") for path in _NAMESPACES)]
+    bases = *_MODULES, *_DATA_MODULES
     inherited = [getattr(base, name) for base in bases if hasattr(base, name)]
     return getattr(type(owner), name) not in inherited
 

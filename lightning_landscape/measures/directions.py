@@ -98,7 +98,7 @@ def sample_direction(
     steps = [_sampled_and_scaled(distribution, block, normalize, generator) for block in blocks]
     if normalize in ("model", "none"):
         target = l2_norm({name: params[name] for name in moving}) if normalize == "model" else 1.0
-        length = l2_norm(dict(zip(map(str, range(len(steps))), steps, strict=True)))
+        length = l2_norm({str(k): step for k, step in enumerate(steps)})
         for step in steps:
             step.mul_(target / length if length else 0.0)
     sampled: dict[str, Tensor] = {}

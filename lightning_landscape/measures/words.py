@@ -260,7 +260,7 @@ def flat_side(score: LineScore) -> int:
 def _no_side(score: LineScore) -> str:
     """Return why no side may be called flat; empty if one may."""
     far, near = score.outward_ratio, score.outward_ratio_near
-    if math.isnan(far) or not 0 < far < math.inf:
+    if not 0 < far < math.inf:
         return "the loss does not rise beyond both ends of the line, or not to a finite value"
     if math.isnan(near):
         return "near the ends, at t = -1 and 2, the loss does not rise or was not measured"
