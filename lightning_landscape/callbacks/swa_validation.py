@@ -27,9 +27,9 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.callbacks.average import averaged_parameters
 from lightning_landscape.engine.batches import bytes_of, clone_batch
-from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved
+from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, stepping_aside
 from lightning_landscape.engine.rates import keep_rates
-from lightning_landscape.engine.rng import rng_at, unchanged_rng
+from lightning_landscape.engine.rng import set_rng_states, unchanged_rng
 from lightning_landscape.engine.snapshot import Places, Snapshot, put_back
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import local, recover, reshard, shard_of, sharded_modules
@@ -242,17 +242,12 @@ class SecondPass:
         self, weights: list[Tensor], live: list[Any], rng: dict[str, Any]
     ) -> Iterator[None]:
         """Show the live world from inside another: to a signal handler that saves a checkpoint."""
-        inside_weights = [tensor.detach().clone() for tensor in self._tensors]
-        inside = Snapshot([("", self._module)], besides=self._tensors)
-        put_back(self._tensors, weights)
-        self._origin.restore(self._origin.changed())
-        self._places.write(live)
-        try:
-            with rng_at(rng):
-                yield
-        finally:
-            put_back(self._tensors, inside_weights)
-            inside.restore(inside.changed())
+        with stepping_aside(self._module, self._tensors, self._tensors):
+            put_back(self._tensors, weights)
+            self._origin.restore(self._origin.changed())
+            self._places.write(live)
+            set_rng_states(rng)
+            yield
 
 
 def _running_sums(results: Any) -> _Sums:

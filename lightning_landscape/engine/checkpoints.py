@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_landscape.engine.rng import unchanged_rng
+from lightning_landscape.engine.snapshot import Snapshot, put_back
+from lightning_landscape.sharding import reshard, sharded_modules
 from lightning_landscape.undo import Undo
 
 
@@ -21,6 +24,30 @@ def compiling_nothing() -> Iterator[None]:
     """
     with torch.compiler.set_stance("eager_on_recompile"):
         yield
+
+
+@contextmanager
+def stepping_aside(
+    module: nn.Module, tensors: Sequence[Tensor], besides: Sequence[Tensor]
+) -> Iterator[None]:
+    """Put a module and the random numbers back at the end as they are now, whatever is done inside.
+
+    Args:
+        module: The module.
+        tensors: What holds its weights on this process.
+        besides: Its parameters, whose hooks alone a snapshot looks after.
+    """
+    sharded = sharded_modules(module)
+    reshard(sharded)
+    weights = [tensor.detach().clone() for tensor in tensors]
+    now = Snapshot([("", module)], besides=list(besides))
+    with unchanged_rng():
+        try:
+            yield
+        finally:
+            reshard(sharded)
+            put_back(tensors, weights)  # first: views of weights are part of the state
+            now.restore(now.changed())
 
 
 def save_unmoved(

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape._lightning import mute, rank_zero_warn
-from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved
+from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, stepping_aside
 from lightning_landscape.engine.gradients import Gradients
 from lightning_landscape.engine.rates import keep_rates
 from lightning_landscape.engine.rng import differing_rng, rng_states, seed_all, set_rng_states
-from lightning_landscape.engine.snapshot import Changes, Snapshot, put_back
+from lightning_landscape.engine.snapshot import Changes, Snapshot
 from lightning_landscape.engine.walk import UNREMARKABLE
 from lightning_landscape.engine.weights import Path, Weights
 from lightning_landscape.params import Params
@@ -259,19 +259,11 @@ class Isolation:
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """Let somebody look at the module in mid-probe: it is as it was before."""
-        reshard(self._sharded)
-        tensors = self._weights.tensors
-        weights = [tensor.detach().clone() for tensor in tensors]
-        now, rng = self._snapshot_now(), rng_states()
-        self._restore_all()
-        set_rng_states(self._live_rng)
-        try:
+        weights = self._weights
+        with stepping_aside(self._module, weights.tensors, weights.parameters):
+            self._restore_all()
+            set_rng_states(self._live_rng)
             yield
-        finally:
-            reshard(self._sharded)
-            put_back(tensors, weights)
-            now.restore(now.changed())
-            set_rng_states(rng)
 
     def _unregister(self) -> None:
         self._is_open = False

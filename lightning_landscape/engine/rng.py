@@ -23,14 +23,6 @@ def unchanged_rng() -> Iterator[dict[str, Any]]:
         set_rng_states(before)
 
 
-@contextmanager
-def rng_at(states: dict[str, Any]) -> Iterator[None]:
-    """Let the global random streams be as `unchanged_rng` found them, for a while."""
-    with unchanged_rng():
-        set_rng_states(states)
-        yield
-
-
 def seed_all(seed: int) -> dict[str, Any]:
     """Start every global random stream at a seed; return their states."""
     of_torch = seed if seed < 2**64 else seed % 2**64
