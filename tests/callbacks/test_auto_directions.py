@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hostile import EndsItsGroup, Rows, Samples, differences
+from hostile import EndsItsGroup, differences
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -15,25 +15,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
+from toys import QUIET, Rows, Samples
 
-from lightning_landscape import (
-    AsymmetryMonitor,
-    load_slices,
-)
+from lightning_landscape import AsymmetryMonitor, load_slices
 from lightning_landscape.callbacks import costs
 from lightning_landscape.callbacks.budget import Budget
 from lightning_landscape.callbacks.costs import ProbePlan
 from lightning_landscape.measures import survey as survey_module
 from lightning_landscape.measures.sequential import sequential_design
 
-# -- the monitor -----------------------------------------------------------------------------------
-
-QUIET = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 AUTO = {
     "n_directions": "auto",
     "families": ("sign",),
@@ -67,7 +57,7 @@ def train(*callbacks, **options):
     seed_everything(0, verbose=False)
     evaluated.clear()
     module = Net()
-    options = {"max_epochs": 4, "logger": Rows(), **QUIET, **options}
+    options = {**QUIET, "max_epochs": 4, "logger": Rows(), **options}
     trainer = Trainer(**options, callbacks=list(callbacks))
     loader = DataLoader(Samples(), batch_size=6, shuffle=True)
     trainer.fit(module, loader, DataLoader(Samples(12), batch_size=4))
@@ -243,7 +233,6 @@ def test_all_ranks_draw_the_same_number_of_directions(monkeypatch, max_overhead)
         devices=2,
         strategy=DDPStrategy(start_method="fork", timeout=datetime.timedelta(seconds=60)),
         callbacks=[EndsItsGroup(), monitor, Compare()],
-        logger=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         **QUIET,

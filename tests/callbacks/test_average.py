@@ -94,7 +94,10 @@ def test_a_parameter_that_is_gone_or_has_another_shape_is_forgotten():
     [
         (line(width=2), r"'weight' has the shape \(1, 2\), in the average it has \(1, 1\)"),
         (nn.Linear(1, 1), r"The average lacks \['bias'\]"),
-        (nn.Sequential(line()), r"It lacks \['weight'\]. Is Sequential the module"),
+        (
+            nn.Sequential(line()),
+            r"were averaged, and no others. It lacks \['weight'\]. Is Sequential",
+        ),
     ],
     ids=["other shapes", "layers more", "other names"],
 )

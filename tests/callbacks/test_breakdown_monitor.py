@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from toys import QUIET
 
 from lightning_landscape import GradientBreakdownMonitor
 from lightning_landscape.callbacks import breakdown as breakdown_monitor
@@ -153,20 +154,13 @@ def found(monkeypatch):
     return every
 
 
-def run(module, *monitors, batches=4, recorder=None, logger=False, ckpt_path=None, **options):
+def run(module, *monitors, batches=4, recorder=None, ckpt_path=None, **options):
     """Fit on batches that hold 1, 2, 3 ..., each once, in order."""
     data = batches
     if isinstance(batches, int):
         data = [torch.full((2,), float(k + 1)) for k in range(batches)]
-    trainer = Trainer(
-        **{"max_epochs": 1, **options},
-        accelerator="cpu",
-        logger=logger,
-        callbacks=[*([recorder] if recorder else []), *monitors],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    callbacks = [*([recorder] if recorder else []), *monitors]
+    trainer = Trainer(**{**QUIET, "max_epochs": 1, **options}, callbacks=callbacks)
     CALLS.clear()
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=ckpt_path)
     return trainer
@@ -356,9 +350,7 @@ class Stream(IterableDataset):
 
 
 def streamed(module=None, **options):
-    trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, **options,
-                      enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False)  # fmt: skip
+    trainer = Trainer(max_epochs=2, **QUIET, **options)
     trainer.fit(module or Bowl(lr=0.01), DataLoader(Stream(), batch_size=None))
 
 
@@ -417,10 +409,6 @@ def test_two_copies_are_kept_where_the_last_step_is_unforeseen():
 
 
 # --- when ---------------------------------------------------------------------------------------
-
-
-def test_by_default_it_probes_every_100th_step():
-    assert str(GradientBreakdownMonitor().schedule) == "every 100 steps"
 
 
 @pytest.mark.tried("configuration", "fast_dev_run: one breakdown, nothing written")
@@ -572,20 +560,13 @@ def test_at_an_evaluation_seven_copies_of_the_weights_are_held_at_most():
     # the step, a direction, and the gradient where it starts
     counts = []
 
-    class Counting(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1013, 17))
-
+    class Counting(LargeBowl):
         def training_step(self, batch, batch_idx):
             counts.append(n_held(self.weight.numel()))
-            return batch["x"].square().mean() * self.weight.square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
+            return super().training_step(batch, batch_idx)
 
     monitor = GradientBreakdownMonitor(every_n_steps=2, on_error="raise")
-    fit([monitor], module=Counting)
+    run(Counting(1021), monitor, batches=4)
     assert monitor.history
     assert max(counts) == 7
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hostile import Rows, Samples, differences, fit
+from hostile import differences, fit
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
+from toys import QUIET, Rows, Samples
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor, load_slices
 
@@ -35,15 +36,7 @@ class Small(LightningModule):
 
 def train(*callbacks, module=None, ckpt_path=None, then=(), **options):
     seed_everything(0, verbose=False)
-    defaults = {"max_epochs": 2, "logger": False, "log_every_n_steps": 1}
-    trainer = Trainer(
-        **{**defaults, **options},
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = Trainer(**{"max_epochs": 2, **QUIET, **options}, callbacks=list(callbacks))
     trainer.callbacks.extend(then)  # past Lightning's own look at them
     trainer.fit(module or Small(), DataLoader(Samples(), batch_size=6), ckpt_path=ckpt_path)
     return trainer

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from test_swa import Line
 from torch.utils.data import DataLoader, TensorDataset
+from toys import QUIET
 
 from lightning_landscape import SWA
 from lightning_landscape.callbacks.swa_group import may_be_last
@@ -55,17 +56,7 @@ def data(n):
 def train(*callbacks, module=None, **options):
     seed_everything(0, verbose=False)
     module, rows = module or Validated(), Rows()
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = Trainer(
-        **{
-            "max_epochs": 5,
-            "accelerator": "cpu",
-            "enable_checkpointing": False,
-            **quiet,
-            **options,
-        },
-        callbacks=[*callbacks, rows],
-    )
+    trainer = Trainer(**{"max_epochs": 5, **QUIET, **options}, callbacks=[*callbacks, rows])
     trainer.fit(module, DataLoader(data(48), batch_size=8), DataLoader(data(50), batch_size=10))
     return module, rows.rows
 

@@ -4,26 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from hostile import HostileModule, Rows, Samples, differences, fit
+from hostile import HostileModule, differences, fit
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
+from toys import QUIET, Rows, Samples
 
 from lightning_landscape import SWA
 from lightning_landscape.callbacks.swa_validation import SecondPass
-
-QUIET = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-}
-
-
-class Still(Samples):
-    def __getitem__(self, i):
-        return {"x": self.x[i], "y": self.y[i]}
 
 
 class Metrics(HostileModule):
@@ -59,10 +48,10 @@ def train(swa, *callbacks, module=Metrics, n_validation=40, loaders=1, **options
     seed_everything(0, verbose=False)
     model = module()
     trainer = Trainer(
-        **{"max_epochs": 3, "logger": Rows(), "enable_checkpointing": False, **QUIET, **options},
+        **{**QUIET, "max_epochs": 3, "logger": Rows(), **options},
         callbacks=[*([] if swa is None else [swa]), *callbacks],
     )
-    validation = [DataLoader(Still(n_validation), batch_size=3) for _ in range(loaders)]
+    validation = [DataLoader(Samples(n_validation, noise=0), batch_size=3) for _ in range(loaders)]
     train_loader = DataLoader(Samples(), batch_size=6, shuffle=True)
     trainer.fit(model, train_loader, validation[0] if loaders == 1 else validation)
     return model, trainer, validation
@@ -81,7 +70,7 @@ def test_the_values_are_those_of_a_validation_of_the_average(n_validation, loade
     assert ours.pop("n_averaged") == 3
     control = {name: ours.pop(name) for name in list(ours) if name.startswith("control/")}
     assert {name.removeprefix("control/") for name in control} == set(ours)
-    judge = Trainer(logger=False, **QUIET, enable_checkpointing=False)
+    judge = Trainer(**QUIET)
     with swa.averaged(model):
         judge.validate(model, validation, verbose=False)
     theirs = {name: float(value) for name, value in judge.callback_metrics.items()}
@@ -263,7 +252,7 @@ def test_validation_can_be_switched_off():
 def test_the_loss_agrees_with_a_forward_pass_at_the_average():
     swa = SWA(0)
     model, trainer, _ = train(swa, n_validation=24)
-    data = Still(24)
+    data = Samples(24, noise=0)
     with swa.averaged(model.eval()), torch.no_grad():
         expected = F.cross_entropy(model.net(1.5 * data.x), data.y)
     assert float(trainer.callback_metrics["swa/val_loss"]) == pytest.approx(float(expected))

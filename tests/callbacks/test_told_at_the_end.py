@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_swa_control import Validated, data
 from torch.utils.data import DataLoader
+from toys import QUIET
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
@@ -35,14 +36,7 @@ def said(tmp_path, caplog):
     def fit(*callbacks):
         torch.manual_seed(0)
         trainer = Trainer(
-            max_epochs=4,
-            accelerator="cpu",
-            callbacks=list(callbacks),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
+            max_epochs=4, callbacks=list(callbacks), default_root_dir=tmp_path, **QUIET
         )
         with caplog.at_level(logging.INFO):
             train, val = data(48), data(50)
@@ -56,14 +50,9 @@ def said(tmp_path, caplog):
 
 def test_tensorboard_gets_at_most_25_scalars_and_charts_of_them_alone(tmp_path):
     swa, logger = SWA(0), TensorBoardLogger(tmp_path)
-    trainer = Trainer(
-        max_steps=200,
-        accelerator="cpu",
-        callbacks=[swa, AsymmetryMonitor(swa=swa, validation=True), GradientBreakdownMonitor()],
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    monitors = [AsymmetryMonitor(swa=swa, validation=True), GradientBreakdownMonitor()]
+    options = {**QUIET, "logger": logger, "log_every_n_steps": 50}
+    trainer = Trainer(max_steps=200, callbacks=[swa, *monitors], **options)
     torch.manual_seed(0)
     train = DataLoader(data(48), batch_size=8)
     trainer.fit(OneMetric(), train, DataLoader(data(50), batch_size=10))
