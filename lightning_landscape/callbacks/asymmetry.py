@@ -286,7 +286,7 @@ class AsymmetryMonitor(Monitor):
             if not n_most:
                 return 0
             announce = partial(self._announce, objective, module, opening, n_most)
-            timed = TimedObjective(objective, announce)
+            timed: Any = TimedObjective(objective, announce)
             result = self._measure(timed, module, step, n_most, kept.is_validation)
             n_made = objective.n_evaluations
         self._report(trainer, result, began)

@@ -140,12 +140,10 @@ def refuse_lone_samples(
     try:
         with opened() as objective:
             objective.losses()
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            return
-        raise ConfigurationError(
-            f"`mode` must be 'eval' where a batch norm sees batches of one sample: {mode!r} needs "
-            f"the statistics of a batch. Got: {error}. Use mode='eval', or a larger batch_size."
-        ) from error
-    except Exception:
-        return
+    except Exception as error:
+        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+            raise ConfigurationError(
+                f"`mode` must be 'eval' where a batch norm sees batches of one sample: {mode!r} "
+                f"needs the statistics of a batch. Got: {error}. Use mode='eval', or a larger "
+                "batch_size."
+            ) from error

@@ -307,7 +307,7 @@ class GradientBreakdownMonitor(Monitor):
                 opening = self.budget.spent_on("probe") - began - 2 * seconds
                 self.announce([n_evaluations], self.passes, opening + n_evaluations * seconds)
 
-            objective = TimedObjective(live, announce)
+            objective: Any = TimedObjective(live, announce)
             start = Start.of(live, window.before)
             each = max(self.budget.expected.get("evaluation", 0.0), live.seconds)
             if not is_last and not self.affords_probe(trainer, n_evaluations * each):

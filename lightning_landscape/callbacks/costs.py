@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ class TimedObjective:
     """An objective that tells once what a direction, or a gradient, takes.
 
     A direction is timed from one call of `along` to the next: sampling it, moving the weights and
-    evaluating, and whatever else happens in between. Likewise a gradient at moved weights.
+    evaluating, and whatever else happens in between. Likewise a gradient at moved weights. All else
+    is the objective's own.
 
     Args:
         objective: What to evaluate.
@@ -38,32 +39,13 @@ class TimedObjective:
         self._tell = tell
         self._times: list[float] = []
 
-    @property
-    def params(self) -> Params:
-        """The weights the objective stands at."""
-        return self._objective.params
-
-    @property
-    def mode(self) -> str:
-        """How the network is run."""
-        return self._objective.mode
-
-    def gather(self, losses: Tensor) -> Tensor:
-        """Join the batches of all processes."""
-        return self._objective.gather(losses)
-
-    def at(self, params: Params) -> Objective:
-        """Return the same loss, standing at other weights."""
-        return self._objective.at(params)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
 
     def along(self, direction: Params) -> LossAlong:
         """Return the loss along a direction."""
         self._note()
         return self._objective.along(direction)
-
-    def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
-        """Return the losses at one point."""
-        return self._objective.losses(direction, alpha)
 
     def gradient(
         self, direction: Params | None = None, alpha: float = 0.0
