@@ -53,7 +53,7 @@ def steps_of(trainer, name):
 
 def test_it_probes_after_every_epoch_at_the_step_of_the_users_scalars():
     _, trainer = train(AsymmetryMonitor(every_n_epochs=1, **SMALL), logger=AllRows())
-    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
+    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]  # the last weights once
     assert set(steps_of(trainer, "landscape/gaussian/area")) <= set(steps_of(trainer, "train_loss"))
 
 
@@ -229,12 +229,6 @@ def test_the_last_weights_are_probed_however_a_fit_ends(options, callbacks, last
     assert steps_of(trainer, "landscape/gaussian/area")[-1] == last
     assert steps_of(trainer, "train_loss")[-1] == last
     assert all(map(torch.equal, seen[0], module.parameters()))
-
-
-def test_weights_that_were_probed_already_are_not_probed_again():
-    monitor = AsymmetryMonitor(every_n_epochs=1, **SMALL)
-    _, trainer = train(monitor, logger=AllRows())
-    assert steps_of(trainer, "landscape/gaussian/area") == [5, 11]
 
 
 @pytest.mark.tried("configuration", "Ctrl-C: the weights it leaves are not probed")
@@ -615,11 +609,8 @@ def test_a_logger_that_raises_costs_one_warning():
     ("options", "message"),
     [
         ({"n_points": 12}, r"`n_points` must be 4 k \+ 1"),
-        ({"n_points": 11}, r"`n_points` must be 4 k \+ 1"),
         ({"n_points": 1}, r"`n_points` must be 4 k \+ 1"),
         ({"radius": 0.0}, "`radius` must be positive"),
-        ({"radius": -1.0}, "`radius` must be positive"),
-        ({"radius": math.nan}, "`radius` must be positive"),
         ({"families": ("cauchy",)}, "`family` must be"),
         ({"families": ("gaussian", "gaussian")}, "must not repeat"),
         ({"families": ()}, "`families` must name at least one"),

@@ -158,18 +158,6 @@ def test_what_was_spent_ends_with_the_fit_and_what_is_known_does_not(clock):
     assert budget.expected == {"evaluation": 2.0}
 
 
-def test_without_a_share_everything_is_afforded():
-    assert Budget(None).affords("probe", at_least=1e9)
-
-
-def test_the_cost_is_put_in_one_line():
-    # 1.87 s in every 41.87 s
-    assert describe_cost([312], 2, 1.87, Schedule.of(), period=40.0) == (
-        "one probe = 312 evaluations, about 1.9 s (624 forward passes), "
-        "every epoch of about 40 s: 4.5 % of the time"
-    )
-
-
 def test_a_cost_that_is_high_comes_with_its_remedy():
     line = describe_cost([1], 1, 1.0, Schedule.of(), period=1.0)
     assert line.endswith("50 % of the time; probe less often, or set max_overhead=0.05")

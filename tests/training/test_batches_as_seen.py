@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader
+from toys import QUIET
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 from lightning_landscape.engine.evaluator import Evaluator
@@ -134,16 +135,8 @@ def loaders():
 
 
 def train(module, *callbacks, **options):
-    options = {"max_epochs": 1, "num_sanity_val_steps": 1, **options}
-    trainer = Trainer(
-        callbacks=list(callbacks),
-        logger=False,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    options = {**QUIET, "max_epochs": 1, "num_sanity_val_steps": 1, **options}
+    trainer = Trainer(callbacks=list(callbacks), **options)
     trainer.fit(module, *loaders())
     return trainer
 

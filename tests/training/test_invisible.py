@@ -18,6 +18,7 @@ OPTIONS = {
     "bf16": {"precision": "bf16-mixed"},
     "workers": {"workers": 2},
     "clipping": {"gradient_clip_val": 0.1},
+    "accumulation and clipping": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
     "double": {"precision": "64-true", "dtype": torch.float64},
     "validation in mid-epoch": {"val_check_interval": 2},
 }
@@ -60,6 +61,7 @@ def test_training_is_bit_identical_in_every_mode(mode):
         GradientBreakdownMonitor(every_n_steps=3, mode=mode, on_error="raise"),
     ]
     assert differences(plain_run("plain"), fit(made)) == []
+    assert all(monitor.history for monitor in made)
 
 
 @pytest.mark.tried("steps", "a GAN by hand, its loss given as loss_fn")

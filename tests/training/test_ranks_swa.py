@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
+from toys import QUIET
 
 from lightning_landscape import SWA, AsymmetryMonitor
 from lightning_landscape.callbacks import swa_group, swa_validation
@@ -110,16 +111,12 @@ def train(*callbacks, module=Exchanging, fails_at=None, epochs=2):
     model.fails_at = fails_at
     trainer = Trainer(
         max_epochs=epochs,
-        accelerator="cpu",
         devices=2,
         strategy=DDPStrategy(start_method="fork", timeout=datetime.timedelta(seconds=60)),
         callbacks=[EndsItsGroup(), *callbacks, ledger],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        **QUIET,
     )
     trainer.fit(model)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from torch import nn
 from torch.nn import functional
+from toys import QUIET
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 from lightning_landscape.reporting import output as output_module
@@ -46,12 +47,8 @@ def loaders():
 
 
 def trainer_in(folder, callbacks, **options):
-    options = {
-        "logger": TensorBoardLogger(folder, name="", version=""), "log_every_n_steps": 1,
-        "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
-        "accelerator": "cpu", "max_epochs": 3, **options,
-    }  # fmt: skip
-    return Trainer(callbacks=callbacks, **options)
+    logger = TensorBoardLogger(folder, name="", version="")
+    return Trainer(callbacks=callbacks, **{**QUIET, "logger": logger, "max_epochs": 3, **options})
 
 
 def both_monitors(swa=None):
