@@ -14,9 +14,9 @@ from lightning_landscape.callbacks.asymmetry_report import (
     LandscapeProbe,
     add_rises,
     history_of,
-    history_state,
     is_one_of_few,
     plot_probe,
+    state_of,
 )
 from lightning_landscape.callbacks.asymmetry_settings import (
     check_settings,
@@ -301,11 +301,7 @@ class AsymmetryMonitor(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that its figure goes on after a restart."""
-        return {
-            **super().state_dict(),
-            "alphas": self.alphas,
-            "history": history_state(self.history),
-        }
+        return {**super().state_dict(), "alphas": self.alphas, "history": state_of(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a history on another grid is left behind."""

@@ -76,7 +76,7 @@ def add_rises(history: SliceHistory, probe: LandscapeProbe) -> None:
         history.setdefault(family, []).append((probe.step, rises.nanmedian(dim=0).values))
 
 
-def history_state(history: SliceHistory) -> dict[str, dict[str, Any]]:
+def state_of(history: SliceHistory) -> dict[str, dict[str, Any]]:
     """Return a history as a checkpoint can hold it."""
     return {
         family: {

@@ -96,7 +96,11 @@ class NormedAverage:
             self.refresh(module)
             return self.statistics
         except Exception as error:
-            warn_of_statistics(self._who, describe_error(error))
+            rank_zero_warn(
+                f"{self._who} handed out its average without batch-norm statistics of its own: "
+                f"{describe_error(error)}. Those in the module are of other weights and wrong for "
+                "it. Use swa.averaged(module, batches), or recalibrate_batch_norm(module, batches)."
+            )
             return {}
 
 
@@ -113,12 +117,3 @@ def estimated(
     step = loss_step(module, loss_fn) if loss_fn else runner(module)
     trainer = attached_trainer(module)
     return estimate_batch_norm(module, list(kept), at=at, step=step, trainer=trainer)
-
-
-def warn_of_statistics(who: str, why: str) -> None:
-    """Warn that an average was handed out with batch-norm statistics of other weights."""
-    rank_zero_warn(
-        f"{who} handed out its average without batch-norm statistics of its own: {why}. Those in "
-        "the module are of other weights and wrong for it. Use swa.averaged(module, batches), or "
-        "recalibrate_batch_norm(module, batches)."
-    )
