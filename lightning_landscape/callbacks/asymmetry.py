@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from lightning_landscape.callbacks.asymmetry_report import (
     state_of,
 )
 from lightning_landscape.callbacks.asymmetry_settings import (
-    check_settings,
     check_swa,
     families_that_move,
     find_swa,
@@ -32,13 +31,14 @@ from lightning_landscape.callbacks.budget import Schedule, short
 from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, seconds_besides
 from lightning_landscape.callbacks.kept import KeptBatches
 from lightning_landscape.callbacks.swa import SWA
+from lightning_landscape.checks import check_choice, check_whole
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.asymmetry import scoring_grid
-from lightning_landscape.measures.directions import Normalize
+from lightning_landscape.measures.directions import Normalize, split_family
 from lightning_landscape.measures.line import LINE, evaluate_line
-from lightning_landscape.measures.survey import survey
+from lightning_landscape.measures.survey import checked_families, numbers_of_directions, survey
 from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
 from lightning_landscape.ranks import lowest
@@ -153,16 +153,18 @@ class AsymmetryMonitor(Monitor):
         super().__init__(
             schedule, mode, loss_fn, max_overhead, seed, on_error, details, figures, verbose, name
         )
-        self.families = (families,) if isinstance(families, str) else tuple(families)
         self.n_directions: int | Literal["auto"] = n_directions
         self.precision = precision
-        self.n_batches = n_batches
-        self.normalize: Normalize = normalize
         self.validation = validation
         with as_configuration():
+            self.families = checked_families(families)
+            for family in self.families:
+                split_family(family)
+            numbers_of_directions(n_directions, precision=precision)
+            self.n_batches = check_whole("n_batches", n_batches)
+            self.normalize: Normalize = check_choice("normalize", normalize, get_args(Normalize))
             self.swa = check_swa(swa)
             self.alphas = scoring_grid(radius, n_points)
-            check_settings(self.families, n_directions, precision, n_batches, normalize)
         self._swa = None if isinstance(swa, str) else swa  # by name it is found at the start
         self._moving = self.families  # those with something to move in the module at hand
         self.forget()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lightning_landscape._lightning import ConfigurationError, batch_size, rank_zero_info
 from lightning_landscape.callbacks.swa import SWA
-from lightning_landscape.checks import check_choice, check_whole
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.isolation import Mode
-from lightning_landscape.measures.directions import Normalize, split_family
-from lightning_landscape.measures.survey import checked_families, numbers_of_directions
+from lightning_landscape.measures.directions import split_family
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import group_names, trainable
 from lightning_landscape.ranks import n_ranks
@@ -95,25 +93,6 @@ def n_weights(objective: Objective, family: str, module: Any) -> int:
     params = objective.params
     names = group_names(params, split_family(family)[1], module)
     return sum(params[name].numel() for name in names)
-
-
-def check_settings(
-    families: tuple[str, ...],
-    n_directions: int | Literal["auto"],
-    precision: float,
-    n_batches: int,
-    normalize: Normalize,
-) -> None:
-    """Check the settings that say what is measured.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
-    for family in checked_families(families):
-        split_family(family)
-    numbers_of_directions(n_directions, precision=precision)
-    check_whole("n_batches", n_batches)
-    check_choice("normalize", normalize, get_args(Normalize))
 
 
 def refuse_lone_samples(
