@@ -384,7 +384,7 @@ def test_an_iterator_is_not_read_however_it_is_held(how):
     assert int(read(held)) == 3
 
 
-def test_an_iterator_that_cannot_be_hidden_is_told_of_before_anything_is_read():
+def test_an_iterator_that_cannot_be_hidden_is_told_of():
     module = Step()
     module.draw = lambda it=iter([3, 4]): next(it)  # noqa: B008
     with (
