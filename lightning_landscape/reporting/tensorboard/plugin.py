@@ -10,6 +10,7 @@ import json
 import logging
 import mimetypes
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ class LandscapePlugin(base_plugin.TBPlugin):
     def get_plugin_apps(self) -> dict[str, WsgiApp]:
         """Return the routes."""
         return {
-            "/runs": self.serve_runs,
-            "/records": self.serve_records,
-            "/static/*": self.serve_static,
+            "/runs": Request.application(partial(_answer, self._runs)),
+            "/records": Request.application(partial(_answer, self._records)),
+            "/static/*": Request.application(_serve_file),
         }
 
     def is_active(self) -> bool:
@@ -70,49 +71,17 @@ class LandscapePlugin(base_plugin.TBPlugin):
         """Return how the tab is called and which script shows it."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="Landscape")
 
-    def serve_runs(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serve the runs that have records, each with the time of its latest one."""
-        return self._answer(self._runs, environ, start_response)
-
-    def serve_records(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serve the records of `run` that are later than `after`, and what cannot be read.
-
-        At most `most` of each tag, chosen evenly, so that a long run is shown soon.
-        """
-        return self._answer(self._records, environ, start_response)
-
-    def serve_static(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serve a file of the viewer."""
-        request = Request(environ)
-        path = static_file(request.path.partition("/static/")[2])
-        if path is None:
-            response = _text(request, "There is no such file.", 404)
-        else:
-            kind = mimetypes.guess_type(path.name)[0] or "text/plain"
-            kind = "application/javascript" if path.suffix == ".js" else kind
-            response = http_util.Respond(request, path.read_bytes(), kind)
-        return response(environ, start_response)
-
-    def _answer(
-        self, make: Callable[[Request], str], environ: dict[str, Any], start_response: Any
-    ) -> Iterable[bytes]:
-        """Serve the JSON that `make` returns; an error is told to the viewer, and to the log."""
-        request = Request(environ)
-        try:
-            response = http_util.Respond(request, make(request), "application/json")
-        except errors.NotFoundError as error:
-            response = _text(request, str(error), 404)
-        except Exception as error:  # TensorBoard goes on, whatever happens here
-            logger.exception("The Landscape tab could not answer %s", request.path)
-            response = _text(request, f"{type(error).__name__}: {error}", 500)
-        return response(environ, start_response)
-
     def _runs(self, request: Request) -> str:
+        """Return the runs that have records, each with the time of its latest one."""
         tags = self._tags(request)
         latest = {run: max(t.max_wall_time for t in own.values()) for run, own in tags.items()}
         return json.dumps({"runs": [{"run": run, "latest": latest[run]} for run in sorted(latest)]})
 
     def _records(self, request: Request) -> str:
+        """Return the records of `run` that are later than `after`, and what cannot be read.
+
+        At most `most` of each tag, chosen evenly, so that a long run is shown soon.
+        """
         run, after = request.args.get("run", ""), float(request.args.get("after", 0))
         if run not in self._tags(request, [run]):
             raise errors.NotFoundError(f"The run {run!r} has no records.")
@@ -151,6 +120,27 @@ class LandscapePlugin(base_plugin.TBPlugin):
             run_tag_filter=provider.RunTagFilter(runs=runs),
         )
         return {run: tags for run, tags in found.items() if tags}
+
+
+def _answer(make: Callable[[Request], str], request: Request) -> Response:
+    """Serve the JSON that `make` returns; an error is told to the viewer, and to the log."""
+    try:
+        return http_util.Respond(request, make(request), "application/json")
+    except errors.NotFoundError as error:
+        return _text(request, str(error), 404)
+    except Exception as error:  # TensorBoard goes on, whatever happens here
+        logger.exception("The Landscape tab could not answer %s", request.path)
+        return _text(request, f"{type(error).__name__}: {error}", 500)
+
+
+def _serve_file(request: Request) -> Response:
+    """Serve a file of the viewer."""
+    path = static_file(request.path.partition("/static/")[2])
+    if path is None:
+        return _text(request, "There is no such file.", 404)
+    kind = mimetypes.guess_type(path.name)[0] or "text/plain"
+    kind = "application/javascript" if path.suffix == ".js" else kind
+    return http_util.Respond(request, path.read_bytes(), kind)
 
 
 def static_file(name: str) -> Path | None:
