@@ -74,16 +74,21 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
         raise ValueError(f"{path} must be a checkpoint file. There is no such file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        if weights_only and zipfile.is_zipfile(path):
+    except (
+        pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError,
+        AttributeError,
+    ) as error:  # fmt: skip
+        lines = str(error).splitlines() or [""]
+        if isinstance(error, pickle.UnpicklingError) and weights_only and zipfile.is_zipfile(path):
             raise ValueError(
                 f"{path} holds more than tensors, which torch refuses to load from a file that may "
                 "not be trusted. Use weights_only=False if you trust it. "
-                f"({str(error).splitlines()[0]})"
+                f"({lines[0]})"
             ) from error
-        raise ValueError(f"{path} must be a checkpoint file. {_broken(error)}") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must be a checkpoint file. {_broken(error)}") from error
+        raise ValueError(
+            f"{path} must be a checkpoint file. It is truncated or something else "
+            f"({type(error).__name__}: {lines[0][:120]})."
+        ) from error
     if not isinstance(state, Mapping):
         raise ValueError(
             f"{path} must be a checkpoint file. It holds a {type(state).__name__}, not a dict."
@@ -115,8 +120,3 @@ def _average(path: str | Path, state: dict[str, Any], name: str) -> Mapping[str,
             f"{', which had averaged nothing yet' if own else ''}."
         )
     return own["weights"]
-
-
-def _broken(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return f"It is truncated or something else ({type(error).__name__}: {lines[0][:120]})."

@@ -21,8 +21,9 @@ def folder_of_run(trainer: Any) -> str | None:
     if folder is None:
         folder, version = logger.save_dir, getattr(logger, "version", None)
         if isinstance(version, str):  # W&B, MLflow, Comet: `save_dir` is that of all runs, or None
-            folder = _joined(folder or trainer.default_root_dir, str(logger.name), version)
-    return None if folder is None else _joined(folder, "landscape")
+            folder = os.path.join(folder or trainer.default_root_dir, str(logger.name), version)
+    # not `Path`, which would make one slash of the two of a URL
+    return None if folder is None else os.path.join(str(folder), "landscape")
 
 
 def name_of_run(trainer: Any) -> str:
@@ -70,8 +71,3 @@ def _upload(folder: str, name: str, content: bytes) -> None:
         filesystem.pipe_file(f"{path}/{name}", content)
     except Exception as error:  # whatever a client raises: it is named in the one warning
         raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _joined(*parts: str | Path) -> str:
-    """Join parts of a path or of a URL; `Path` would make one slash of two."""
-    return os.path.join(*map(str, parts))

@@ -9,16 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+import lightning_landscape.reporting.board as board
 from lightning_landscape._lightning import rank_zero_warn
 from lightning_landscape.reporting.arrays import npz_content
-from lightning_landscape.reporting.board import (
-    chart_layout,
-    described,
-    torch_writer,
-    write_layout,
-    write_png,
-    write_record,
-)
 from lightning_landscape.reporting.files import folder_of_run, name_of_run, write_into
 from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import PLUGIN, Record
@@ -128,8 +121,8 @@ class Output:
         for logger in self._trainer.loggers:
             writer = None
             with self._forgiving(logger):
-                writer = torch_writer(logger)
-            with self._forgiving(logger), described(writer, about):
+                writer = board.torch_writer(logger)
+            with self._forgiving(logger), board.described(writer, about):
                 logger.log_metrics(dict(named), step=self.step)
             with self._forgiving(logger):
                 self._lay_out(writer)
@@ -187,8 +180,8 @@ class Output:
             self._run_records.add(record)
             for logger in self._trainer.loggers:
                 with self._forgiving(logger):
-                    if (writer := torch_writer(logger)) is not None:
-                        write_record(writer, record)
+                    if (writer := board.torch_writer(logger)) is not None:
+                        board.write_record(writer, record)
 
     def page(self) -> None:
         """Write the records of the run as `report.html`, and hand it to loggers that keep files.
@@ -233,9 +226,11 @@ class Output:
         """Arrange the charts that there are by now in Custom Scalars, unless the user did."""
         if writer is None or not self._trainer.is_global_zero:
             return
-        layout = chart_layout(self._trainer.callback_metrics.keys() - self._run_records.unlogged)
+        layout = board.chart_layout(
+            self._trainer.callback_metrics.keys() - self._run_records.unlogged
+        )
         if layout and self._warn_once.first(f"{writer.log_dir} {layout}"):
-            write_layout(writer, layout)
+            board.write_layout(writer, layout)
 
     @contextmanager
     def _forgiving(self, logger: Any) -> Iterator[None]:
@@ -259,8 +254,8 @@ def _is_tensorboard(logger: Any) -> bool:
 def _show(logger: Any, tag: str, figure: Figure, step: int) -> bool:
     """Show a figure in the way the logger can; return whether it can."""
     experiment: Any = getattr(logger, "experiment", None)  # a plain logger need not have one
-    if (writer := torch_writer(logger)) is not None:
-        write_png(writer, tag, png(figure), step)
+    if (writer := board.torch_writer(logger)) is not None:
+        board.write_png(writer, tag, png(figure), step)
     elif hasattr(experiment, "add_image"):  # TensorBoard; its add_figure would import pyplot
         experiment.add_image(tag, pixels(figure), step, dataformats="HWC")
     elif hasattr(experiment, "add_figure"):

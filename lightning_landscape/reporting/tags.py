@@ -83,9 +83,10 @@ def describe(tag: str) -> str:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    parts = {"{set}": "(val/)?", "{layer}": ".+", "{metric}": ".+", "{direction}": "(.+/)?[^/]+"}
+    fields = {"{set}": "(val/)?", "{direction}": "(.+/)?[^/]+"}
+    fields |= dict.fromkeys(("{layer}", "{metric}", "{family}"), ".+")
     expression = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
-    for field, values in {**parts, "{family}": ".+"}.items():
+    for field, values in fields.items():
         expression = expression.replace(field, values)
     return re.compile(expression)
 
