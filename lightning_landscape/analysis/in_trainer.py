@@ -19,39 +19,6 @@ from lightning_landscape.params import Params
 T = TypeVar("T")
 
 
-def within_trainer(
-    trainer: Any,
-    module: Any,
-    action: Callable[[], T],
-    *,
-    ckpt_path: str | None = None,
-    weights_only: bool | None = None,
-) -> T:
-    """Return what an action gives while a trainer has set a module up for a run.
-
-    The trainer moves the module to its device, starts the other processes, loads the checkpoint and
-    runs the hooks of a prediction without batches; its callbacks and loggers have no part in it.
-
-    Args:
-        trainer: A Lightning Trainer.
-        module: The module to set up.
-        action: What to do, on every process.
-        ckpt_path: A checkpoint to load into the module first.
-        weights_only: See `Trainer.fit`.
-    """
-    runs = _Runs(action)
-    with _only(trainer, runs), _with_forward(module), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")
-        trainer.predict(
-            module,
-            dataloaders=DataLoader(_Nothing()),
-            return_predictions=False,
-            ckpt_path=ckpt_path,
-            weights_only=weights_only,
-        )
-    return runs.result
-
-
 class Stage:
     """A trainer, a module and its data: what a measurement after training stands on.
 
@@ -71,7 +38,12 @@ class Stage:
         self._n_batches, self._weights_only = n_batches, weights_only
 
     def run(self, measure: Callable[[], T], ckpt_path: str | None) -> T:
-        """Return what was measured while the trainer has set the module and the data up."""
+        """Return what was measured while the trainer has set the module and the data up.
+
+        The trainer moves the module to its device, starts the other processes, loads the checkpoint
+        and runs the hooks of a prediction without batches; its callbacks and loggers have no part
+        in it. Every process measures.
+        """
 
         def prepared() -> T:
             if self._data is not None:
@@ -82,8 +54,17 @@ class Stage:
                 self.module.setup("fit")
             return measure()
 
-        checkpoint = {"ckpt_path": ckpt_path, "weights_only": self._weights_only}
-        return within_trainer(self.trainer, self.module, prepared, **checkpoint)
+        runs = _Runs(prepared)
+        with _only(self.trainer, runs), _with_forward(self.module), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")
+            self.trainer.predict(
+                self.module,
+                dataloaders=DataLoader(_Nothing()),
+                return_predictions=False,
+                ckpt_path=ckpt_path,
+                weights_only=self._weights_only,
+            )
+        return runs.result
 
     def weights(self, path: str) -> Params:
         """Return the weights of a checkpoint, see `load_weights`."""

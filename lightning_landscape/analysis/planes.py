@@ -208,7 +208,6 @@ def measure_plane(
     points: Sequence[Params],
     *,
     n: int = 25,
-    margin: float = 0.3,
     rows: str | Path | None = None,
     mode: Mode = "train",
     loss_fn: LossFn | None = None,
@@ -226,7 +225,6 @@ def measure_plane(
         batches: Batches as a dataloader yields them; copied. The same on every process.
         points: Three sets of weights; the first is the origin.
         n: Points a side.
-        margin: How far the plane reaches beyond the points, as a share of what they span.
         rows: A folder to keep finished rows in, see `evaluate_plane`.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` in the place of `training_step`.
@@ -243,7 +241,7 @@ def measure_plane(
     check_whole("n", n, least=2)
     batches = list(batches)
     basis = plane_through(*points)
-    xs, ys = _axes(basis, n, margin)
+    xs, ys = _axes(basis, n)
     mine = range(rank(), n, n_ranks())
     found: dict[int, Tensor] = {}
 
@@ -285,10 +283,10 @@ def _trained(direction: Params, objective: Objective) -> Params:
     return {name: step for name, step in direction.items() if name in objective.params}
 
 
-def _axes(basis: PlaneBasis, n: int, margin: float) -> list[Tensor]:
-    """Return the two axes of a plane, which reach beyond its points by a share of their span."""
+def _axes(basis: PlaneBasis, n: int) -> list[Tensor]:
+    """Return the two axes of a plane, which reach beyond its points by .3 of their span."""
     low, high = basis.points.min(dim=0).values, basis.points.max(dim=0).values
-    reach = margin * (high - low)
+    reach = 0.3 * (high - low)
     return [
         torch.linspace(float(a), float(b), n, dtype=torch.float64)
         for a, b in zip(low - reach, high + reach, strict=True)

@@ -21,10 +21,8 @@ def plot_plane(
     alphas2: Tensor,
     mean: Tensor,
     *,
-    marks: Mapping[str, Sequence[float]] | None = None,
-    mode: str = "train",
-    title: str = "loss on a plane",
-    labels: tuple[str, str] = ("along the first direction", "along the second direction"),
+    marks: Mapping[str, Sequence[float]],
+    mode: str,
 ) -> Figure:
     """Plot the loss on a plane, with some points marked and named.
 
@@ -37,14 +35,12 @@ def plot_plane(
         mean: The loss at each point, `[n1, n2]`; gaps where it is not finite.
         marks: Points to mark, by name, in units of the axes.
         mode: How the network was run.
-        title: What stands above.
-        labels: What the axes are, with their unit.
 
     Returns:
         A figure.
     """
     lines = [(f"lines: equal shares of the points; {style.MODES.get(mode, mode)}", style.INK)]
-    figure, axes = style.new_figure(title, lines, right=1.0)
+    figure, axes = style.new_figure("loss on a plane", lines, right=1.0)
     values = np.ma.masked_invalid(mean.numpy().T)
     levels = np.unique(np.quantile(values.compressed(), np.linspace(0, 1, _LEVELS)))
     if len(levels) > 1:
@@ -56,15 +52,15 @@ def plot_plane(
         axes.contour(x, y, values, levels=levels, colors="w", linewidths=0.4)
         ticks = levels[:: math.ceil(len(levels) / 6)]
         style.add_scale(figure, axes, filled, ticks.tolist(), "loss, mean over the batches")
-    for k, (name, (x, y)) in enumerate((marks or {}).items()):
+    for k, (name, (x, y)) in enumerate(marks.items()):
         axes.plot(
             x, y, marker="o^sD"[k % 4], color=style.VALIDATION, markeredgecolor="w", markersize=8
         )
         axes.annotate(
             name, (x, y), xytext=(6, 6), textcoords="offset points", color="w", fontsize=style.SMALL
         )
-    axes.set_aspect("equal", adjustable="datalim" if marks is None else "box")
+    axes.set_aspect("equal", adjustable="box")
     axes.locator_params(nbins=5)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set(xlabel="along the first direction", ylabel="along the second direction")
     axes.grid(visible=False)
     return figure

@@ -18,6 +18,7 @@ from string import Template
 from lightning_landscape.reporting.records import Record, evenly
 from lightning_landscape.reporting.static import describe
 
+_MOST_PROBES = 100  # of a run on a page
 _STATIC = Path(__file__).parent / "tensorboard" / "static"
 # each file after those that it imports
 _MODULES = (
@@ -47,15 +48,14 @@ $report
 """)
 
 
-def page(
-    runs: Mapping[str, Sequence[Record]], *, title: str = "Loss landscape", n_most: int = 100
-) -> str:
+def page(runs: Mapping[str, Sequence[Record]], *, title: str = "Loss landscape") -> str:
     """Return the results of one or more runs as one HTML page.
+
+    It holds at most 100 probes of a run, evenly over its training, with the first and the last.
 
     Args:
         runs: The records of each run, by its name.
         title: The title of the page.
-        n_most: Probes of a run to keep, evenly over its training; the first and last are kept.
 
     Returns:
         The content of the file. About 150 kB and up to 6 kB a probe.
@@ -65,7 +65,7 @@ def page(
     """
     if not any(runs.values()):
         raise ValueError("`runs` must hold at least one record. Got none: nothing was measured.")
-    kept = {run: thinned(records, n_most) for run, records in runs.items()}
+    kept = {run: thinned(records, _MOST_PROBES) for run, records in runs.items()}
     content = [
         {"run": run, "records": [record.to_dict() for record in records], "problems": []}
         for run, records in kept.items()
@@ -89,16 +89,11 @@ def page(
     )
 
 
-def frame(runs: Mapping[str, Sequence[Record]], *, height: int = 640) -> str:
-    """Return the page as an `<iframe>`, for a notebook.
-
-    Args:
-        runs: The records of each run, by its name.
-        height: In pixels.
-    """
+def frame(runs: Mapping[str, Sequence[Record]]) -> str:
+    """Return the page of some runs as an `<iframe>`, for a notebook."""
     content = html.escape(page(runs))
     return (
-        f'<iframe srcdoc="{content}" width="100%" height="{height}" frameborder="0" '
+        f'<iframe srcdoc="{content}" width="100%" height="640" frameborder="0" '
         'sandbox="allow-scripts allow-downloads" title="Loss landscape"></iframe>'
     )
 

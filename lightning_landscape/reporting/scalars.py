@@ -59,12 +59,13 @@ def step_scalars(sizes: StepSizes, who: str = "") -> dict[str, float]:
         sizes: Of the step.
         who: `"<optimizer>/"` where there are several.
     """
-    cosines = [c for c in sizes.weight_gradient_cosine.tolist() if not math.isnan(c)]
+    updates, gradients, cosines = (
+        own[~own.isnan()].tolist()
+        for own in (sizes.relative_update, sizes.relative_gradient, sizes.weight_gradient_cosine)
+    )
     scalars = {
-        "relative_update": _largest(sizes.relative_update[~sizes.relative_update.isnan()].tolist()),
-        "relative_gradient": _largest(
-            sizes.relative_gradient[~sizes.relative_gradient.isnan()].tolist()
-        ),
+        "relative_update": max(updates, default=math.nan),
+        "relative_gradient": max(gradients, default=math.nan),
         "weight_gradient_cosine": max(cosines, key=abs, default=math.nan),
         "successive_cosine": sizes.successive_cosine,
     }
