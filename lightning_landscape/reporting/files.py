@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from glob import escape
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -43,6 +44,8 @@ def write_into(folder: str, name: str, content: bytes) -> None:
         _upload(folder, name, content)
     else:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        for left in Path(folder).glob(f".{escape(name)}.*.partial"):  # by a run that was killed
+            left.unlink(missing_ok=True)
         write_whole(Path(folder, name), content)
 
 
