@@ -30,6 +30,7 @@ from lightning_landscape.engine.batches import bytes_of, clone_batch
 from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, stepping_aside
 from lightning_landscape.engine.rates import keep_rates
 from lightning_landscape.engine.rng import set_rng_states, unchanged_rng
+from lightning_landscape.engine.roots import roots_of
 from lightning_landscape.engine.snapshot import Places, Snapshot, put_back
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import local, recover, reshard, shard_of, sharded_modules
@@ -105,7 +106,8 @@ class SecondPass:
             self._worlds[name] = _World(own, buffers, new_results(trainer))
         self._modules = lightning_modules(module)
         self._takes_index = takes_batch_index(module.validation_step)
-        self._origin = Snapshot([("", module)], besides=list(known.values()))  # where worlds part
+        self._roots = roots_of(module, trainer)
+        self._origin = Snapshot(self._roots, besides=list(known.values()))  # where worlds part
         self._places = Places()
         self._live_sums: list[_Sums] = []
         self._has_start_hook = has_hook(module, "on_validation_batch_start")

@@ -25,6 +25,7 @@ from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmov
 from lightning_landscape.engine.gradients import Gradients
 from lightning_landscape.engine.rates import keep_rates
 from lightning_landscape.engine.rng import differing_rng, rng_states, seed_all, set_rng_states
+from lightning_landscape.engine.roots import roots_of
 from lightning_landscape.engine.snapshot import Changes, Snapshot
 from lightning_landscape.engine.walk import UNREMARKABLE
 from lightning_landscape.engine.weights import Path, Weights
@@ -270,7 +271,8 @@ class Isolation:
         _open[:] = [other for other in _open if other is not self]
 
     def _snapshot_now(self) -> Snapshot:
-        return Snapshot([("", self._module)], besides=self._weights.parameters)
+        roots = roots_of(self._module, self._trainer)
+        return Snapshot(roots, besides=self._weights.parameters)
 
     def _restore_all(self, *, suspect: bool = False) -> None:
         (recover if suspect else reshard)(self._sharded)

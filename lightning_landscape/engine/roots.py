@@ -1,0 +1,95 @@
+"""Where the state begins that a step can write to: its module, and what it names of its trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_landscape._lightning import lightning_modules
+from lightning_landscape.engine.contents import read_cell
+from lightning_landscape.engine.walk import boundary
+
+_STEPS = ("training_step", "validation_step", "on_validation_epoch_end")
+_STEPS += ("on_validation_batch_start", "on_validation_batch_end")
+_COMPUTED = ("train_dataloader", "val_dataloaders", "callback_metrics")
+_LIBRARIES = ("lightning", "pytorch_lightning", "lightning_landscape")
+
+
+def roots_of(module: nn.Module, trainer: Any | None) -> list[tuple[str, Any]]:
+    """Return the module, and what the code of its steps names of the trainer, with their names.
+
+    The data module, data sets and samplers, callbacks and what else somebody keeps on the trainer;
+    the state of the optimizers. What no step names is not looked into: it may be large.
+    """
+    roots: list[tuple[str, Any]] = [("", module)]
+    if trainer is None:
+        return roots
+    names = frozenset[str]().union(*(_names(type(child)) for child in lightning_modules(module)))
+    if "trainer" in names:
+        for name in sorted(names & {*vars(trainer), *_COMPUTED}):
+            roots += _parts(f"trainer.{name}", getattr(trainer, name))
+    if "state" in names and names & {"optimizer", "optimizers"}:
+        roots += [(f"the state of {type(o).__name__}", o.state) for o in trainer.optimizers]
+    return roots
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what may be looked into of something on a trainer."""
+    if isinstance(value, DataLoader):
+        yield from ((f"{name}.{part}", getattr(value, part)) for part in ("dataset", "sampler"))
+        yield f"{name}.batch_sampler", value.batch_sampler
+    elif type(value) in (list, tuple, dict):
+        items = value.values() if type(value) is dict else value
+        for part in items:
+            yield from _parts(name, part)
+        if type(value) is not tuple and not any(map(_is_of_a_library, items)):
+            yield name, value
+    elif not _is_of_a_library(value) and boundary(value) is None:
+        yield name, value
+
+
+def _is_of_a_library(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in _LIBRARIES
+
+
+@cache
+def _names(cls: type) -> frozenset[str]:
+    """Return the names in the code of a class's steps, and in that of what they name in turn."""
+    waiting: list[Any] = [_member(cls, step) for step in _STEPS]
+    names: set[str] = set()
+    seen: set[Any] = set()
+    while waiting:
+        found = waiting.pop()
+        found = getattr(found, "fget", getattr(found, "__func__", found))
+        if type(found) is not FunctionType or found in seen or _is_foreign(found):
+            continue
+        seen.add(found)
+        used = set(_names_in(found.__code__))
+        names |= used
+        waiting += [cell for held in found.__closure__ or () for cell in read_cell(held)]
+        waiting += [
+            thing for name in used for thing in (_member(cls, name), found.__globals__.get(name))
+        ]
+    return frozenset(names)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+        elif isinstance(constant, str) and constant.isidentifier():  # for `getattr`
+            yield constant
+
+
+def _member(cls: type, name: str) -> Any:
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+
+
+def _is_foreign(function: FunctionType) -> bool:
+    return (function.__module__ or "").partition(".")[0] in ("torch", *_LIBRARIES)
