@@ -31,7 +31,6 @@ from lightning_landscape.reporting.style import (
     VALIDATION,
     new_figure,
     png,
-    set_labels,
 )
 
 PLACE = Path(__file__).parent / "pictures"
@@ -62,7 +61,7 @@ def metrics_over_training(run: runs.Run, title: str) -> Figure:
         axes.plot(steps, values, color=colour, **dots)
     steps, values = run.scalars("val_loss")
     axes.set_ylim(0, 1.25 * max(values[len(values) // 4 :]))
-    set_labels(axes, "training step", "validation loss")
+    axes.set(xlabel="training step", ylabel="validation loss")
     return figure
 
 
@@ -81,7 +80,7 @@ def one_slope(run: runs.Run) -> Figure:
     axes.plot(at, line.mean - line.mean[6], color=TRAIN, marker=".")
     axes.plot(at, score.slope * at, color=VALIDATION, linestyle="--")
     axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
-    set_labels(axes, "alpha (dashed: the slope at 0)", "rise of the loss")
+    axes.set(xlabel="alpha (dashed: the slope at 0)", ylabel="rise of the loss")
     return figure
 
 
@@ -109,7 +108,7 @@ def critical_rate_at_the_start(run: runs.Run) -> Figure:
     axes.axvline(found.break_even, color=VALIDATION)
     axes.axvline(found.break_even / 3, color=GREEN)
     axes.set_ylim(0, 2.5 * float(found.loss_start))
-    set_labels(axes, "learning rate of the step", "loss of its batch afterwards")
+    axes.set(xlabel="learning rate of the step", ylabel="loss of its batch afterwards")
     return figure
 
 
@@ -131,7 +130,7 @@ def rate_and_critical_rate(run: runs.Run) -> Figure:
     axes.plot(rest, [top] * len(rest), "^", color=INK, markersize=5)
     axes.plot(steps, used, color=TRAIN)
     axes.set_ylim(0, 1.1 * top)
-    set_labels(axes, "training step", "learning rate")
+    axes.set(xlabel="training step", ylabel="learning rate")
     return figure
 
 
@@ -146,7 +145,7 @@ def successive_cosines(hovering: runs.Run, falling: runs.Run) -> Figure:
         axes.plot(*run.scalars("breakdown/step/successive_cosine"), color=colour, marker=".")
     axes.axhline(0, color=QUIET, linestyle=":")
     axes.set_ylim(-1, 1)
-    set_labels(axes, "training step", "cosine of this step and the one before")
+    axes.set(xlabel="training step", ylabel="cosine of this step and the one before")
     return figure
 
 
@@ -171,7 +170,7 @@ def widths(narrow: runs.Run, wide: runs.Run) -> Figure:
         axes.plot(alphas, rise, color=colour, marker=".")
     axes.axhline(0.5, color=QUIET, linestyle=":")
     axes.set_ylim(-0.1, 3)
-    set_labels(axes, "alpha, relative to the weights", "rise of the loss, median direction")
+    axes.set(xlabel="alpha, relative to the weights", ylabel="rise of the loss, median direction")
     return figure
 
 

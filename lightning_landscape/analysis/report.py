@@ -157,9 +157,9 @@ class Report:
         for k, found in enumerate(self.families.values()):
             _pack(arrays, f"family{k}", found.slices)
             _pack(arrays, f"family{k}_validation", found.validation)
-        if self.line:
-            for name, line in zip(("line", "line_validation"), _slices_of(self.line), strict=False):
-                _pack(arrays, name, [line])
+        names = ("line", "line_validation")
+        for name, line in zip(names, _slices_of(self.line), strict=False):
+            _pack(arrays, name, [line])
         head = {
             **self._settings(),
             "version": _VERSION,

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_landscape import FunctionObjective, probing, sample_direction, symmetric_grid
 from lightning_landscape.analysis.planes import Plane, evaluate_plane
-from lightning_landscape.measures.plane import orthogonalized, plane_through
+from lightning_landscape.measures.plane import plane_through
 from lightning_landscape.reporting.records import Record
 
 
@@ -57,17 +57,6 @@ def test_two_points_that_are_the_same_span_no_plane():
         plane_through(weights(1, 1), weights(1, 1), weights(3, 4))
 
 
-def test_orthogonalized_directions_have_no_inner_product(generator):
-    params = {"a": torch.randn(30, 20), "b": torch.randn(20)}
-    first, second = (sample_direction(params, "uniform", generator=generator) for _ in range(2))
-    across = orthogonalized(second, first)
-    total = sum(float((across[n].double() * first[n].double()).sum()) for n in params)
-    scale = math.prod(
-        math.sqrt(sum(float(t.norm()) ** 2 for t in d.values())) for d in (first, across)
-    )
-    assert abs(total) < 1e-6 * scale
-
-
 def test_every_point_of_a_plane_is_what_the_loss_is_there(generator):
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     before = {name: t.clone() for name, t in net.state_dict().items()}
@@ -88,14 +77,6 @@ def test_every_point_of_a_plane_is_what_the_loss_is_there(generator):
             assert plane.losses[i, j].tolist() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(plane.losses[2, 2], centre)
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)
-
-
-def test_rows_do_not_depend_on_the_order_of_evaluation():
-    bowl = FunctionObjective(lambda p: (p["w"] ** 2).sum(), weights(1, 2))
-    grid = symmetric_grid(1.0, 3)
-    plane = evaluate_plane(bowl, weights(1, 0), weights(0, 1), grid, grid)
-    expected = [[(1 + a) ** 2 + (2 + b) ** 2 for b in (-1, 0, 1)] for a in (-1, 0, 1)]
-    assert plane.mean.tolist() == expected
 
 
 def test_a_killed_plane_goes_on_after_its_last_row(tmp_path):

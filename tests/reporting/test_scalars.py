@@ -10,7 +10,7 @@ from lightning_landscape.measures.line import compare_ends
 from lightning_landscape.measures.slices import Slice, line_grid, symmetric_grid
 from lightning_landscape.measures.survey import Survey
 from lightning_landscape.reporting.scalars import family_scalars, line_scalars
-from lightning_landscape.reporting.tags import describe, written
+from lightning_landscape.reporting.tags import describe
 
 GRID = symmetric_grid(1.0, 5)
 RATE = dict.fromkeys(("rate", "low", "high", "n", "off_minimum", "unresolved"), 0.5)
@@ -70,7 +70,3 @@ def test_the_scalars_of_the_line_have_a_place_for_each_set_of_batches():
 def test_the_table_says_what_a_tag_is(tag, text):
     assert text in describe(tag)
     assert bool(text) == bool(describe(tag))
-
-
-def test_a_tag_has_no_at_sign():
-    assert written("uniform@norm/area") == "uniform-norm/area"
