@@ -109,8 +109,8 @@ def analyze(
         if progress:
             bare.prepare()
             say_cost(total, len(is_validation), bare.seconds)
-        with progress_bar(total, "slices", shown=progress) as advance:
-            objective: Any = Counted(bare, advance)
+        with progress_bar(total, "slices", shown=progress) as bar:
+            objective: Any = Counted(bare, bar.update)
             found = _surveys(objective, families, seed, grid, sampled)
             line = None if toward is None else measure_line(objective, toward, is_validation)
         n_evaluations = bare.n_evaluations

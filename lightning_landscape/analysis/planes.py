@@ -21,7 +21,7 @@ from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
-from lightning_landscape.reporting.arrays import npz_content, read_arrays, reading_what
+from lightning_landscape.reporting.arrays import npz_content, read_arrays, written_by
 from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame
 from lightning_landscape.reporting.records import Record
@@ -143,7 +143,7 @@ class Plane:
         Raises:
             ValueError: If the file is missing, or holds something else.
         """
-        with reading_what("Plane.save", path):
+        with written_by("Plane.save", path):
             return cls.from_dict(read_arrays(path))
 
     def figure(
@@ -252,13 +252,13 @@ def measure_plane(
                 module, batches, at=basis.origin, trainer=trainer, loss_fn=loss_fn, mode=mode,
                 seed=seed,
             ) as objective,
-            progress_bar(len(mine) * n, "plane", shown=progress) as advance,
+            progress_bar(len(mine) * n, "plane", shown=progress) as bar,
         ):  # fmt: skip
             if progress:
                 objective.prepare()
                 say_cost(len(mine) * n, len(batches), objective.seconds)
             d1, d2 = (_trained(direction, objective) for direction in (basis.d1, basis.d2))
-            own = {"folder": rows, "advance": advance, "indices": mine}
+            own = {"folder": rows, "advance": bar.update, "indices": mine}
             found.update(evaluate_rows(objective, d1, d2, xs, ys, **own))
 
     failure: Exception | None = None

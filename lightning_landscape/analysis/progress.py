@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -16,23 +15,16 @@ from lightning_landscape.params import Params
 Advance = Callable[[int], object]
 
 
-@contextmanager
-def progress_bar(total: int, unit: str, *, shown: bool) -> Iterator[Advance]:
-    """Show how many evaluations are made, of how many; yield what counts some more.
+def progress_bar(total: int, unit: str, *, shown: bool) -> tqdm[Any]:
+    """Return a bar of how many evaluations are made, of how many; its `update` counts some more.
 
     Args:
         total: How many there will be.
         unit: What is being measured, for people.
         shown: Whether to show it where the standard error stream is a terminal.
     """
-    with tqdm(
-        total=total,
-        desc=unit,
-        unit="pass",
-        leave=False,
-        disable=not (shown and sys.stderr.isatty()),
-    ) as bar:
-        yield bar.update
+    hidden = not (shown and sys.stderr.isatty())
+    return tqdm(total=total, desc=unit, unit="pass", leave=False, disable=hidden)
 
 
 def say_cost(n_evaluations: int, n_batches: int, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from lightning_landscape.measures.words_answers import answer_valley
 from lightning_landscape.reporting.arrays import (
     npz_content,
     read_arrays,
-    reading_what,
-    slices_of,
+    unpack_slices,
+    written_by,
 )
 from lightning_landscape.reporting.figures_asymmetry import plot_line, plot_survey
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown
@@ -27,9 +27,7 @@ from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame, page
 from lightning_landscape.reporting.records import Record
 from lightning_landscape.reporting.results import breakdown_data, probe_data
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lightning_landscape.reporting.style import Figure
 
 _VERSION = 1  # of the file; a reader refuses a newer one
 _SETTINGS = ("module", "mode", "seed", "normalize", "n_evaluations", "seconds")
@@ -177,7 +175,7 @@ class Report:
         Raises:
             ValueError: If the file is missing, or holds something else.
         """
-        with reading_what("Report.save", path):
+        with written_by("Report.save", path):
             arrays = read_arrays(path)
             head = json.loads(str(arrays["report"]))
         if head["version"] > _VERSION:
@@ -207,7 +205,7 @@ def _pack(arrays: dict[str, np.ndarray], name: str, slices: list[Slice]) -> None
 
 
 def _unpack(arrays: dict[str, np.ndarray], name: str) -> list[Slice]:
-    return slices_of(arrays, f"{name}_") if f"{name}_losses" in arrays else []
+    return unpack_slices(arrays, f"{name}_") if f"{name}_losses" in arrays else []
 
 
 def _slices_of(line: Line | None) -> list[Slice]:

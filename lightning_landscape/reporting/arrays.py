@@ -58,7 +58,7 @@ def load_slices(path: str | Path) -> list[Slice]:
             "`path` must lead to a file with slices, as AsymmetryMonitor writes. Got "
             f"{str(path)!r}, which holds {list(arrays)}."
         )
-    return [line for group in groups for line in slices_of(arrays, group)]
+    return [line for group in groups for line in unpack_slices(arrays, group)]
 
 
 def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def reading_what(writer: str, path: str | Path) -> Iterator[None]:
+def written_by(writer: str, path: str | Path) -> Iterator[None]:
     """Turn what is wrong with a file into a ValueError that says who should have written it."""
     try:
         yield
@@ -187,7 +187,7 @@ def reading_what(writer: str, path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def slices_of(arrays: Mapping[str, np.ndarray], prefix: str) -> list[Slice]:
+def unpack_slices(arrays: Mapping[str, np.ndarray], prefix: str) -> list[Slice]:
     """Return the slices whose arrays have names of a prefix and `alphas`, `losses`, ..."""
     losses, distances, mode = (arrays[prefix + name] for name in ("losses", "distance", "mode"))
     alphas = torch.from_numpy(arrays[f"{prefix}alphas"])

@@ -12,7 +12,6 @@ from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record, read_events
 from lightning_landscape.reporting.results import breakdown_data, probe_data
 
-_DEFAULT = "landscape"  # the monitor of files that are named by family
 _NAME = re.compile(r"(?P<monitor>.+)-step=(?P<step>\d+)\.npz")
 
 
@@ -65,6 +64,6 @@ def _file_records(path: Path, monitor: str, step: int) -> Iterator[Record]:
     for label, (found, sizes, mode) in breakdowns.items():
         yield Record("breakdown", label, step, breakdown_data(found, sizes, mode=mode), monitor)
     if not breakdowns:
-        monitor = _DEFAULT if is_of_0_1(path) else monitor
+        monitor = "landscape" if is_of_0_1(path) else monitor  # those are named by family
         for kind, name, data in probe_data(*read_surveys(path)):
             yield Record(kind, name, step, data, monitor)
