@@ -262,8 +262,8 @@ def _throw_results_away(
         undo.keep_attributes(loop, "_results")
         loop._results = type(results)(training=results.training) if instead is None else instead
     for child in modules:
-        undo.keep_attributes(child, "_current_fx_name")
-        child._current_fx_name = function
+        undo.keep_items(child.__dict__, "_current_fx_name")
+        child.__dict__["_current_fx_name"] = function
 
 
 def _results_loop(trainer: Any) -> Any:

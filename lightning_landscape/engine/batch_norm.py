@@ -18,7 +18,7 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.engine.batches import Batches, KeptBatch, clone_batch, prepared
 from lightning_landscape.engine.guards import MEMORY
-from lightning_landscape.engine.isolation import isolated
+from lightning_landscape.engine.isolation import isolated, set_training
 from lightning_landscape.engine.snapshot import put_back
 from lightning_landscape.engine.steps import user_step
 from lightning_landscape.engine.weights import Path
@@ -94,6 +94,7 @@ def estimate_batch_norm(
     norms = batch_norms(module)
     with isolated(module, trainer=trainer, mode="train", at=at) as isolation:
         ready = [prepared(module, batch, trainer) for batch in batches]
+        isolation.include("batch", [batch.data for batch in ready])
         device = next(module.parameters(), torch.empty(0)).device
 
         def estimate() -> None:
@@ -150,12 +151,12 @@ def _only_drops(child: nn.Module) -> bool:
 def _flags(wanted: list[tuple[nn.Module, bool]]) -> Iterator[None]:
     before = [(child, child.training) for child, _ in wanted]
     for child, training in wanted:
-        child.training = training
+        set_training(child, training)
     try:
         yield
     finally:
         for child, training in before:
-            child.training = training
+            set_training(child, training)
 
 
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:

@@ -62,9 +62,12 @@ def _of_dict(base: Any) -> Kind:
         )
 
     def write(place: Any, saved: Any) -> None:
-        base.clear(place)
-        for key, value in saved.items():
-            base.__setitem__(place, key, value)
+        if len(saved) != base.__len__(place) or not all(map(is_, base.keys(place), saved)):
+            base.clear(place)
+        now = dict(base.items(place))
+        for key, value in saved.items():  # not all of them: somebody may be iterating
+            if key not in now or now[key] is not value:
+                base.__setitem__(place, key, value)
 
     return Kind(lambda place: dict(base.items(place)), same, write)
 
@@ -85,8 +88,12 @@ def _of_deque() -> Kind:
         return deque.__len__(place) == len(saved) and all(map(is_, deque.__iter__(place), saved))
 
     def write(place: Any, saved: Any) -> None:
-        deque.clear(place)
-        deque.extend(place, saved)
+        if deque.__len__(place) != len(saved):
+            deque.clear(place)
+            deque.extend(place, saved)
+        for i, (now, value) in enumerate(zip(list(deque.__iter__(place)), saved, strict=True)):
+            if now is not value:  # else somebody who is iterating goes on
+                deque.__setitem__(place, i, value)
 
     return Kind(lambda place: list(deque.__iter__(place)), same, write)
 
@@ -96,8 +103,14 @@ def _of_set() -> Kind:
         return set(map(id, set.__iter__(place))) == set(map(id, saved))
 
     def write(place: Any, saved: Any) -> None:
-        set.clear(place)
+        kept, now = set(map(id, saved)), list(set.__iter__(place))
+        for value in now:
+            if id(value) not in kept:
+                set.discard(place, value)
         set.update(place, saved)
+        if not all(map(is_, set.__iter__(place), saved)):  # they come in another order
+            set.clear(place)
+            set.update(place, saved)
 
     return Kind(lambda place: list(set.__iter__(place)), same, write)
 

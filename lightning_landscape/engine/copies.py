@@ -170,6 +170,8 @@ def _rebuilt(value: Any, memo: dict[int, Any]) -> Any:
     build, arguments, *others = parts
     state, items, pairs = (*others, None, None, None)[:3]
     memo[id(value)] = twin = build(*(_copied(argument, memo) for argument in arguments))
+    if twin is value:  # there is only one of its class
+        return value
     if state is not None:
         state = _copied(state, memo)
         if hasattr(type(twin), "__setstate__"):

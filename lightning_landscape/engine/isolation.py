@@ -307,7 +307,7 @@ class Isolation:
         if self._mode != "train":
             # not by `eval()`: a module's own may do more, such as merge its weights into others
             for child in self._module.modules():
-                child.training = False
+                set_training(child, False)
         elif not self._module.training:
             before = self._snapshot_now()
             self._undo.add(lambda: before.restore(before.changed()))
@@ -351,6 +351,14 @@ def _flags_of(module: nn.Module) -> Callable[[], None]:
     def put_back_flags() -> None:
         for child, training in flags:
             if child.training is not training:
-                child.training = training
+                set_training(child, training)
 
     return put_back_flags
+
+
+def set_training(module: nn.Module, training: bool) -> None:
+    """Set the train/eval flag of one module, past a `__setattr__` of the user's."""
+    if "training" in module.__dict__:
+        module.__dict__["training"] = training
+    else:  # a scripted one
+        module.training = training

@@ -132,14 +132,15 @@ def successive_cosine(
 ) -> float:
     """Return the cosine of two steps, `previous` to `before` and `before` to `after`.
 
-    Over all the names as one vector; nan if one of the steps went nowhere.
+    Over all the names as one vector, without those whose shape has changed; nan if one of the steps
+    went nowhere.
 
     Example:
         >>> there, back = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
         >>> round(successive_cosine(there, back, there, ["w"]), 6)
         -1.0
     """
-    names = [name for name in names if name in previous]
+    names = [n for n in names if n in previous and previous[n].shape == before[n].shape]
     if not names:
         return math.nan
     table = inner_products(

@@ -102,3 +102,24 @@ def test_norms_of_a_frozen_module_are_estimated():
     module = nn.Sequential(nn.BatchNorm1d(1)).requires_grad_(False)
     recalibrate_batch_norm(module, BATCHES)
     assert statistics(module[0]) == (4.0, 2.0)
+
+
+class Shared:
+    """Cannot be copied, so that batches share it with the training."""
+
+    n = 0
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("never")
+
+
+def test_what_a_batch_shares_with_the_training_is_as_it_was():
+    shared, norm = Shared(), nn.BatchNorm1d(1)
+
+    def loss_fn(module, batch):
+        batch[1].n += 1
+        return module(batch[0]).sum()
+
+    recalibrate_batch_norm(norm, [(batch, shared) for batch in BATCHES], loss_fn=loss_fn)
+    assert statistics(norm) == (4.0, 2.0)
+    assert shared.n == 0

@@ -186,6 +186,25 @@ def test_a_class_that_refuses_to_be_copied_is_not():
         clone_batch({"x": Refuses()})
 
 
+class Single:
+    """There is one of it, and it is made again by being asked for."""
+
+    only = None
+
+    def __new__(cls):
+        if cls.only is None:
+            cls.only = super().__new__(cls)
+            cls.only.values = []
+        return cls.only
+
+
+def test_what_there_is_only_one_of_is_not_written_to():
+    single = Single()
+    values = single.values
+    assert clone_batch([single])[0] is single
+    assert single.values is values
+
+
 def test_settings_of_containers_are_kept():
     assert clone_batch(defaultdict(list))["new"] == []
     assert clone_batch(deque([1], maxlen=2)).maxlen == 2

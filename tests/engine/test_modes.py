@@ -85,6 +85,27 @@ def test_a_module_with_its_own_train_method(mode, evaluating):
             objective.losses(direction, 1.0)
 
 
+class Notes(nn.Tanh):
+    """Notes what is set on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.__dict__["notes"] = []
+
+    def __setattr__(self, name, value):
+        self.__dict__.get("notes", []).append(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_that_notes_what_is_set_on_it_has_nothing_to_note(mode):
+    module = Step()
+    module.net[1] = Notes()
+    with unchanged(module), probing(module, module.inputs(), mode=mode) as objective:
+        objective.losses(direction_of(module), 1.0)
+    assert module.net[1].notes == []
+
+
 class SlopeOverNorm(BatchNorm):
     """Takes a gradient it has no use for."""
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lightning_landscape.engine.snapshot import Changes, Snapshot, put_back
@@ -365,6 +367,38 @@ def test_an_empty_container_keeps_its_name():
     snapshot = Snapshot([("", net)])
     net.losses.append(1)
     assert snapshot.describe(snapshot.changed()) == ["losses"]
+
+
+ITERATED = {
+    "list": (list, lambda held: held),
+    "deque": (collections.deque, lambda held: held),
+    "dict": (lambda items: dict(enumerate(items)), dict.values),
+    "ordered dict": (lambda items: collections.OrderedDict(enumerate(items)), lambda d: d.values()),
+}
+
+
+@pytest.mark.parametrize("name", ITERATED)
+def test_who_iterates_while_an_entry_is_put_back_goes_on(name):
+    make, values = ITERATED[name]
+    held = make("abcd")
+    if isinstance(held, dict):  # with a hole, as where an entry was deleted
+        del held[1]
+    expected = list(values(held))
+    snapshot = Snapshot([("held", held)])
+    reader = iter(values(held))
+    found = [next(reader)]
+    held[2] = "other"
+    snapshot.restore(snapshot.changed())
+    assert [*found, *reader] == expected
+
+
+@given(st.sets(st.integers(0, 50), min_size=1))
+def test_a_set_that_elements_were_taken_from_has_its_order_again(held):
+    before = list(held)
+    snapshot = Snapshot([("held", held)])
+    held.discard(before[0])
+    snapshot.restore(snapshot.changed())
+    assert list(held) == before
 
 
 def test_identity_is_kept():
