@@ -133,6 +133,7 @@ class LandscapeCLI(_CLI):
                 check_outputs(**{name: own.get(name) for name in ("save", "html", "figures")})
                 if path and Path(path).is_file():
                     read_checkpoint(path, weights_only=own.get("weights_only") is not False)
-            if own["seed_everything"] is not False:
-                seed_quietly(None if own["seed_everything"] is True else own["seed_everything"])
+            seed = own.get("seed_everything", False)
+            if seed is not False:
+                seed_quietly(None if seed is True else seed)
                 own["seed_everything"] = False  # LightningCLI would do it again, and say so

@@ -94,8 +94,7 @@ def plot_breakdown_history(
         norm=LogNorm(low, high),
         cmap="magma",
     )
-    ticks = 10.0 ** np.arange(round(math.log10(low)), round(math.log10(high)) + 1)
-    style.add_scale(figure, axes, mesh, ticks[:: math.ceil(len(ticks) / 6)].tolist(), "change")
+    style.add_scale(figure, axes, mesh, _powers(low, high).tolist(), "change")
     axes.set_yticks(range(0, len(layers), every), [_short(name) for name in layers[::every]])
     axes.invert_yaxis()
     axes.grid(False)
@@ -112,9 +111,14 @@ def _scale(axes: Axes, values: np.ndarray) -> None:
     low, high = style.decades(float(known.min()), float(known.max()))
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    powers = np.arange(round(math.log10(low)), round(math.log10(high)) + 1)
-    ticks = 10.0 ** powers[:: math.ceil(len(powers) / 6)]
+    ticks = _powers(low, high)
     axes.set_yticks(ticks, [style.short(tick) for tick in ticks])
+
+
+def _powers(low: float, high: float) -> np.ndarray:
+    """Return at most six powers of ten from one to another, evenly spaced."""
+    powers = np.arange(round(math.log10(low)), round(math.log10(high)) + 1)
+    return 10.0 ** powers[:: math.ceil(len(powers) / 6)]
 
 
 def _mark_limits(axes: Axes, found: GradientBreakdown, is_update: bool) -> None:
