@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_landscape._lightning import lightning_modules
 from lightning_landscape.engine.contents import read_cell
-from lightning_landscape.engine.walk import boundary
+from lightning_landscape.engine.walk import boundary, is_installed
 
 _STEPS = ("training_step", "validation_step", "on_validation_epoch_end")
 _STEPS += ("on_validation_batch_start", "on_validation_batch_end")
@@ -54,19 +54,22 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_of_a_library(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] in _LIBRARIES
+    return _package(type(value)) in _LIBRARIES
 
 
 @cache
 def _names(cls: type) -> frozenset[str]:
     """Return the names in the code of a class's steps, and in that of what they name in turn."""
+    own = {_package(base) for base in cls.__mro__}.difference(_LIBRARIES, ["torch"])
     waiting: list[Any] = [_member(cls, step) for step in _STEPS]
     names: set[str] = set()
     seen: set[Any] = set()
     while waiting:
         found = waiting.pop()
         found = getattr(found, "fget", getattr(found, "__func__", found))
-        if type(found) is not FunctionType or found in seen or _is_foreign(found):
+        if type(found) is not FunctionType or found in seen:
+            continue
+        if _package(found) not in own and is_installed(_package(found)):
             continue
         seen.add(found)
         used = set(_names_in(found.__code__))
@@ -91,5 +94,5 @@ def _member(cls: type, name: str) -> Any:
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
-def _is_foreign(function: FunctionType) -> bool:
-    return (function.__module__ or "").partition(".")[0] in ("torch", *_LIBRARIES)
+def _package(thing: Any) -> str:
+    return (thing.__module__ or "").partition(".")[0]

@@ -155,11 +155,11 @@ def _of_name(name: str, table: dict[str, tuple[str, ...]]) -> str | None:
     name = name.replace(root, _TWINS.get(root, root), 1)
     for reason, prefixes in table.items():
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes):
-            return reason if _is_installed(root) else None
+            return reason if is_installed(root) else None
     return None
 
 
-def _is_installed(root: str) -> bool:
+def is_installed(root: str) -> bool:
     """Return whether a package is what its name says, not a folder of the user's project."""
     module = sys.modules.get(root)
     file = getattr(module, "__file__", None)
