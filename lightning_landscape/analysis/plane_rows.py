@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_landscape.objective import Objective, gather_losses, losses_at
+from lightning_landscape.objective import Objective, gather_losses, losses_at, mode_of
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.reporting.files import write_whole
 
@@ -33,7 +33,7 @@ def evaluate_rows(
         ValueError: If the folder is a file, or holds rows of another plane.
     """
     norms = [l2_norm(params) for params in (objective.params, d1, d2)]
-    kept = _RowFolder(folder, [objective.mode, norms, alphas1.tolist(), alphas2.tolist()])
+    kept = _RowFolder(folder, [mode_of(objective), norms, alphas1.tolist(), alphas2.tolist()])
     rows: dict[int, Tensor] = {}
     for i in range(len(alphas1)) if indices is None else indices:
         row = kept.read(i)

@@ -18,7 +18,7 @@ from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import probing
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
-from lightning_landscape.objective import Objective
+from lightning_landscape.objective import Objective, mode_of
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
 from lightning_landscape.reporting.arrays import npz_content, read_arrays, written_by
@@ -199,7 +199,7 @@ def evaluate_plane(
     alphas1, alphas2 = _checked_axis("alphas1", alphas1), _checked_axis("alphas2", alphas2)
     found = evaluate_rows(objective, d1, d2, alphas1, alphas2, folder=rows, advance=advance)
     losses = torch.stack([found[i] for i in range(len(alphas1))])
-    return Plane(alphas1, alphas2, losses, objective.mode, (l2_norm(d1), l2_norm(d2)))
+    return Plane(alphas1, alphas2, losses, mode_of(objective), (l2_norm(d1), l2_norm(d2)))
 
 
 def measure_plane(

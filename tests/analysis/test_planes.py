@@ -40,6 +40,19 @@ def test_the_three_points_lie_where_the_basis_says(a, b, c):
         torch.testing.assert_close(a + x * plane.d1["w"] + y * plane.d2["w"], corner)
 
 
+def test_an_objective_of_ones_own_may_leave_out_its_mode():
+    class Bowl:
+        params = weights(0, 0)
+
+        def at(self, params):
+            return FunctionObjective(lambda p: p["w"].square().sum(), params)
+
+    grid = symmetric_grid(1.0, 3)
+    plane = evaluate_plane(Bowl(), weights(1, 0), weights(0, 1), grid, grid)
+    assert plane.mode == "function"
+    assert plane.mean[2].tolist() == [2.0, 1.0, 2.0]
+
+
 def test_a_projection_says_how_far_off_the_plane_a_point_is():
     plane = plane_through(weights(0, 0, 0), weights(2, 0, 0), weights(0, 3, 0))
     (x, y), distance = plane.project(weights(1, -1, 5))
