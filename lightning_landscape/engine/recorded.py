@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader
 
 from lightning_landscape.engine.contents import (
     HOOKS,
@@ -198,6 +199,9 @@ class Recorded:
             self.outside[name] = reason
             if is_read_once(value):
                 self.iterators.append((value, name))
+            if isinstance(value, DataLoader):  # to iterate anew draws numbers
+                for owner in (value, value.sampler):
+                    self._pending.append((getattr(owner, "generator", None), f"{name}.generator"))
         elif is_opaque(value):
             self.outside[name] = f"a {type(value).__name__}: of no kind that is known"
         else:

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import CombinedLoader
 from probed import BatchNorm, Dropout, MutatedBatch, Step, Teacher, Tied, direction_of, unchanged
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_landscape import probing
 from lightning_landscape._lightning import ConfigurationError
@@ -382,6 +382,26 @@ def test_an_iterator_is_not_read_however_it_is_held(how):
         objective.losses()
     assert module.held is held
     assert int(read(held)) == 3
+
+
+@pytest.mark.parametrize("where", ["loader", "sampler"])
+def test_a_loader_that_is_iterated_anew_has_its_generator_as_before(where):
+    class Iterates(Step):
+        def build(self):
+            generator = torch.Generator().manual_seed(3)
+            if where == "loader":
+                self.loader = DataLoader(range(9), shuffle=True, generator=generator)
+            else:
+                sampler = RandomSampler(range(9), generator=generator)
+                self.loader = DataLoader(range(9), sampler=sampler)
+
+        def write(self, loss, batch):
+            return loss * next(iter(self.loader)).item()
+
+    module, other = Iterates(), Iterates()
+    with probing(module, module.inputs()) as objective:
+        objective.losses()
+    assert list(module.loader) == list(other.loader)
 
 
 def test_an_iterator_that_cannot_be_hidden_is_told_of():
