@@ -580,7 +580,6 @@ def test_a_log_of_the_users_own_on_the_instance_stays():
 
 READ_ONLY = """
 import sys, numpy as np, torch
-from toys import QUIET
 from torch import nn
 from lightning_landscape import probing
 
