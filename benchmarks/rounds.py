@@ -19,7 +19,10 @@ Job = Callable[[], object]
 
 
 class Clock:
-    """CPU seconds by what was done.
+    """Seconds by what was done, on the process's CPU clock or another.
+
+    Args:
+        now: The clock.
 
     Example:
         >>> clock = Clock()
@@ -29,15 +32,16 @@ class Clock:
         1
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._now = now
         self._order = random.Random(0)
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        began = time.process_time()
+        began = self._now()
         yield
-        self.seconds[what].append(time.process_time() - began)
+        self.seconds[what].append(self._now() - began)
 
     def beside(self, jobs: Mapping[str, Job]) -> None:
         """Time each job once, in an order shuffled anew."""
