@@ -106,8 +106,8 @@ class SecondPass:
             self._worlds[name] = _World(own, buffers, new_results(trainer))
         self._modules = lightning_modules(module)
         self._takes_index = takes_batch_index(module.validation_step)
-        self._roots = roots_of(module, trainer)
-        self._origin = Snapshot(self._roots, besides=list(known.values()))  # where worlds part
+        roots = roots_of(module, trainer)
+        self._origin = Snapshot(roots, besides=list(known.values()))  # where worlds part
         self._places = Places()
         self._live_sums: list[_Sums] = []
         self._has_start_hook = has_hook(module, "on_validation_batch_start")
@@ -244,7 +244,7 @@ class SecondPass:
         self, weights: list[Tensor], live: list[Any], rng: dict[str, Any]
     ) -> Iterator[None]:
         """Show the live world from inside another: to a signal handler that saves a checkpoint."""
-        with stepping_aside(self._module, self._tensors, self._tensors):
+        with stepping_aside(self._module, self._trainer, self._tensors, self._tensors):
             put_back(self._tensors, weights)
             self._origin.restore(self._origin.changed())
             self._places.write(live)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape.engine.rng import unchanged_rng
+from lightning_landscape.engine.roots import roots_of
 from lightning_landscape.engine.snapshot import Snapshot, put_back
 from lightning_landscape.sharding import reshard, sharded_modules
 from lightning_landscape.undo import Undo
@@ -28,19 +29,20 @@ def compiling_nothing() -> Iterator[None]:
 
 @contextmanager
 def stepping_aside(
-    module: nn.Module, tensors: Sequence[Tensor], besides: Sequence[Tensor]
+    module: nn.Module, trainer: Any | None, tensors: Sequence[Tensor], besides: Sequence[Tensor]
 ) -> Iterator[None]:
     """Put a module and the random numbers back at the end as they are now, whatever is done inside.
 
     Args:
         module: The module.
+        trainer: Its trainer, if any; what its steps name of that goes back too.
         tensors: What holds its weights on this process.
         besides: Its parameters, whose hooks alone a snapshot looks after.
     """
     sharded = sharded_modules(module)
     reshard(sharded)
     weights = [tensor.detach().clone() for tensor in tensors]
-    now = Snapshot([("", module)], besides=list(besides))
+    now = Snapshot(roots_of(module, trainer), besides=list(besides))
     with unchanged_rng():
         try:
             yield

@@ -261,7 +261,8 @@ class Isolation:
     def as_before(self) -> Iterator[None]:
         """Let somebody look at the module in mid-probe: it is as it was before."""
         weights = self._weights
-        with stepping_aside(self._module, weights.tensors, weights.parameters):
+        tensors, parameters = weights.tensors, weights.parameters
+        with stepping_aside(self._module, self._trainer, tensors, parameters):
             self._restore_all()
             set_rng_states(self._live_rng)
             yield

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from toys import QUIET, Data, Plain, Samples
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
+from lightning_landscape.engine.isolation import isolated
 
 N = 18
 
@@ -125,3 +126,14 @@ def every_step():
 )
 def test_what_a_step_reaches_by_its_trainer_is_put_back(kind):
     assert differences(train(kind), train(kind, *every_step())) == []
+
+
+def test_who_looks_in_mid_probe_sees_the_data_module_as_before():
+    module, trainer = DataModule(), Trainer(**QUIET)
+    trainer.datamodule = data = Counts()
+    with isolated(module, trainer=trainer) as isolation:
+        data.n = 5
+        with isolation.as_before():
+            assert data.n == 0
+        assert data.n == 5
+        data.n = 0
