@@ -267,8 +267,11 @@ def set_attribute(owner: Any, key: str, saved: dict[str, Any]) -> None:
             slot.__set__(owner, saved[key])
         elif key in _filled(owner, {key: slot}):
             slot.__delete__(owner)
-    elif issubclass(type(owner), type):
-        setattr(owner, key, saved[key]) if key in saved else delattr(owner, key)
+    elif issubclass(type(owner), type):  # its `__dict__` cannot be written to
+        if key in saved:
+            setattr(owner, key, saved[key])
+        else:
+            delattr(owner, key)
     elif key in saved:
         space_of(owner)[key] = saved[key]
     else:

@@ -199,7 +199,7 @@ class Recorded:
             self.outside[name] = reason
             if is_read_once(value):
                 self.iterators.append((value, name))
-            if isinstance(value, DataLoader):  # to iterate anew draws numbers
+            if issubclass(type(value), DataLoader):  # to iterate anew draws numbers
                 for owner in (value, value.sampler):
                     self._pending.append((getattr(owner, "generator", None), f"{name}.generator"))
         elif is_opaque(value):

@@ -40,7 +40,7 @@ def roots_of(module: nn.Module, trainer: Any | None) -> list[tuple[str, Any]]:
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what may be looked into of something on a trainer."""
-    if isinstance(value, DataLoader):
+    if issubclass(type(value), DataLoader):
         yield from ((f"{name}.{part}", getattr(value, part)) for part in ("dataset", "sampler"))
         yield f"{name}.batch_sampler", value.batch_sampler
     elif type(value) in (list, tuple, dict):

@@ -317,6 +317,21 @@ def test_what_is_not_looked_into_is_listed_with_the_reason():
     assert "iterator" in outside["it.each"]
 
 
+class Unbound(Run):
+    """A proxy of nothing yet, which refuses to say of what class it is."""
+
+    __module__ = "wandb.sdk.wandb_run"
+
+    @property
+    def __class__(self):
+        raise RuntimeError("working outside of a run")
+
+
+def test_what_is_left_to_others_is_not_asked_for_its_class():
+    holder = types.SimpleNamespace(proxy=Unbound())
+    assert "logging service" in Snapshot([("it", holder)]).outside["it.proxy"]
+
+
 def test_a_thread_that_runs_is_not_looked_into():
     worker = Worker()
     worker.start()
