@@ -1,8 +1,8 @@
 """Every private name of Lightning, and everything that differs between its two import names.
 
-`lightning` and `pytorch_lightning` are the same code twice, so that a callback of one is a stranger
-to the other's isinstance checks. Ours inherit from both, where both are installed,
-and so do our errors.
+`lightning` and `pytorch_lightning` are two copies of the same code: a callback of one fails the
+`isinstance` checks of the other. Our callbacks and errors inherit from both where both are
+installed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ConfigurationError(*_MISCONFIGURATIONS, ValueError):
 
 @contextmanager
 def as_configuration() -> Iterator[None]:
-    """Say what a value is rejected for as a configuration error."""
+    """Turn a `ValueError` into a `ConfigurationError`."""
     try:
         yield
     except ConfigurationError:
@@ -84,7 +84,7 @@ def as_configuration() -> Iterator[None]:
         raise ConfigurationError(str(error)) from error
 
 
-# what Lightning itself keeps on a module: never the user's state
+# attributes that Lightning itself sets on a module
 LIGHTNING_ATTRIBUTES = frozenset({"_trainer", "_fabric", "_current_fx_name", "_compiler_ctx"})
 
 
@@ -94,7 +94,7 @@ def import_cli() -> tuple[Any, Any]:
 
 
 def seed_quietly(seed: int | None) -> None:
-    """Seed the random numbers as LightningCLI does, without saying so; None is its default."""
+    """Seed the random numbers as LightningCLI does, without a message; None is its default seed."""
     _import(_LIGHTNING, "seed_everything")(seed, workers=True, verbose=False)
 
 
@@ -104,7 +104,7 @@ def lightning_bases() -> tuple[type, type]:
 
 
 def overrides(owner: Any, name: str) -> bool:
-    """Return whether a module or data module has a method of its own, not Lightning's."""
+    """Return whether a module or data module overrides a method of Lightning's."""
     if name in vars(owner):
         return True
     bases = *_MODULES, *_DATA_MODULES
@@ -113,7 +113,7 @@ def overrides(owner: Any, name: str) -> bool:
 
 
 def all_batches(loader: Any, *, train: bool) -> Iterator[Any]:
-    """Yield the batches of a loader, or of a collection of them as a fit combines it."""
+    """Yield the batches of a loader, or of several loaders combined as in a fit."""
     if isinstance(loader, (Mapping, list, tuple)):
         mode = "max_size_cycle" if train else "sequential"
         combined = _import(f"{_LIGHTNING}.utilities.combined_loader", "CombinedLoader")
@@ -133,23 +133,22 @@ def attached_trainer(module: nn.Module) -> Any | None:
 
 
 def mute(module: nn.Module, trainer: Any | None, undo: Undo) -> None:
-    """Take the user's logging out of the way: what a probe logs reaches nobody.
+    """Discard what a probe logs, and restore what a step sets on the trainer.
 
-    `log` and `log_dict` of every LightningModule inside do nothing, the trainer's loggers are
-    silent, and a bound `log` that was stored elsewhere writes into results that are thrown away.
-    What a step sets on the trainer goes back.
+    `log` and `log_dict` of every LightningModule inside do nothing. The trainer's loggers log
+    nothing. A bound `log` that the user has stored writes into results that are discarded.
 
     Args:
         module: The module.
         trainer: Its trainer, if any.
-        undo: What takes this back.
+        undo: Gets the actions that undo all this.
     """
     modules = lightning_modules(module)
     if trainer is not None:
         for child in modules:
             undo.keep_items(child.__dict__, "_trainer")
             child.__dict__["_trainer"] = trainer
-        _throw_results_away(modules, trainer, undo)
+        _replace_results(modules, trainer, undo)
         keep_trainer(trainer, undo)
     for child in modules:
         undo.keep_items(child.__dict__, "log", "log_dict")
@@ -161,7 +160,7 @@ def _ignore(*args: object, **kwargs: object) -> None:
 
 
 def keep_trainer(trainer: Any, undo: Undo) -> None:
-    """Let what is sent to the trainer's loggers reach nobody, and what is set on it go back."""
+    """Replace the trainer's loggers by silent ones, and restore the trainer's attributes."""
     if trainer.loggers:
         undo.keep_attributes(trainer, "loggers")
         trainer.loggers = [_silent(logger) for logger in trainer.loggers]
@@ -175,7 +174,7 @@ def keep_trainer(trainer: Any, undo: Undo) -> None:
 
 
 def _silent(logger: Any) -> Any:
-    """Return a logger that logs nothing, and is called and placed as another is."""
+    """Return a logger that logs nothing, with the name and the folders of another."""
     dummy = _import(f"{_LIGHTNING}.loggers.logger", "DummyLogger")
     names = ("name", "version", "save_dir", "root_dir", "log_dir")
     same = {
@@ -190,29 +189,29 @@ def _silent(logger: Any) -> Any:
 def collected(
     modules: list[Any], trainer: Any, results: Any, function: str, *, first: bool | None
 ) -> Iterator[None]:
-    """Let what modules log go into `results`, as if logged in `function`.
+    """Collect in `results` what modules log, as if logged in `function`.
 
     Args:
         modules: The LightningModules that log.
-        trainer: Its trainer, in a validation.
-        results: What `new_results` returned.
-        function: The hook or step that is being run.
+        trainer: Their trainer, in a validation.
+        results: From `new_results`.
+        function: The hook or step that runs inside.
         first: Whether this is the first batch; None at the end of the epoch.
     """
     with undone() as undo:
-        _throw_results_away(modules, trainer, undo, results, function)
+        _replace_results(modules, trainer, undo, results, function)
         trainer._logger_connector._first_loop_iter = first
         trainer._logger_connector._current_fx = function if first is False else None
         yield
 
 
 def new_results(trainer: Any) -> Any:
-    """Return an empty collection of logged values of the kind a validation has."""
+    """Return an empty collection for the values that a validation logs."""
     return type(_results_loop(trainer)._results)(training=False)
 
 
 def epoch_metrics(results: Any, loaders: list[int | None]) -> dict[str, float]:
-    """Return what was logged over an epoch by name, of each dataloader."""
+    """Return the values that were logged over an epoch, of each dataloader, by name."""
     metrics: dict[str, float] = {}
     for index in loaders:
         results.dataloader_idx = index
@@ -221,18 +220,18 @@ def epoch_metrics(results: Any, loaders: list[int | None]) -> dict[str, float]:
 
 
 def live_results(trainer: Any) -> Any:
-    """Return what was logged so far in the validation that a trainer is in."""
+    """Return the values logged so far in the present validation."""
     return _results_loop(trainer)._results
 
 
 def validation_loader(trainer: Any, index: int) -> int | None:
-    """Return which of several dataloaders a validation batch is from; None if there is one."""
+    """Return the index of the dataloader of a validation batch; None if there is only one."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     return index if loop._is_sequential and loop.num_dataloaders > 1 else None
 
 
 def training_flags(trainer: Any | None) -> Mapping[str, bool]:
-    """Return the train/eval flags by layer that a validation within a fit has set aside, if any."""
+    """Return the train/eval flags by layer from before a validation within a fit."""
     if trainer is None or trainer.state.fn != "fit" or trainer.training:
         return {}
     kept = getattr(trainer.fit_loop.epoch_loop.val_loop, "_module_mode", None)
@@ -244,17 +243,18 @@ def takes_batch_index(step: Callable[..., Any]) -> bool:
     return takes_argument(step, "batch_idx", min_args=2)
 
 
-def _throw_results_away(
+def _replace_results(
     modules: list[Any],
     trainer: Any,
     undo: Undo,
     instead: Any | None = None,
     function: str = "training_step",
 ) -> None:
+    """Make modules log into other results, `instead` or empty ones."""
     undo.keep_attributes(trainer, "should_stop")
     undo.keep_attributes(trainer.state, "stage")
     if trainer._active_loop is None:
-        trainer.training = True  # after fit a step should meet what it met during fit
+        trainer.training = True  # after a fit, as during it
     loop, connector = _results_loop(trainer), trainer._logger_connector
     undo.keep_attributes(connector, "_current_fx", "_first_loop_iter")
     results = loop._results
@@ -274,19 +274,19 @@ def _results_loop(trainer: Any) -> Any:
 
 
 def takes_argument(step: Callable[..., Any], name: str, **options: Any) -> bool:
-    """Return whether a hook or step takes an argument of a name, as Lightning finds out."""
+    """Return whether a hook or step takes an argument of a name, by Lightning's own check."""
     if isinstance(step, MethodType):
         return _takes_argument(step.__func__, name, **options)
     return _takes_argument.__wrapped__(step, name, **options)
 
 
-@lru_cache(64)  # to read a signature takes as long as to run a small network
+@lru_cache(64)  # reading a signature takes as long as running a small network
 def _takes_argument(step: Callable[..., Any], name: str, **options: Any) -> bool:
     path = f"{_LIGHTNING}.utilities.signature_utils"
     return _import(path, "is_param_in_hook_signature")(step, name, **options)
 
 
-_NO_CONTEXT = nullcontext()  # what a plain Precision gives too, which is slow at it
+_NO_CONTEXT = nullcontext()  # the same as a plain Precision returns, but faster
 _PLAIN_PRECISION = tuple(_import(f"{path}.plugins.precision", "Precision") for path in _NAMESPACES)
 
 
@@ -295,24 +295,24 @@ def precision_context(trainer: Any | None) -> AbstractContextManager[Any]:
     if trainer is None:
         return _NO_CONTEXT
     plugin = trainer.precision_plugin
-    if type(plugin) in _PLAIN_PRECISION and not vars(plugin):  # nobody gave it another context
+    if type(plugin) in _PLAIN_PRECISION and not vars(plugin):  # its context is not replaced
         return _NO_CONTEXT
     return plugin.train_step_context()
 
 
 def has_transfer_hooks(module: nn.Module) -> bool:
-    """Return whether code of the user's own brings batches to the device."""
+    """Return whether the user overrides a hook that moves batches to the device."""
     hooks = "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"
     return any(has_hook(module, name) for name in hooks)
 
 
 def has_hook(module: nn.Module, name: str) -> bool:
-    """Return whether a LightningModule has a hook of its own in the place of Lightning's."""
+    """Return whether a module is a LightningModule that overrides a hook."""
     return isinstance(module, _MODULES) and overrides(module, name)
 
 
 def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:
-    """Bring a batch as a dataloader yields it to where and what the training step expects."""
+    """Convert and move a batch of a dataloader as training does before its step."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     if trainer is not None:
         batch = trainer.precision_plugin.convert_input(batch)
@@ -325,7 +325,10 @@ def prepare_batch(module: nn.Module, batch: Any, trainer: Any | None) -> Any:
 
 
 def batch_size(batch: Any) -> int | None:
-    """Return how many samples a copy of a batch holds, as Lightning guesses; None if it cannot."""
+    """Return the number of samples in a batch, as Lightning guesses; None if it cannot.
+
+    Pass a copy: an iterator in the batch is read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -335,9 +338,13 @@ def batch_size(batch: Any) -> int | None:
 
 
 def batch_place(trainer: Any, step: str) -> tuple[int, int]:
-    """Return which batch of the loop and which of the epoch is at its training or validation step.
+    """Return the number of the present batch in the loop, and its index in the epoch.
 
-    The first number is unique in training; validation begins anew.
+    The number is unique in training; each validation counts anew.
+
+    Args:
+        trainer: The trainer.
+        step: `"training_step"`, or that of a validation.
     """
     loop = trainer.fit_loop.epoch_loop
     progress = (loop if step == "training_step" else loop.val_loop).batch_progress
@@ -345,15 +352,14 @@ def batch_place(trainer: Any, step: str) -> tuple[int, int]:
 
 
 def is_batch_iterator(argument: object) -> bool:
-    """Return whether a step gets an iterator (`dataloader_iter`) in the place of a batch."""
+    """Return whether a step gets an iterator (`dataloader_iter`) instead of a batch."""
     return type(argument).__name__ == "_DataFetcherWrapper"
 
 
 def logger_step(trainer: Trainer) -> int:
-    """Return the step that Lightning writes beside the user's own scalars.
+    """Return the step that Lightning writes beside the user's own scalars: batches that stepped.
 
-    Batches that stepped, from 0: within a batch it has not moved on yet, at the end of an epoch
-    it has.
+    Within a batch it does not count this batch yet; at the end of an epoch it counts all.
     """
     stepped = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
     return max(trainer.global_step - 1, 0) if stepped is None else stepped

@@ -147,7 +147,7 @@ class Fromage(Optimizer):
 
     Cost: one reading of weights and gradients and one update in place, no copy of either. On one
     CPU thread that takes .86 of the time of SGD with momentum on large tensors, 1.3 on small ones.
-    An accelerator is never waited for, except with `p_bound` at each tensor's first step. Half
+    The host waits for an accelerator only with `p_bound`, at each tensor's first step. Half
     precision is computed in float32 and rounded once. Norms of float32 tensors are float32: entries
     below 1e-23 count as 0. From 1e19 on the norm is infinite, and its tensor becomes NaN.
 
@@ -158,8 +158,8 @@ class Fromage(Optimizer):
         params: Parameters, named parameters, or groups of them.
         lr: The relative step, a fraction of the norm of each tensor; at least 0. The authors used
             0.01, and 0.001 to fine-tune.
-        p_bound: Keep `||W|| <= p_bound * ||W at its first step||`, as a regulariser; `None` does
-            not. A tensor that is zero at its first step has no bound.
+        p_bound: Keep `||W|| <= p_bound * ||W at its first step||`, as a regulariser; `None`: no
+            bound. A tensor that is zero at its first step has no bound.
         prefactor: Divide by `sqrt(1 + lr^2)`. Without it (LARS with trust coefficient 1) the norm
             of a weight before a batch norm grows by `sqrt(1 + lr^2)` at every step.
         foreach: `False` updates one tensor at a time. Otherwise tensors are updated together where
@@ -222,7 +222,7 @@ class Fromage(Optimizer):
         return loss
 
     def _first_norms(self, batch: _Batch) -> list[float]:
-        """Return the norms at each tensor's first step, as floats: no checkpoint rounds those."""
+        """Return the norms at each tensor's first step, as floats, which no checkpoint rounds."""
         states = [self.state[owner] for owner in batch.owners]
         if any("first_norm" not in state for state in states):
             # the only read from an accelerator, at the first step
@@ -343,7 +343,7 @@ def _norms(tensors: list[Tensor], together: bool) -> list[Tensor]:
     if together:
         return list(torch._foreach_norm(tensors, 2, dtype))
     (tensor,) = tensors
-    if dtype and type(tensor) in _PLAIN and tensor.is_cpu:  # torch would widen it as a whole
+    if dtype and type(tensor) in _PLAIN and tensor.is_cpu:  # torch would widen all of it at once
         tensor = torch.stack([piece.float().norm() for (piece,) in _pieces(tensor)])
     norm = torch.linalg.vector_norm(tensor, dtype=dtype)
     return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm]

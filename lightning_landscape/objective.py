@@ -1,7 +1,7 @@
-"""The loss as a function of the weights: what everything downstream works on.
+"""The loss as a function of the weights: the interface between modules and measures.
 
-A formula makes an `Objective` in microseconds (`FunctionObjective`), a real module makes one
-through `probing`; the scores cannot tell them apart.
+`probing` makes an `Objective` from a module, `FunctionObjective` makes one from a formula. A
+measure treats both alike.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lightning_landscape.params import Params
 __all__ = ["FunctionObjective", "Objective"]
 
 
-# The losses at an alpha along one direction, which was prepared once, float64 `[n_batches]`. It may
-# have a method `each` that takes several alphas and returns `[n_points, n_batches]`.
+# Returns the losses at an alpha along a prepared direction, float64 `[n_batches]`. It may have a
+# method `each` that takes several alphas and returns `[n_points, n_batches]`.
 LossAlong: TypeAlias = Callable[[float], Tensor]
 
 
 class Objective(Protocol):
     """The loss of a module on fixed batches as a function of its weights.
 
-    The same weights always give the same bits, whatever was evaluated before. An objective of your
-    own may leave out `mode`, `gather`, and `each` of what `along` returns: it is then a function of
-    one process.
+    The same weights always give the same bits, whatever was evaluated before. Your own objective
+    may omit `mode`, `gather`, and the method `each` of what `along` returns. Without `gather` it
+    has no batches on other processes.
     """
 
     @property
@@ -37,15 +37,15 @@ class Objective(Protocol):
 
     @property
     def params(self) -> Params:
-        """The point, which is where `alpha = 0`."""
+        """The weights at `alpha = 0`, called the point."""
         ...
 
     def along(self, direction: Params) -> LossAlong:
-        """Prepare a direction once; the call gives the losses `[n_batches]` at an alpha."""
+        """Prepare a direction; return a function from alpha to the losses `[n_batches]`."""
         ...
 
     def gather(self, losses: Tensor) -> Tensor:
-        """Join the batches of all processes: `[n_points, n_batches]` of each to all of them."""
+        """Return the losses of all processes: `[n_points, n_batches]`, joined along batches."""
         ...
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
@@ -53,13 +53,13 @@ class Objective(Protocol):
         ...
 
     def at(self, params: Params) -> Objective:
-        """Return the same loss, standing at other weights; use it before asking for the next."""
+        """Return the same loss with another point; use it before the next call of `at`."""
         ...
 
     def gradient(
         self, direction: Params | None = None, alpha: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return those losses and the gradient of their mean, averaged over ranks."""
+        """Return the losses and the gradient of their mean, averaged over ranks."""
         ...
 
 
@@ -68,7 +68,7 @@ class FunctionObjective:
 
     Args:
         loss: Takes the weights, returns a scalar loss, or one per batch, `[n_batches]`.
-        params: The point to stand at; copied.
+        params: The point; copied.
 
     Example:
         >>> bowl = FunctionObjective(lambda p: (p["x"] ** 2).sum(), {"x": torch.tensor([1.0, 0.0])})
@@ -84,11 +84,11 @@ class FunctionObjective:
 
     @property
     def params(self) -> Params:
-        """The point the objective stands at."""
+        """The weights at `alpha = 0`."""
         return self._params
 
     def at(self, params: Params) -> FunctionObjective:
-        """Return the same formula, standing at other weights."""
+        """Return the same formula with another point."""
         check_direction(params, self._params)
         return FunctionObjective(self._loss, {**self._params, **params})
 
@@ -98,7 +98,7 @@ class FunctionObjective:
         return lambda alpha: self._evaluate(self._moved(direction, alpha))
 
     def gather(self, losses: Tensor) -> Tensor:
-        """Return the losses: a formula has no batches on other processes."""
+        """Return the losses unchanged: a formula has no batches on other processes."""
         return losses
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
@@ -137,28 +137,27 @@ class FunctionObjective:
 
 
 def mode_of(objective: Objective) -> str:
-    """Return how the network is run: `"function"` for an objective that does not say."""
+    """Return the mode of an objective; `"function"` if it has none."""
     return getattr(objective, "mode", "function")
 
 
 def gather_losses(objective: Objective, losses: Tensor) -> Tensor:
-    """Join the batches of all processes: `[n_points, n_batches]` of each to all of them.
+    """Return the losses of all processes: `[n_points, n_batches]`, joined along the batches.
 
-    Once per slice, or per pair where every pair decides whether there is another. An objective
-    without `gather` is of one process.
+    An objective without `gather` has no batches on other processes: its losses are returned.
     """
     gather: Callable[[Tensor], Tensor] | None = getattr(objective, "gather", None)
     return losses if gather is None else gather(losses)
 
 
 def losses_at(loss: LossAlong, alphas: list[float]) -> Tensor:
-    """Return the losses at some alphas, `[n_points, n_batches]`; together if `loss` has `each`."""
+    """Return the losses at some alphas, `[n_points, n_batches]`; by `loss.each` if there is one."""
     each: Callable[[list[float]], Tensor] | None = getattr(loss, "each", None)
     return torch.stack([loss(alpha) for alpha in alphas]) if each is None else each(alphas)
 
 
 def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:
-    """Raise a `ValueError` unless every tensor of the direction has its twin in `params`."""
+    """Raise a `ValueError` unless `params` has every name of the direction in the same shape."""
     for name, tensor in direction.items():
         if name not in params:
             raise ValueError(

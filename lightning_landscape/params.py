@@ -1,7 +1,7 @@
-"""Weights as a mapping: names, groups and the little algebra the rest is written in.
+"""Weights as a mapping from names to tensors: differences, norms and groups.
 
-A [`Params`][] maps a parameter's name, as `named_parameters()` spells it, to a tensor. Points,
-directions, averages, gradients and updates are all of this one type.
+A `Params` maps a parameter's name, as `named_parameters()` spells it, to a tensor. Points,
+directions, averages, gradients and updates all have this type.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _NORM_CLASS_NAME = re.compile(r"Norm([123]d)?$")
 def difference(a: Params, b: Params) -> dict[str, Tensor]:
     """Return `a - b`, the direction that leads from `b` (`alpha = 0`) to `a` (`alpha = 1`).
 
-    A name that only one side has does not move: an average holds frozen weights too, an
-    objective's point does not. Costs no evaluation.
+    Names that only `a` or only `b` has are left out: an average holds frozen weights, the point
+    of an objective does not. Costs no evaluation.
 
     Args:
-        a: Where the direction leads to.
-        b: Where it starts.
+        a: The end of the direction.
+        b: Its start.
 
     Returns:
         One tensor per shared name, in the order, dtype and on the device of `b`.
@@ -80,7 +80,7 @@ def l2_norm(params: Params) -> float:
     sharded = [tensor for tensor in params.values() if is_sharded(tensor)]
     with torch.no_grad():
         norms = _norms(whole)
-        if sharded:  # their parts, and one collective for all of them
+        if sharded:  # one collective for all of them
             squares = torch.stack([norm.square() for norm in _norms(map(local, sharded))])
             norms += sum_over_shards(squares, sharded).sqrt().unbind()
     # not the root of the sum of squares: it may overflow where the norm does not
@@ -93,8 +93,8 @@ def sign_agreement(start: Params, direction: Params) -> float:
     0 agrees with 0 only. nan if the two share no name. Costs no evaluation.
 
     Args:
-        start: Where the direction starts.
-        direction: Where it leads: to `start + direction`. Names that it lacks are not counted.
+        start: The weights at the start.
+        direction: The end is at `start + direction`. Names that it lacks are not counted.
 
     Example:
         >>> w = torch.tensor([1.0, -1.0, 2.0, 0.0])
@@ -143,7 +143,7 @@ def group_names(names: Iterable[str], group: str, module: nn.Module | None = Non
         names: Parameter names to choose from.
         group: `"all"`; `"norm"`, the parameters of normalisation layers; `"other"`, the rest; or
             an `fnmatch` pattern on the names, such as `"encoder.*.weight"`.
-        module: Who owns the names; needed for `"norm"` and `"other"`.
+        module: The module with these parameters; needed for `"norm"` and `"other"`.
 
     Returns:
         The chosen names. `"norm"` and `"other"` may be empty: not every network has such layers.
@@ -181,12 +181,12 @@ def _is_norm(name: str, module: nn.Module) -> bool:
     if owner == "parametrizations" or owner.startswith("parametrizations."):
         owner = ""
     layer = module.get_submodule(owner)
-    # the class name sees torch's own layers as well; the parents see a subclass of another name
+    # by class name, for layers of other packages; parents too, for subclasses of another name
     return any(_NORM_CLASS_NAME.search(cls.__name__) for cls in type(layer).__mro__)
 
 
 def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the norm of each tensor, summed in the widest type that all their devices know."""
+    """Return the norm of each tensor, summed in float64; in float32 if one is on `mps`."""
     own = [as_real(tensor) for tensor in tensors]
     if not own:
         return []
@@ -195,7 +195,7 @@ def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """Return the type to sum in: float64 where the device knows it.
+    """Return the type to sum in: float64, or float32 on a device without it.
 
     Example:
         >>> widest(torch.device("cpu")), widest(torch.device("mps"))

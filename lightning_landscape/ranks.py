@@ -1,7 +1,7 @@
 """Processes that probe in lockstep: the same directions, each on its own batches.
 
-A rank that fails must not leave the others waiting for it. So before they exchange anything, all
-ranks say whether they have failed, and fail together.
+A rank that fails must not leave the others waiting. So before each exchange all ranks say whether
+they have failed, and raise together.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let this process work on its own for a while: inside, it is the only one.
+    """Treat this process as the only one.
 
-    For work that is shared out: each process evaluates other points, on batches of its own.
+    For work that is divided: each process evaluates other points, on its own batches.
     """
     before = _ALONE.set(True)
     try:
@@ -36,12 +36,12 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Return which of the processes this is, 0 being the first."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if n_ranks() > 1 else 0
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return what every process has, in the order of ranks; one collective."""
+    """Return the value of every process, in the order of ranks; one collective."""
     if n_ranks() == 1:
         return [value]
     found: list[T] = [value] * n_ranks()
@@ -50,7 +50,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def n_ranks() -> int:
-    """Return how many processes take part; 1 without distributed training."""
+    """Return the number of processes; 1 without distributed training, and inside `alone`."""
     if _ALONE.get():
         return 1
     if dist.is_available() and dist.is_initialized():
@@ -59,14 +59,14 @@ def n_ranks() -> int:
 
 
 def agree(failure: Exception | None, device: torch.device) -> None:
-    """Raise on every rank if it has failed on any; one small collective, none on a single rank.
+    """Raise on every rank if one has failed; one small collective, none on a single rank.
 
     Args:
-        failure: What went wrong here, if anything did.
-        device: Where this process's tensors live.
+        failure: The exception of this rank, if it has failed.
+        device: The device of this process's tensors.
 
     Raises:
-        Exception: The failure, where it happened.
+        Exception: `failure`, on a rank that has failed.
         RuntimeError: On the other ranks.
     """
     if n_ranks() > 1:
@@ -82,17 +82,17 @@ def agree(failure: Exception | None, device: torch.device) -> None:
 
 
 def everybody(ready: bool, device: torch.device) -> bool:
-    """Return whether all ranks are ready; one small collective, none on a single rank."""
+    """Return whether `ready` is true on all ranks; one small collective, none on a single rank."""
     return bool(lowest(int(ready), device))
 
 
 def lowest(number: int, device: torch.device) -> int:
-    """Return the lowest number of all ranks; one small collective, none on a single rank."""
+    """Return the lowest of the ranks' numbers; one small collective, none on a single rank."""
     return lowest_of_each([number], device)[0]
 
 
 def lowest_of_each(numbers: Sequence[int], device: torch.device) -> list[int]:
-    """Return the lowest of all ranks for each of some numbers; one small collective for all."""
+    """Return the lowest over all ranks of each number; one small collective for all numbers."""
     if n_ranks() == 1:
         return list(numbers)
     found = torch.tensor(numbers, device=device)
@@ -101,7 +101,7 @@ def lowest_of_each(numbers: Sequence[int], device: torch.device) -> list[int]:
 
 
 def gather_batches(losses: Tensor) -> Tensor:
-    """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
+    """Return the losses of all ranks: `[n_points, n_batches]`, joined along the batches."""
     if n_ranks() == 1:
         return losses
     ranks = [torch.empty_like(losses) for _ in range(n_ranks())]
@@ -110,7 +110,7 @@ def gather_batches(losses: Tensor) -> Tensor:
 
 
 def average_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
-    """Return the mean of gradients over ranks, in place; sharded ones are means already."""
+    """Average gradients over ranks in place, and return them; sharded ones are averaged already."""
     if n_ranks() > 1:
         for gradient in gradients:
             if not is_sharded(gradient):

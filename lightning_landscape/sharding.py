@@ -1,11 +1,11 @@
 """Weights that live in parts on several processes, as FSDP2's `fully_shard` leaves them.
 
-Such a parameter is a `DTensor`: each rank holds a shard of it, which is an ordinary tensor and is
-moved like one. Only while a layer runs does the whole tensor stand in the module in its place, and
-that of the outermost module stays there after a forward pass without gradients. A shard that is
-moved then has no effect, and nobody says so. Hence `reshard` before weights are looked at or moved.
+Such a parameter is a `DTensor`: each rank holds a shard of it, an ordinary tensor. While a layer
+runs, the module holds the whole tensor instead of the shard. The outermost module keeps it after a
+forward pass without gradients. Writing to a shard then has no effect, and raises no error. So call
+`reshard` before you read or move weights.
 
-With ordinary tensors everything here returns what it was given, and sends nothing.
+With ordinary tensors each function returns its input, and sends nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
     """Return whether this process holds only its part of a tensor."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
-    known = sys.modules.get("torch.distributed.tensor")  # else nobody can have made one
+    known = sys.modules.get("torch.distributed.tensor")  # not imported: there is no DTensor
     return known is not None and isinstance(tensor, known.DTensor)
 
 
 def is_freed(tensor: Tensor) -> bool:
-    """Return whether a tensor's memory was taken away, as that of whole weights between passes."""
+    """Return whether a tensor's memory was released, as FSDP2 does between passes."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
         return False
     return tensor.numel() > 0 and not tensor.is_meta and not tensor.untyped_storage().nbytes()
@@ -43,27 +43,27 @@ def sharded_modules(module: nn.Module) -> list[Any]:
 
 
 def reshard(modules: Iterable[Any]) -> None:
-    """Let the shards stand in the modules again; what is moved then is what the next pass uses."""
+    """Make the modules hold their shards again, so that the next pass uses them."""
     for module in modules:
         module.reshard()
 
 
 def can_recover() -> bool:
-    """Return whether this torch has `recover`; torch 2.13 does."""
+    """Return whether this torch can do what `recover` does; torch 2.13 can."""
     from torch.distributed.fsdp import FSDPModule
 
     return hasattr(FSDPModule, "reset_iter_state")
 
 
 def recover(modules: Iterable[Any]) -> None:
-    """Let the shards stand in the modules again after a pass that was cut short."""
+    """Make the modules hold their shards again after a pass that failed."""
     for module in modules:
-        with suppress(RuntimeError):  # only the outermost can; the others are reset with it
+        with suppress(RuntimeError):  # inner ones raise: the outermost resets them too
             module.reset_iter_state()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that is here, in the very same memory."""
+    """Return this rank's part of a tensor, in the same memory."""
     return tensor.detach().to_local() if is_sharded(tensor) else tensor
 
 
@@ -73,7 +73,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor in the parts that `like` is in; sends nothing if every rank has it whole."""
+    """Return a tensor sharded as `like` is; sends nothing if every rank has the whole tensor."""
     if is_sharded(tensor):
         return tensor if is_sharded(like) else full(tensor)
     if not is_sharded(like):
@@ -88,12 +88,12 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the part of a tensor that belongs to the part of `like` that is here."""
+    """Return this rank's part of a tensor, if it is sharded as `like` is."""
     return local(distribute_like(tensor, like))
 
 
 def with_local(part: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor whose part here is `part`, sharded as `like` is; sends nothing."""
+    """Return the tensor that is sharded as `like` and has `part` on this rank; sends nothing."""
     if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -109,11 +109,11 @@ def with_local(part: Tensor, like: Tensor) -> Tensor:
 
 
 def sum_over_shards(sums: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Add up what each rank found on its shards; one collective for all of them.
+    """Add up the numbers that each rank computed on its shards; one collective a process group.
 
     Args:
         sums: A row for each tensor, `[n_tensors, ...]`.
-        tensors: What the rows were found on; rows of tensors that are whole stay as they are.
+        tensors: The tensors of the rows. A row of a tensor that is not sharded stays as it is.
     """
     for group, rows in _groups(tensors):
         device = local(tensors[rows[0]]).device
@@ -124,7 +124,7 @@ def sum_over_shards(sums: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(tensors: Sequence[Tensor]) -> Iterator[tuple[Any, list[int]]]:
-    """Yield the process groups that tensors are sharded over, and which tensors."""
+    """Yield each process group that tensors are sharded over, and the indices of these tensors."""
     found: dict[int, tuple[Any, list[int]]] = {}
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor):

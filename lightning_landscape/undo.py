@@ -1,4 +1,4 @@
-"""Undo what was done, in reverse order and each to its end, also when that is interrupted."""
+"""Undo changes in reverse order, and finish after an interrupt."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ _MISSING = object()
 
 
 class Undo:
-    """Actions that undo what was done.
+    """Actions that undo changes.
 
-    An action is added before what it undoes is done, and may be called again after it was
-    interrupted: it sets things to what they were, whatever they are.
+    Add an action before you make the change. An interrupted action runs again, so it must set the
+    earlier state whatever the present state is.
     """
 
     def __init__(self) -> None:
         self._actions: list[Callable[[], object]] = []
 
     def add(self, action: Callable[[], object]) -> None:
-        """Call this when all is undone, before what was added earlier."""
+        """Add an action. The last one added runs first."""
         self._actions.append(action)
 
     def keep_items(self, space: dict[str, Any], *names: str) -> None:
-        """Put entries of a dict back; entries that were not there are taken out."""
+        """Restore these entries of a dict; delete those that are absent now."""
         saved = {name: space.get(name, _MISSING) for name in names}
         self.add(partial(_put_back_items, space, saved))
 
     def keep_attributes(self, owner: Any, *names: str) -> None:
-        """Set attributes back to what they are now."""
+        """Restore these attributes."""
         saved = {name: getattr(owner, name) for name in names}
         self.add(partial(_put_back_attributes, owner, saved))
 
     def keep_all(self, space: dict[str, Any]) -> None:
-        """Let a dict have the entries it has now, and no other."""
+        """Restore all entries of a dict, and delete new ones."""
         self.add(partial(_put_back_all, space, dict(space)))
 
     def keep_list(self, items: list[Any]) -> None:
-        """Let a list have the items it has now."""
+        """Restore the items of a list."""
         saved = list(items)
         self.add(lambda: operator.setitem(items, slice(None), saved))
 
     def enter(self, context: AbstractContextManager[T]) -> T:
-        """Enter a context that is left when all is undone."""
+        """Enter a context, and exit it when the actions run."""
         entered: list[tuple[T, AbstractContextManager[T]]] = []
         self.add(lambda: entered and entered.pop()[1].__exit__(None, None, None))
         entered.append((context.__enter__(), context))
         return entered[0][0]
 
     def run(self) -> None:
-        """Undo all. An action that fails is tried once more, and keeps no other from its turn.
+        """Run all actions. One that fails runs once more, and does not stop the others.
 
         Raises:
-            BaseException: The first that an action raised, when all is undone.
+            BaseException: The first exception of an action, after all have run.
         """
         failures: list[BaseException] = []
         while self._actions:
@@ -74,7 +74,7 @@ class Undo:
 
 @contextmanager
 def undone() -> Iterator[Undo]:
-    """Undo at the end what was done inside, by way of what is yielded."""
+    """Yield an `Undo`, and run its actions at the end."""
     undo = Undo()
     try:
         try:
@@ -82,7 +82,7 @@ def undone() -> Iterator[Undo]:
         finally:
             undo.run()
     finally:
-        undo.run()  # what is left of it if that was interrupted
+        undo.run()  # the rest, if the first run was interrupted
 
 
 def _put_back_items(space: dict[str, Any], saved: dict[str, Any]) -> None:
