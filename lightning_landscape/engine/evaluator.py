@@ -1,4 +1,4 @@
-"""One evaluation: the passes of a module over fixed batches, where its weights are."""
+"""One evaluation: the passes of a module over fixed batches, at its present weights."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lightning_landscape.sharding import is_sharded
 T = TypeVar("T")
 
 
-_HEADROOM = 64.0  # below what training scales a loss by
+_HEADROOM = 64.0  # how many times smaller than in training the scale of a loss is
 
 
 class Evaluator:
     """The passes of an isolated module over its batches.
 
     Attributes:
-        with_graph: Whether losses are computed with a graph, though nobody goes backward.
-        by_backward: Whether gradients are taken by `backward` instead of `autograd.grad`.
-        seconds_noting: What it took to note the outputs in `forward_with_outputs`, in all.
+        with_graph: Whether losses are computed with a graph, though no backward pass follows.
+        by_backward: Whether gradients come from `backward` instead of `autograd.grad`.
+        seconds_noting: Seconds that the sums of `forward_with_outputs` have taken in all.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Evaluator:
         self._trainer = trainer
         self._batches = batches
         self._norms = list(batch_norms(module).values()) if recalibrated else []
-        # without gradients a compiled step would not run as it was compiled
+        # without a graph a compiled step does not run its compiled code
         self.with_graph = is_compiled(module)
-        # what is differentiated are the whole tensors, which only a backward pass leads to shards
+        # the step uses whole tensors: only `backward` brings their gradients to the shards
         self.by_backward = any(map(is_sharded, isolation.trainable.values()))
 
     def forward(self) -> Tensor:
@@ -61,7 +61,7 @@ class Evaluator:
         return _wide(self.run(_copied))
 
     def run(self, read: Callable[[Tensor], T]) -> list[T]:
-        """Return the losses, each read before the next batch: its step may write to it."""
+        """Return the losses. Each is read before the next step, which may write to it."""
         if torch.is_grad_enabled() is not self.with_graph:
             with torch.set_grad_enabled(self.with_graph):
                 return self.run(read)
@@ -71,9 +71,9 @@ class Evaluator:
             return [read(self._loss(i, batch)) for i, batch in self._batches]
 
     def forward_with_outputs(self) -> Tensor:
-        """Return the losses, and with them a number for each output of each module.
+        """Return the losses, and with them the sum of each output of each module.
 
-        Two kernels that give other bits often agree in the loss, by chance.
+        Two kernels with different bits often give the same loss by chance.
         """
         sums: list[Tensor] = []
 
@@ -93,7 +93,7 @@ class Evaluator:
 
     def gradient(self) -> tuple[Tensor, list[Tensor]]:
         """Return the losses, and the gradient of their mean in the order of the weights."""
-        self._isolation.take_gradients_away()  # a step may have frozen a weight, at some weights
+        self._isolation.remove_gradients()  # an earlier step may have frozen a weight
         if self._norms:
             self._recalibrate()
         weights = list(self._isolation.trainable.values())
@@ -107,7 +107,7 @@ class Evaluator:
             shares = self._differentiate(share, weights)
             if total:
                 torch._foreach_add_(total, shares)
-            else:  # each let go of before the next is copied: all would be a gradient more
+            else:  # free each before the next is copied, to save the memory of a gradient
                 shares.reverse()
                 total = [torch.zeros_like(weight).add_(shares.pop()) for weight in weights]
         if scale != 1:
@@ -124,7 +124,7 @@ class Evaluator:
                     loss, weights, retain_graph=keep, allow_unused=True, materialize_grads=True
                 )
             )
-        before = [weight.grad for weight in weights]  # of a step that goes backward itself
+        before = [weight.grad for weight in weights]  # from a step that calls `backward` itself
         for weight in weights:
             weight.grad = None
         loss.backward(retain_graph=keep)
@@ -143,7 +143,7 @@ class Evaluator:
             loss = output.get("loss", output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
-                "The step must return its loss as a tensor with one element, or a dict with that "
+                "The step must return its loss as a tensor with one element, or a dict with one "
                 f"under 'loss'. Got {_shown(loss)}."
             )
         loss = plain(loss)
@@ -177,10 +177,10 @@ def _shown(output: object) -> str:
 
 
 def loss_scale(trainer: Any | None) -> float:
-    """Return what to scale a loss by before its gradient is taken; 1 without a GradScaler.
+    """Return the factor for a loss before its gradient is taken; 1 without a GradScaler.
 
-    In half precision small gradients would vanish. Less than training scales by, which keeps its
-    scale close to where gradients overflow: those of moved weights are larger.
+    Without it small gradients vanish in half precision. It is smaller than in training, where the
+    scale is close to overflow: gradients at moved weights are larger.
     """
     scaler = None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale() / _HEADROOM

@@ -1,4 +1,4 @@
-"""The gradients of some tensors, kept while a step may write to them."""
+"""The gradients of some tensors, restored after steps that write to them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class Gradients:
-    """The gradients and the `requires_grad` of some tensors, kept while a step may write to them.
+    """The gradients and the `requires_grad` of some tensors, as they were.
 
-    A step that goes backward itself would add to what the user has accumulated.
+    A step that calls `backward` itself would add to the gradients that the user has accumulated.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -19,18 +19,18 @@ class Gradients:
         self._tracked = [tensor.requires_grad for tensor in tensors]
 
     def written(self) -> bool:
-        """Return whether there are gradients again, or others require them; take them away."""
+        """Return whether a step left gradients or changed a `requires_grad`, and undo that."""
         pairs = zip(self._tensors, self._tracked, strict=True)
         written = any(t.grad is not None or t.requires_grad is not tracked for t, tracked in pairs)
-        self.take_away()
+        self.remove()
         return written
 
-    def take_away(self) -> None:
-        """Leave no gradient, and let those require one that did."""
+    def remove(self) -> None:
+        """Remove all gradients, and restore each `requires_grad`."""
         self._set([None] * len(self._tensors))
 
-    def put_back(self) -> None:
-        """Leave the gradients that were there, the very same tensors."""
+    def restore(self) -> None:
+        """Restore the gradients, the very same tensors."""
         self._set(self._gradients)
 
     def _set(self, gradients: Sequence[Tensor | None]) -> None:

@@ -1,13 +1,14 @@
 """Hold a module still: every evaluation starts from one state, and none leaves a trace.
 
-Inside `isolated` the weights may be moved and the user's step called as often as one likes. Before
-each evaluation `move` brings weights, state and random numbers back to one and the same start; at
-the end all is as it was, bit for bit: weights, buffers, gradients, attributes, train/eval flags,
-every random stream, the user's log.
+Inside `isolated` the weights may be moved and the user's step may be called any number of times.
+`move` starts an evaluation: it restores state and random numbers, and sets the weights. At the end
+everything is restored bit for bit: weights, buffers, gradients, attributes, train/eval flags, every
+random stream, the user's log.
 
-Restoring everything each time would cost more than the forward pass. So `record` finds out, after
-the first few evaluations, what they write; only that is restored before each of the others. At the
-end everything is compared once, and what was not recorded is restored and named in a warning.
+Comparing everything each time would cost more than the forward pass. So `record` compares only
+after the first few evaluations, and keeps a list of what they wrote. `move` restores what is on
+this list. At the end everything is compared once. What was not on the list is restored, and named
+in a warning.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ def isolated(
     at: Params | None = None,
     seed: int = 0,
 ) -> Iterator[Isolation]:
-    """Hold a module still; inside, it may be moved and run, and afterwards nothing has changed.
+    """Hold a module still. Inside it may be moved and run; afterwards nothing has changed.
 
     Args:
-        module: What to hold still.
-        trainer: Whose loggers and checkpoints to keep out of it, if any.
+        module: The module.
+        trainer: Its trainer, if any. Loggers get nothing, checkpoints get the unmoved weights.
         mode: `"train"` runs the module as training does (in train mode, if it was not training);
             `"eval"` and `"recalibrated"` run it in eval mode.
-        at: Weights to start from; parameters it does not name start where they are.
-        seed: Where every evaluation's random numbers start.
+        at: Weights to start from; parameters that it does not name start as they are.
+        seed: The seed of every evaluation's random numbers.
 
     Yields:
         The isolation.
@@ -65,14 +66,15 @@ def isolated(
         with isolation:
             yield isolation
     finally:
-        isolation.close(failed=True)  # there is something left only if closing was interrupted
+        isolation.close(failed=True)  # does something only if closing was interrupted
 
 
 class Isolation:
     """A module that is held still, as `isolated` yields it.
 
     Attributes:
-        keeps_graph: Whether the module holds results that somebody may yet go backward from.
+        keeps_graph: Whether the module holds a tensor with a graph: training may still go backward
+            through it.
     """
 
     def __init__(
@@ -112,10 +114,10 @@ class Isolation:
         self.close(failed=error is not None)
 
     def close(self, *, failed: bool) -> None:
-        """Restore everything; may be called again if it was interrupted.
+        """Restore everything. Call it again if it was interrupted.
 
         Args:
-            failed: Whether something was cut short: then nothing is compared for a warning.
+            failed: Whether something raised: then all is restored, and no leak is reported.
         """
         self._failed |= failed
         self._undo.run()
@@ -133,13 +135,13 @@ class Isolation:
         self._start_rng = seed_all(self._seed)
         self._weights = weights = Weights(self._module)
         undo.add(torch.clear_autocast_cache)
-        undo.add(weights.put_back)
+        undo.add(weights.restore)
         undo.add(_flags_of(self._module))
         if self._trainer is not None:
             keep_rates(self._trainer, undo)
         mute(self._module, self._trainer, undo)
         if self._set_mode() or self._at:
-            weights.stand(self._at)
+            weights.start_at(self._at)
         self._snapshot = self._snapshot_now()
         if self._snapshot.iterators:
             before = self._snapshot
@@ -153,23 +155,23 @@ class Isolation:
         pairs = zip(weights.names, weights.parameters, strict=True)
         self._trainable: dict[str, Tensor] = {n: p for n, p in pairs if p.requires_grad}
         self._gradients = Gradients([*weights.parameters, *self._snapshot.leaves()])
-        undo.add(self._gradients.put_back)
+        undo.add(self._gradients.restore)
         save_unmoved(self.as_before, self._trainer, undo)
         undo.add(self._warn)
         undo.add(self._finish)
-        self._gradients.take_away()
+        self._gradients.remove()
         self._is_open = True
         undo.add(self._unregister)
         _open.append(self)
         self.move(Path(), 0.0)
 
     def include(self, name: str, value: object) -> None:
-        """Hold something else still too, as it is now."""
+        """Add an object to what is restored, as it is now."""
         self._snapshot.include([(name, value)])
 
     @property
     def outside(self) -> dict[str, str]:
-        """What is not looked into, by name, and why; constants and classes left out."""
+        """What is not searched, by name, and why; without constants and classes."""
         found = self._snapshot.outside
         return {name: why for name, why in found.items() if why not in UNREMARKABLE}
 
@@ -180,29 +182,29 @@ class Isolation:
 
     @property
     def live(self) -> dict[str, Tensor]:
-        """The trainable weights as they were before, by name."""
+        """The trainable weights as they were on opening, by name."""
         return {name: self._weights.live_of(name) for name in self.trainable}
 
-    def handed_out(self) -> dict[str, Tensor]:
-        """Return `params` for anybody to read, and to write to at no risk."""
-        return {name: self._weights.copied(name) for name in self.trainable}
+    def copied_params(self) -> dict[str, Tensor]:
+        """Return a copy of `params` that the caller may write to."""
+        return {name: self._weights.copy_of_start(name) for name in self.trainable}
 
     @property
     def trainable(self) -> dict[str, Tensor]:
         """The live parameters that were trainable on opening, in the order of `params`."""
         return self._trainable
 
-    def take_gradients_away(self) -> None:
-        """Leave no gradient, and let those require one that did, whatever a step made of them."""
-        self._gradients.take_away()
+    def remove_gradients(self) -> None:
+        """Remove all gradients, and restore each `requires_grad`."""
+        self._gradients.remove()
 
-    def stand(self, at: Params | None = None) -> None:
-        """Start from other weights from now on; by default from those it was opened at."""
-        self._weights.put_back()
-        self._weights.stand(self._at if at is None else at)
+    def start_at(self, at: Params | None = None) -> None:
+        """Start later evaluations from other weights; by default from those of the opening."""
+        self._weights.restore()
+        self._weights.start_at(self._at if at is None else at)
 
     def path(self, direction: Params) -> Path:
-        """Prepare a direction to be walked often."""
+        """Prepare a direction for `move`."""
         return self._weights.path(direction)
 
     def move(self, path: Path, alpha: float) -> None:
@@ -218,13 +220,13 @@ class Isolation:
             restore()
         self._position = (path, alpha)
         self._weights.move(path, alpha)
-        torch.clear_autocast_cache()  # of weights elsewhere: within an outer autocast it is kept
+        torch.clear_autocast_cache()  # an outer autocast keeps casts of other weights
 
     def record(self, path: Path, alpha: float) -> None:
-        """Find out what the evaluation since the last `move` wrote, and restore it.
+        """Record what the evaluation since the last `move` wrote, and restore it.
 
-        Writes, not differences: a buffer may be rewritten with the same value here and with another
-        at other weights.
+        It records writes, not differences: a buffer may be rewritten with the same value here and
+        with another value at other weights.
         """
         reshard(self._sharded)
         changes = self._snapshot.changed()
@@ -232,23 +234,23 @@ class Isolation:
         self._recorded = self._recorded.merged(changes)
         self._recorded_rng |= differing_rng(self._start_rng, rng_states())
         set_rng_states(self._start_rng, self._recorded_rng)
-        self._weights.own |= self._weights.written(path, alpha)
+        self._weights.written_by_step |= self._weights.written(path, alpha)
         self._restore_state = self._snapshot.restorer(self._recorded)
         self._leaves_gradients |= self._gradients.written()
         if self._leaves_gradients:
-            self._restore_state.append(self._gradients.take_away)
+            self._restore_state.append(self._gradients.remove)
         if self._recorded_rng:
             states = {name: self._start_rng[name] for name in self._recorded_rng}
             self._restore_state.append(lambda: set_rng_states(states))
 
     def leaks(self) -> list[str]:
-        """Return the names of what evaluations wrote without being seen to; put it all back."""
+        """Restore everything; return the names of what was written and not recorded."""
         self._suspend_others()
         for restore in self._restore_state:
             restore()
-        moved = self._weights.strayed()
+        moved = self._weights.not_at_start()
         unseen = differing_rng(self._start_rng, rng_states()) - self._recorded_rng
-        self._weights.put_back()  # views of weights are part of the state
+        self._weights.restore()  # views of weights are part of the state
         changes = self._snapshot.changed()
         self._snapshot.restore(changes)
         return [
@@ -259,7 +261,7 @@ class Isolation:
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """Let somebody look at the module in mid-probe: it is as it was before."""
+        """Restore the state before the probe, inside: for code that runs in the middle of it."""
         weights = self._weights
         tensors, parameters = weights.tensors, weights.parameters
         with stepping_aside(self._module, self._trainer, tensors, parameters):
@@ -275,13 +277,13 @@ class Isolation:
         roots = roots_of(self._module, self._trainer)
         return Snapshot(roots, besides=self._weights.parameters)
 
-    def _restore_all(self, *, suspect: bool = False) -> None:
-        (recover if suspect else reshard)(self._sharded)
-        self._weights.put_back()
-        self._snapshot.restore(self._snapshot.changed(suspect=suspect))
+    def _restore_all(self, *, assume_written: bool = False) -> None:
+        (recover if assume_written else reshard)(self._sharded)
+        self._weights.restore()
+        self._snapshot.restore(self._snapshot.changed(assume_written=assume_written))
 
     def _suspend_others(self) -> None:
-        """Suspend other isolations of the same weights, and go on from where this one was."""
+        """Suspend other isolations of the same weights, and resume this one if it is suspended."""
         reshard(self._sharded)
         for other in list(_open):
             if other is not self and not self._ids.isdisjoint(other._ids):
@@ -295,18 +297,18 @@ class Isolation:
         if self._suspended:
             return
         weights = self._weights
-        if weights.written(*self._position) - weights.own:
-            # others have set the weights since: it was left without being closed, and its weights
-            # must never come back
+        if weights.written(*self._position) - weights.written_by_step:
+            # The weights were set since by other code: this isolation was never closed. It must
+            # not restore its old weights any more.
             self._unregister()
             return
         self._restore_all()
         self._suspended = True
 
     def _set_mode(self) -> bool:
-        """Set the flags; return whether by a method of the module's, which may move its weights."""
+        """Set the train/eval flags; return whether `module.train()` ran, which may move weights."""
         if self._mode != "train":
-            # not by `eval()`: a module's own may do more, such as merge its weights into others
+            # not `module.eval()`: an override may do more, such as merge weights into others
             for child in self._module.modules():
                 set_training(child, False)
         elif not self._module.training:
@@ -318,7 +320,7 @@ class Isolation:
 
     def _finish(self) -> None:
         try:
-            # what was cut short is no surprise, and may have left no memory to compare in
+            # after a failure a difference is expected, and there may be no memory to compare
             if not self._failed:
                 self._leaks = self.leaks()
         except BaseException:
@@ -326,7 +328,7 @@ class Isolation:
             raise
         finally:
             if self._failed:
-                self._restore_all(suspect=True)
+                self._restore_all(assume_written=True)
 
     def _warn(self) -> None:
         name, given_up = type(self._module).__name__, self._snapshot.given_up
@@ -340,13 +342,13 @@ class Isolation:
             rest = "All that could be" if given_up else "All"
             rank_zero_warn(
                 f"A probe of {name} wrote to {', '.join(leaks)} at some weights but not at the "
-                f"first it tried. {rest} was put back; training is not affected by it, but the "
-                "losses of this probe may depend on the order they were evaluated in."
+                f"first. {rest} was put back and training is not affected, but the losses of this "
+                "probe may depend on the order of its evaluations."
             )
 
 
 def _flags_of(module: nn.Module) -> Callable[[], None]:
-    """Return what sets the train/eval flags back."""
+    """Return a function that restores the train/eval flags."""
     flags = [(child, child.training) for child in module.modules()]
 
     def put_back_flags() -> None:
@@ -358,7 +360,7 @@ def _flags_of(module: nn.Module) -> Callable[[], None]:
 
 
 def set_training(module: nn.Module, training: bool) -> None:
-    """Set the train/eval flag of one module, past a `__setattr__` of the user's."""
+    """Set the train/eval flag of one module, without calling a `__setattr__` of the user's."""
     if "training" in module.__dict__:
         module.__dict__["training"] = training
     else:  # a scripted one

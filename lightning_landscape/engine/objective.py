@@ -27,13 +27,14 @@ T = TypeVar("T")
 class ModuleObjective:
     """The loss of a module on fixed batches as a function of its trainable weights.
 
-    Made by `probing`; of use inside its context only.
+    `probing` makes it; use it inside that context only. The first evaluations are recorded: after
+    each one everything is compared, to find out what evaluations write.
 
     Attributes:
         mode: How the module is run.
-        n_evaluations: How many evaluations were made so far, those that are recorded included.
-        seconds: What the last evaluation that was recorded took; nan before.
-        verifies: Whether the writes of every evaluation are recorded, not only of the first.
+        n_evaluations: Number of evaluations so far, with those that were recorded.
+        seconds: Seconds of the last recorded evaluation; nan before.
+        verifies: Whether every evaluation is recorded, and not only the first ones.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class ModuleObjective:
         self.verifies = False
         self._isolation = isolation
         self._params = isolation.params
-        self._handed_out: Params | None = None
-        self._standing: Params | None = None  # elsewhere than it was opened at
+        self._copied_params: Params | None = None
+        self._started_at: Params | None = None  # None: the point of the opening
         self._device = next(iter(self._params.values())).device
         self._batches = Batches(batches, self._device)
         self._alone = n_ranks() == 1
         self._lockstep = lockstep or Lockstep(alone=True)
-        self._failure: Exception | None = None  # of this rank, kept until all have heard of it
+        self._failure: Exception | None = None  # of this rank, raised in the next collective
         self._evaluator = Evaluator(
             module,
             isolation,
@@ -68,37 +69,35 @@ class ModuleObjective:
             recalibrated=mode == "recalibrated",
             trainer=trainer,
         )
-        self._unrecorded = {
-            "losses": 2,
-            "gradient": 2,
-        }  # evaluations of each kind whose writes are still to be recorded
+        # how many evaluations of each kind must still be recorded
+        self._unrecorded = {"losses": 2, "gradient": 2}
 
     @property
     def params(self) -> Params:
-        """The trainable weights the objective stands at; what is written to them reaches nobody."""
-        if self._handed_out is None:
-            self._handed_out = self._isolation.handed_out()
-        return self._handed_out
+        """The trainable weights at `alpha = 0`; a copy, which may be written to."""
+        if self._copied_params is None:
+            self._copied_params = self._isolation.copied_params()
+        return self._copied_params
 
     @property
     def live(self) -> Params:
-        """The trainable weights that were found on opening, wherever it stands; only to read."""
+        """The trainable weights of the module on opening; do not write to them."""
         return self._isolation.live
 
     @property
     def outside(self) -> dict[str, str]:
-        """What the module holds that is not looked into, by name, and why."""
+        """What the module holds that is not searched, by name, and why."""
         return self._isolation.outside
 
     def at(self, params: Params) -> Objective:
-        """Return the same loss, standing at other weights; use it before asking for the next."""
+        """Return the same loss with another point; use it before the next call of `at`."""
         check_direction(params, self._params)
-        return _Elsewhere(self, params)
+        return _AtOtherPoint(self, params)
 
     def along(self, direction: Params) -> LossAlong:
         """Return a function from alpha to the losses at `params + alpha * direction`."""
         check_direction(direction, self._params)
-        self._stand(None)
+        self._start_at(None)
         return _Along(self, self._isolation.path(direction))
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
@@ -113,7 +112,7 @@ class ModuleObjective:
         One evaluation, forward and backward. Unused parameters have a gradient of zero.
         """
         check_direction(direction or {}, self._params)
-        self._stand(None)
+        self._start_at(None)
         return self._gradient_along(direction or {}, alpha)
 
     def _gradient_along(self, direction: Params, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,12 +124,12 @@ class ModuleObjective:
         return losses, dict(zip(self._params, average_over_ranks(gradients), strict=True))
 
     def prepare(self) -> None:
-        """Make the two evaluations that show what losses write, unless they were made."""
+        """Make the two evaluations that find out what losses write, unless they were made."""
         self._in_lockstep(self._prepare_losses)
         self._agree()
 
     def gather(self, losses: Tensor) -> Tensor:
-        """Join the batches of all ranks: `[n_points, n_batches]` of each to all of them."""
+        """Return the losses of all ranks: `[n_points, n_batches]`, joined along the batches."""
         if self._alone:
             return losses
         self._agree()
@@ -142,7 +141,7 @@ class ModuleObjective:
         return bool(self._unrecorded["losses"]) or self.verifies or not self._alone
 
     def losses_at(self, path: Path, alphas: list[float]) -> list[list[float]]:
-        """Return the losses at some alphas, by as little as can stand between two passes."""
+        """Return the losses at some alphas, with as little work between two passes as possible."""
         rows: list[list[float]] = []
         with torch.set_grad_enabled(self._evaluator.with_graph):
             for alpha in alphas:
@@ -151,20 +150,20 @@ class ModuleObjective:
                 rows.append(self._evaluator.run(Tensor.item))
         return rows
 
-    def _stand(self, at: Params | None) -> None:
-        """Stand at other weights, or at those it was opened at."""
-        if at is not self._standing:
-            self._isolation.stand(at)
-            self._standing = at
+    def _start_at(self, at: Params | None) -> None:
+        """Start evaluations at other weights, or at those of the opening."""
+        if at is not self._started_at:
+            self._isolation.start_at(at)
+            self._started_at = at
 
     def close(self) -> None:
-        """Raise what went wrong on this rank and was never told."""
+        """Raise the exception of this rank, if no collective has raised it."""
         if self._failure is not None:
             raise self._failure
 
     def _losses(self, path: Path, alpha: float) -> Tensor:
         found = self._in_lockstep(lambda: self._checked_losses(path, alpha))
-        if found is None:  # every rank will hear of it when they are gathered
+        if found is None:  # it failed: `gather` raises on every rank
             return torch.full((len(self._batches),), math.nan, dtype=torch.float64)
         return found
 
@@ -175,7 +174,7 @@ class ModuleObjective:
         if self._failure is not None:
             return None
         try:
-            with self._lockstep.section():  # the step may exchange something
+            with self._lockstep.section():  # the step may call a collective
                 return evaluate()
         except Exception as error:
             self._failure = error
@@ -199,9 +198,9 @@ class ModuleObjective:
         return self._evaluate("gradient", path, alpha, self._evaluator.gradient)
 
     def _prepare_losses(self) -> None:
-        """Record what losses at the centre write, and find out whether they need a graph.
+        """Record what losses at the point write, and find out whether they need a graph.
 
-        Losses without a graph are cheaper, but some kernels and some steps give other bits.
+        Losses without a graph are cheaper, but some kernels and some steps then give other bits.
         """
         if self._unrecorded["losses"] < 2:
             return
@@ -221,7 +220,7 @@ class ModuleObjective:
             self._evaluator.with_graph = not same_bits(losses, again)
 
     def _prepare_gradient(self) -> None:
-        """Record what a gradient at the centre writes, and find out how it can be taken."""
+        """Record what a gradient at the point writes, and find out how it can be taken."""
         if self._unrecorded["gradient"] < 2:
             return
         try:
@@ -236,9 +235,9 @@ class ModuleObjective:
                 raise error from None
 
     def _evaluate(self, kind: str, path: Path, alpha: float, evaluate: Callable[[], Any]) -> Any:
-        """Evaluate at a point; record what it writes while too few of its kind were recorded."""
+        """Evaluate at an alpha; record the evaluation while too few of its kind were recorded."""
         left = self._unrecorded[kind]
-        # the second that is recorded is the first that is moved
+        # the first recorded one is at the point, the second is the first that moves weights
         if left == 2 or (left and path.moving and alpha) or self.verifies:
             result = self._record(path, alpha, evaluate)
             self._unrecorded[kind] = max(left - 1, 0)
@@ -260,8 +259,8 @@ class ModuleObjective:
         return result
 
 
-class _Elsewhere:
-    """An objective that stands at other weights than the one it belongs to."""
+class _AtOtherPoint:
+    """An objective with another point; it belongs to a `ModuleObjective`."""
 
     def __init__(self, objective: ModuleObjective, params: Params) -> None:
         self.params = params
@@ -274,7 +273,7 @@ class _Elsewhere:
 
     def along(self, direction: Params) -> LossAlong:
         check_direction(direction, self.params)
-        self._objective._stand(self.params)
+        self._objective._start_at(self.params)
         return _Along(self._objective, self._objective._isolation.path(direction))
 
     def losses(self, direction: Params | None = None, alpha: float = 0.0) -> Tensor:
@@ -284,12 +283,12 @@ class _Elsewhere:
         self, direction: Params | None = None, alpha: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         check_direction(direction or {}, self.params)
-        self._objective._stand(self.params)
+        self._objective._start_at(self.params)
         return self._objective._gradient_along(direction or {}, alpha)
 
 
 class _Along:
-    """The losses along one direction, which is prepared once."""
+    """The losses along one prepared direction."""
 
     def __init__(self, objective: ModuleObjective, path: Path) -> None:
         self._objective = objective
@@ -301,7 +300,7 @@ class _Along:
 
     def each(self, alphas: list[float]) -> Tensor:
         """Return the losses at some alphas, float64 `[n_points, n_batches]`."""
-        if self._objective._device.type != "cpu":  # reading each would wait for the device
+        if self._objective._device.type != "cpu":  # reading a loss waits for the device
             return torch.stack([self(alpha) for alpha in alphas])
         rows: list[list[float]] = []
         while len(rows) < len(alphas) and self._objective.needs_checks:

@@ -1,4 +1,4 @@
-"""Any LightningModule and some batches, as an objective: the loss as a function of the weights."""
+"""Open a module and some batches as an objective: the loss as a function of the weights."""
 
 from __future__ import annotations
 
@@ -43,43 +43,42 @@ def probing(
     seed: int = 0,
     verify: Verify = "first",
 ) -> Iterator[ModuleObjective]:
-    """Open a module as an objective; inside, its weights move; afterwards nothing has changed.
+    """Open a module as an objective. Its weights move inside; afterwards nothing has changed.
 
     "Nothing" is meant bit for bit: weights, buffers, gradients, attributes, train/eval flags,
-    generators, the log, the global random streams. Everything goes back also when an evaluation
-    raises.
+    generators, the log, the global random streams. All is restored also when an evaluation raises.
 
-    An evaluation is one pass over all the batches (two with `mode="recalibrated"`), each from the
-    same state and the same random numbers: the same weights always give the same bits. At most four
-    evaluations more are made, to find out what an evaluation writes to: two before the first
+    An evaluation is one pass over all the batches (two with `mode="recalibrated"`). Each starts
+    from the same state and the same random numbers, so the same weights always give the same bits.
+    At most four further evaluations find out what an evaluation writes to: two before the first
     losses, one or two before the first gradient.
 
     Args:
         module: A LightningModule, or any module when `loss_fn` is given.
-        batches: Batches as a dataloader yields them; copied. They go through the module's batch
+        batches: Batches as a dataloader yields them. They are copied, and pass the module's batch
             transfer hooks once.
-        at: Weights to stand at, such as an average; the live ones by default. Parameters it does
-            not name stay as they are.
-        trainer: Whose precision the steps run in and whose loggers stay out of it; the one the
-            module is attached to by default.
-        loss_fn: `loss_fn(module, batch)` gives the loss, or a dict with a `"loss"`; instead of
-            `training_step`, and needed where that cannot be called: manual optimisation,
-            `dataloader_iter`.
+        at: The weights at `alpha = 0`, such as an average; the module's own by default. Parameters
+            that it does not name stay as they are.
+        trainer: The steps run in its precision, and its loggers get nothing; by default the trainer
+            that the module is attached to.
+        loss_fn: `loss_fn(module, batch)` returns the loss, or a dict with a `"loss"`. It replaces
+            `training_step`. Manual optimisation and `dataloader_iter` need it.
         mode: `"train"`, what the optimizer sees: batch statistics, dropout with one fixed mask;
             `"eval"`: running statistics, no dropout; `"recalibrated"`: no dropout, batch-norm
             statistics averaged over all the batches anew at every point.
-        seed: Where every evaluation's random numbers start.
-        verify: After which evaluations to compare all that the module holds: the `"first"`, and to
-            restore only what these wrote after the others; or `"always"`, which is slow and for
-            debugging: where its losses are others, the module writes at some weights what it does
-            not write at the first. It also warns of what a probe does not look into.
+        seed: The seed of every evaluation's random numbers.
+        verify: `"first"` compares all that the module holds after the first evaluations, and
+            restores what these wrote after each of the others. `"always"` compares after every
+            evaluation: it is slow, for debugging. If the losses then differ, the module writes at
+            some weights what it does not write at the first. `"always"` also warns of everything
+            that a probe does not restore.
 
     Yields:
         The objective.
 
     Raises:
-        ConfigurationError: If the module cannot be asked for a loss, `batches` is empty, `at` names
-            unknown parameters, or the mode or `verify` is unknown.
+        ConfigurationError: If no step of the module returns a loss, `batches` is empty, `at` does
+            not fit the module, or `mode` or `verify` is unknown.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -103,7 +102,7 @@ def probing(
     ) as objective:
         objective.verifies = verify == "always"
         if objective.verifies:
-            _name_outside(module, objective.outside)
+            _warn_of_outside(module, objective.outside)
         yield objective
 
 
@@ -119,9 +118,9 @@ def opened(
     seed: int,
     lockstep: Lockstep | None = None,
 ) -> Iterator[ModuleObjective]:
-    """Do as `probing` does, with batches that were kept before.
+    """Open a module as `probing` does, on batches that are copies already.
 
-    With a `lockstep` all ranks open it together: what fails on one is raised on all.
+    With a `lockstep` all ranks open it together: an exception on one is raised on all.
     """
     if mode not in get_args(Mode):
         raise ConfigurationError(f"`mode` must be one of {list(get_args(Mode))}. Got {mode!r}.")
@@ -131,31 +130,31 @@ def opened(
     step = loss_step(module, loss_fn, trainer=trainer)
     with ExitStack() as stack:
 
-        def hold_still() -> ModuleObjective:
+        def open_here() -> ModuleObjective:
             isolation = stack.enter_context(
                 isolated(module, trainer=trainer, mode=mode, at=at, seed=seed)
             )
             ready = batches
             if any(batch.raw for batch in batches):
                 ready = [prepared(module, batch, trainer) for batch in batches]
-                if has_transfer_hooks(module):  # that may have written too
+                if has_transfer_hooks(module):  # the hooks may have written to the module
                     isolation.record(Path(), 0.0)
             isolation.include("batch", [batch.data for batch in ready])
             return ModuleObjective(
                 module, isolation, step, ready, mode=mode, trainer=trainer, lockstep=lockstep
             )
 
-        objective = hold_still() if lockstep is None else lockstep.do(hold_still)
+        objective = open_here() if lockstep is None else lockstep.do(open_here)
         yield objective
         objective.close()
 
 
-def _name_outside(module: nn.Module, outside: dict[str, str]) -> None:
+def _warn_of_outside(module: nn.Module, outside: dict[str, str]) -> None:
     if outside:
         shown = "; ".join(f"{name}: {reason}" for name, reason in outside.items())
         rank_zero_warn(
-            f"A probe of {type(module).__name__} does not look into {len(outside)} things that it "
-            f"holds. What a step writes there stays. {shown}"
+            f"A probe of {type(module).__name__} does not restore {len(outside)} things that the "
+            f"module holds. What a step writes to them stays. {shown}"
         )
 
 
@@ -172,7 +171,7 @@ def _check_weights(module: nn.Module, at: Params) -> None:
         )
     if sharded_modules(module) and not can_recover():
         raise ConfigurationError(
-            "`module` must not be sharded by `fully_shard` here: this torch cannot put it right "
+            "`module` must not be sharded by `fully_shard` here: this torch cannot restore it "
             "after a pass that failed. Use torch 2.13 or newer."
         )
     unknown = [name for name in at if name not in known]

@@ -109,19 +109,19 @@ class Snapshot(Recorded):
         """Return whether some tensor is a result that somebody may yet go backward from."""
         return any(tensor.grad_fn is not None for tensor in self._tensors)
 
-    def changed(self, *, suspect: bool = False) -> Changes:
+    def changed(self, *, assume_written: bool = False) -> Changes:
         """Return everything that was written since: by version counter, identity or content.
 
         Args:
-            suspect: Take it that all tensors were, and do not compare those on an accelerator: that
-                needs memory. Those in host memory may be mapped from a file that is read only.
+            assume_written: Count all tensors on an accelerator as changed: comparing them needs
+                memory. Those in host memory are compared: they may be mapped from a read-only file.
         """
         changes = Changes()
         for tensor, version, name in self._uncopied_tensors:
             if version_of(tensor) != version:
                 self.given_up[name] = "it was written to, and is too large to be copied"
         tensors, contents = self._tensors, self._contents
-        if suspect:
+        if assume_written:
             changes.tensors.update(
                 i
                 for i, (tensor, content) in enumerate(zip(tensors, contents, strict=True))
@@ -167,7 +167,7 @@ class Snapshot(Recorded):
             saved = [hooks[i] for hooks in self._hooks]
             self._attempt(self._name("hooks", i), set_hooks, self._hooked[i], saved)
         indices = list(changes.tensors)
-        self._rewriter(indices)()
+        self._tensor_restorer(indices)()
         for i in indices:
             self._versions[i] = version_of(self._tensors[i])
 
@@ -178,9 +178,9 @@ class Snapshot(Recorded):
         if rest:
             calls.append(lambda: self.restore(rest))
         if changes.tensors:
-            calls.append(self._rewriter(sorted(changes.tensors)))
+            calls.append(self._tensor_restorer(sorted(changes.tensors)))
         if changes.keys:
-            calls.append(self._resetter(changes.keys))
+            calls.append(self._attribute_restorer(changes.keys))
         return calls
 
     def places(self, changes: Changes) -> Places:
@@ -219,7 +219,7 @@ class Snapshot(Recorded):
         except Exception as error:
             self.given_up[name] = describe_error(error)
 
-    def _rewriter(self, indices: list[int]) -> Callable[[], None]:
+    def _tensor_restorer(self, indices: list[int]) -> Callable[[], None]:
         tensors = [self._tensors[i] for i in indices]
         contents = [self._contents[i] for i in indices]
         tracked = [self._tracked[i] for i in indices]
@@ -241,7 +241,7 @@ class Snapshot(Recorded):
 
         return rewrite
 
-    def _resetter(self, keys: set[tuple[int, str]]) -> Callable[[], None]:
+    def _attribute_restorer(self, keys: set[tuple[int, str]]) -> Callable[[], None]:
         """Return what sets attributes again, and any other of the same owners.
 
         Who keeps a count may also keep a best loss, and write to it elsewhere.

@@ -1,8 +1,7 @@
-"""The weights of a module on the move: along a direction, and back to the bit.
+"""The weights of a module: moved along a direction, and restored bit for bit.
 
-Moving must cost little beside a forward pass. So a large tensor is written once, by
-`add(out=)`, and the small ones of a network with many are computed as one flat block and copied
-out together.
+Moving must cost little beside a forward pass. So `add(out=)` writes to a large tensor directly. If
+a network has many small tensors, they are computed as one flat block and copied out together.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from lightning_landscape.engine.tensors import differing, is_dense, put_back, sa
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import is_freed, is_sharded, local, shard_of, with_local
 
-_SMALL = 2**12  # elements: below, calling torch costs more than adding
-_MANY = 16  # small tensors: fewer are faster moved one by one
-_PIECE = 2**18  # elements that are compared at a time: a comparison must not need a copy
-# with these a sum has the same bits alone and within a block; half types round tails otherwise
+_SMALL = 2**12  # elements: in smaller tensors a call of torch costs more than the sum
+_MANY = 16  # small tensors: fewer than this are moved one by one, which is faster
+_PIECE = 2**18  # elements compared at a time, so that no comparison copies a whole tensor
+# in these types a sum has the same bits alone and in a block; half types round the tails otherwise
 _BLOCK_TYPES = (torch.float32, torch.float64)
 
 _Kind: TypeAlias = tuple[torch.dtype, torch.device]
@@ -30,13 +29,13 @@ _Kind: TypeAlias = tuple[torch.dtype, torch.device]
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """A direction, prepared to be walked often.
+    """A direction that is prepared for many moves; `Path()` moves nothing.
 
     Attributes:
-        moving: Which tensors it moves.
-        single: Tensors moved one by one, each with its step.
+        moving: The indices of the tensors it moves.
+        single: Tensors that are moved one by one, by index, each with its step.
         blocks: Blocks of small tensors, each with its flat step.
-        ends: Where tensors are at `alpha = 1` if not at `start + step`, as rounding has it.
+        ends: Values at `alpha = 1`, by index, where rounding makes `start + step` another value.
     """
 
     moving: frozenset[int] = frozenset()
@@ -46,25 +45,25 @@ class Path:
 
 
 class Weights:
-    """The parameters of a module: where they were, where they start, and where they go.
+    """The parameters of a module, with their values on opening and their values at `alpha = 0`.
 
     Args:
-        module: Whose parameters.
+        module: The module.
 
     Attributes:
-        names: Their names; tied ones once.
+        names: The names of the parameters; a tied one once.
         parameters: The live parameters, in the same order.
-        tensors: What holds their values here: themselves, or what this rank has of them.
-        live: What they held.
-        start: What they hold at `alpha = 0`.
-        everything: All of them, by index.
-        displaced: Those that are not at their start.
-        own: Those that an evaluation was seen to write to itself.
+        tensors: The tensors with their values on this rank: the parameters or their shards.
+        live: Their values on opening.
+        start: Their values at `alpha = 0`.
+        everything: All indices.
+        displaced: The indices of those that are not at their start.
+        written_by_step: The indices of those that an evaluation itself was seen to write to.
     """
 
     def __init__(self, module: nn.Module) -> None:
         named = dict(module.named_parameters())
-        if any(map(is_sharded, named.values())):  # a step may have kept a whole one that is gone
+        if any(map(is_sharded, named.values())):  # a step may have kept a whole one, now freed
             named = {name: p for name, p in named.items() if not is_freed(p)}
         self.names, self.parameters = list(named), list(named.values())
         self.tensors = [local(parameter) for parameter in self.parameters]
@@ -75,37 +74,37 @@ class Weights:
         self._storages = {_storage(tensor) for tensor in self.tensors}
         self.everything = frozenset(range(len(self.names)))
         self.displaced: frozenset[int] = frozenset()
-        self.own: frozenset[int] = frozenset()
+        self.written_by_step: frozenset[int] = frozenset()
         self._blocks: dict[tuple[int, ...], _Block] = {}
         self._alias()
 
-    def stand(self, at: Params) -> None:
-        """Start at other weights; those not named start where they are now."""
-        self.start = [self._standing(i, at.get(name)) for i, name in enumerate(self.names)]
+    def start_at(self, at: Params) -> None:
+        """Set the start to other weights; those not named start at their present values."""
+        self.start = [self._start_value(i, at.get(name)) for i, name in enumerate(self.names)]
         self.displaced = self.everything if at else frozenset()
-        self._blocks = {}  # those begin at the start of before
+        self._blocks = {}  # they hold the former start
 
     def start_of(self, name: str) -> Tensor:
-        """Return where a parameter starts, whole or sharded as it is."""
+        """Return the start of a parameter, whole or sharded as the parameter is."""
         i = self.index[name]
         return with_local(self.start[i], self.parameters[i])
 
     def live_of(self, name: str) -> Tensor:
-        """Return what a parameter held before anything, whole or sharded as it is."""
+        """Return the value of a parameter on opening, whole or sharded as the parameter is."""
         i = self.index[name]
         return with_local(self.live[i], self.parameters[i])
 
-    def copied(self, name: str) -> Tensor:
-        """Return a copy of that; one that takes memory when it is written to."""
+    def copy_of_start(self, name: str) -> Tensor:
+        """Return a copy-on-write copy of a parameter's start."""
         i = self.index[name]
         start = self.start[i]
-        # not of a tensor that others own: it would move in memory when they write to it
+        # only of our own clone: the next write to the original would move it in memory
         lazily = start is self.live[i] and is_dense(start)
         copy = torch._lazy_clone(start) if lazily else start.clone()
         return with_local(copy, self.parameters[i])
 
     def path(self, direction: Params) -> Path:
-        """Prepare a direction: what it moves, on the devices of the weights and in their types."""
+        """Prepare a direction: its steps, on the devices of the weights and in their types."""
         steps = {self.index[name]: step for name, step in direction.items()}
         single: list[tuple[int, Tensor]] = []
         kinds: dict[_Kind, list[int]] = {}
@@ -118,36 +117,38 @@ class Weights:
             if step.dtype is not start.dtype or step.device != start.device:
                 steps[i] = step = step.to(start)
             if _storage(step) in self._storages:
-                steps[i] = step = self._as_opened(step)
+                steps[i] = step = self._copy_as_opened(step)
             kind = self._kinds[i]
             if kind:
                 kinds.setdefault(kind, []).append(i)
             elif _moves(step):
                 single.append((i, step))
         blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
-        moving = frozenset([i for i, _ in single]).union(*(block.own for block, _ in blocks))
+        moving = frozenset([i for i, _ in single]).union(*(block.indices for block, _ in blocks))
         ends: Params = getattr(direction, "end", {})
         placed = {self.index[name]: end for name, end in ends.items()}
         placed = {i: shard_of(end, self.parameters[i]) for i, end in placed.items() if i in moving}
         placed = {
-            i: self._as_opened(end) if _storage(end) in self._storages else end
+            i: self._copy_as_opened(end) if _storage(end) in self._storages else end
             for i, end in placed.items()
         }
         return Path(moving, single, blocks, placed)
 
     def move(self, path: Path, alpha: float) -> None:
-        """Go to `start + alpha * direction`, wherever the weights are now."""
-        if self.own and not all(map(self._fits, self.own)):
-            self.go_back(self.own)  # somebody gave a parameter another shape or type
+        """Set the weights to `start + alpha * direction`, wherever they are now."""
+        if self.written_by_step and not all(map(self._fits, self.written_by_step)):
+            self.restore_start(self.written_by_step)  # a parameter has another shape or type now
             self._alias()
         elif [tensor.data_ptr() for tensor in self._plain] != self._places:
-            self._alias()  # somebody gave a parameter other storage
+            self._alias()  # a parameter has other storage now
         moving = path.moving if alpha else frozenset()
         away = self.displaced
-        if away is not moving or self.own:
-            if away is path.moving and not self.own:  # nothing but what was put there just now
+        if away is not moving or self.written_by_step:
+            if (
+                away is path.moving and not self.written_by_step
+            ):  # they hold what the last move wrote
                 away = self._retrace(path)
-            self.go_back((away | self.own) - moving)
+            self.restore_start((away | self.written_by_step) - moving)
         self.displaced = moving
         if not alpha:
             return
@@ -157,35 +158,35 @@ class Weights:
             else:
                 put_back([self.tensors[i]], [torch.add(self.start[i], step, alpha=alpha)])
         for block, step in path.blocks:
-            block.put(step, alpha)
+            block.move(step, alpha)
         if alpha == 1:  # in floating point start + (end - start) need not be the end
             put_back([self.tensors[i] for i in path.ends], list(path.ends.values()))
 
     def _retrace(self, path: Path) -> frozenset[int]:
-        """Bring those back that a path alone has moved, one by one; return those still away."""
+        """Copy back the large tensors that a path has moved; return the others it has moved."""
         back = [i for i, _ in path.single if self._is_dense[i]]
         for i in back:
             self._data[i].copy_(self.start[i])
         return path.moving.difference(back)
 
-    def go_back(self, indices: frozenset[int]) -> None:
-        """Bring some to their start."""
+    def restore_start(self, indices: frozenset[int]) -> None:
+        """Set some tensors to their start."""
         if not indices:
             return
         put_back([self.tensors[i] for i in indices], [self.start[i] for i in indices])
 
-    def put_back(self) -> None:
-        """Bring all back to where they were before anything."""
+    def restore(self) -> None:
+        """Restore the values on opening."""
         put_back(self.tensors, self.live)
 
     def written(self, path: Path, alpha: float) -> frozenset[int]:
-        """Return which do not hold what the last `move` put there."""
+        """Return the indices of tensors that do not hold what the last `move` wrote."""
         ends = path.ends if alpha == 1 else {}
         expected = list(self.start)
         sums: dict[int, Tensor] = {}
         if alpha:
             for block, _ in path.blocks:
-                for i, part in zip(block.own, block.parts, strict=True):
+                for i, part in zip(block.indices, block.parts, strict=True):
                     expected[i] = part
             sums = {i: step for i, step in path.single if i not in ends}
         for i, end in ends.items():
@@ -198,27 +199,27 @@ class Weights:
             if not _is_sum(self.tensors[i], self.start[i], step, alpha)
         )
 
-    def strayed(self) -> list[int]:
-        """Return which should be at their start and are not."""
-        quiet = sorted(self.everything - self.displaced - self.own)
+    def not_at_start(self) -> list[int]:
+        """Return the indices of tensors that should be at their start and are not."""
+        quiet = sorted(self.everything - self.displaced - self.written_by_step)
         found = differing([self.tensors[i] for i in quiet], [self.start[i] for i in quiet])
         return [quiet[i] for i in found]
 
-    def _standing(self, i: int, at: Tensor | None) -> Tensor:
+    def _start_value(self, i: int, at: Tensor | None) -> Tensor:
         tensor, live = self.tensors[i], self.live[i]
         if at is not None:
             at = shard_of(at.detach(), self.parameters[i])
             return at.clone() if _storage(at) in self._storages else at.to(live)
         return live if same_bits(tensor, live) else tensor.detach().clone()
 
-    def _as_opened(self, tensor: Tensor) -> Tensor:
-        """Return a copy of what shares memory with the weights, as it was before they moved."""
-        self.put_back()
+    def _copy_as_opened(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor that shares memory with the weights, as on opening."""
+        self.restore()
         self.displaced = self.everything
         return tensor.detach().clone()
 
     def _fits(self, i: int) -> bool:
-        """Return whether a parameter looks as its alias does."""
+        """Return whether a parameter has the shape, strides and type of its alias."""
         tensor, data = self.tensors[i], self._data[i]
         return (tensor.shape, tensor.stride(), tensor.dtype) == (
             data.shape,
@@ -227,7 +228,7 @@ class Weights:
         )
 
     def _alias(self) -> None:
-        """Look through the parameters at their data, past their version counters."""
+        """Take aliases of the parameters' data: writing to these moves no version counter."""
         self._data = [tensor.data for tensor in self.tensors]
         self._is_dense = [is_dense(tensor) for tensor in self.tensors]
         self._plain = list(compress(self.tensors, self._is_dense))
@@ -236,14 +237,14 @@ class Weights:
         if len(self._kinds) - self._kinds.count(None) < _MANY:
             self._kinds = [None] * len(self._kinds)
         for block in self._blocks.values():
-            block.aim([self._data[i] for i in block.own])
+            block.set_targets([self._data[i] for i in block.indices])
 
     def _moving(self, own: list[int], steps: dict[int, Tensor]) -> list[tuple[_Block, Tensor]]:
         """Return the block of those small tensors that a direction moves, and their flat step."""
         with torch.no_grad():
             flat = torch.cat([steps[i].reshape(-1) for i in own])
         sizes = [steps[i].numel() for i in own]
-        # in one go: asking each tensor would cost more than moving it
+        # all at once: a test of each tensor would cost more than moving it
         moved = np.logical_or.reduceat(flat.cpu().numpy() != 0, np.cumsum([0, *sizes[:-1]]))
         if not moved.all():
             own = [i for i, moves in zip(own, moved, strict=True) if moves]
@@ -259,34 +260,37 @@ class Weights:
 
 
 class _Block:
-    """Small tensors of one type on one device, that are moved together."""
+    """Small tensors of one type and device that are moved together."""
 
-    def __init__(self, own: tuple[int, ...], targets: list[Tensor], start: list[Tensor]) -> None:
-        self.own = own
+    def __init__(
+        self, indices: tuple[int, ...], targets: list[Tensor], start: list[Tensor]
+    ) -> None:
+        self.indices = indices
         self._start = torch.cat([tensor.reshape(-1) for tensor in start])
         self._moved = torch.empty_like(self._start)
         parts = self._moved.split([tensor.numel() for tensor in start])
         self.parts = [part.view(to.shape) for part, to in zip(parts, start, strict=True)]
-        self.aim(targets)
+        self.set_targets(targets)
 
-    def aim(self, targets: list[Tensor]) -> None:
-        """Write to these from now on."""
+    def set_targets(self, targets: list[Tensor]) -> None:
+        """Set the tensors to write to."""
         self._targets = targets
 
-    def put(self, step: Tensor, alpha: float) -> None:
-        """Let the tensors hold `start + alpha * step`."""
+    def move(self, step: Tensor, alpha: float) -> None:
+        """Set the tensors to `start + alpha * step`."""
         torch.add(self._start, step, alpha=alpha, out=self._moved)
         torch._foreach_copy_(self._targets, self.parts)
 
 
 def _moves(step: Tensor) -> bool:
+    """Return whether a step has an entry that is not 0."""
     if not step.numel():
         return False
     plain = type(step) is Tensor and step.is_cpu and step.dtype in _BLOCK_TYPES
     readable = plain and step.layout is torch.strided and not step.is_neg()
-    if readable and step.numpy().item(0):  # most often the first number tells
+    if readable and step.numpy().item(0):  # the first entry is seldom 0
         return True
-    # in pieces: `any` of all would take memory
+    # in pieces, to save memory
     pieces = step.reshape(-1).split(_PIECE) if is_dense(step) else [step]
     return any(bool(piece.any()) for piece in pieces)
 

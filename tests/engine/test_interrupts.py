@@ -104,7 +104,7 @@ def include_interrupted(at):
     snapshot = Snapshot([("", torch.nn.Linear(1, 1))])
     with Interrupt(at) as interrupt, contextlib.suppress(KeyboardInterrupt):
         snapshot.include([("module", module)])
-    snapshot.restore(snapshot.changed(suspect=True))
+    snapshot.restore(snapshot.changed(assume_written=True))
     return interrupt.n, snapshot
 
 

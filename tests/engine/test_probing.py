@@ -283,7 +283,7 @@ def test_what_is_not_looked_into_is_named_when_everything_is_verified():
     module.stream = open(os.devnull)  # noqa: SIM115
     with (
         module.stream,
-        pytest.warns(UserWarning, match=r"does not look into.*stream: an iterator"),
+        pytest.warns(UserWarning, match=r"does not restore.*stream: an iterator"),
         probing(module, module.inputs(), verify="always"),
     ):
         pass

@@ -503,7 +503,7 @@ def test_inference_tensors_go_back_too():
         held.add_(1)
     assert snapshot.changed()
     snapshot.restore(snapshot.changed())
-    snapshot.restore(snapshot.changed(suspect=True))
+    snapshot.restore(snapshot.changed(assume_written=True))
     assert held.tolist() == [0, 0]
 
 
@@ -512,7 +512,7 @@ def test_under_suspicion_nothing_is_joined_to_be_compared(monkeypatch):
     snapshot = Snapshot([("it", held)])
     held[0].data.add_(1)
     monkeypatch.setattr(torch, "cat", None)
-    snapshot.restore(snapshot.changed(suspect=True))
+    snapshot.restore(snapshot.changed(assume_written=True))
     assert [tensor.tolist() for tensor in held] == [[0, 0], [1, 1]]
 
 

@@ -380,7 +380,7 @@ def test_what_has_a_life_of_its_own_keeps_it(name):
     snapshot = Snapshot([("", net)])
     use(foreign)
     assert not snapshot.changed()
-    snapshot.restore(snapshot.changed(suspect=True))
+    snapshot.restore(snapshot.changed(assume_written=True))
     assert net.foreign is foreign
     assert was_used(foreign)
 

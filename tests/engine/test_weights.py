@@ -106,7 +106,7 @@ def test_a_single_bit_that_somebody_else_wrote_is_seen(n, alpha):
     assert weights.written(path, alpha) == {1}
     module.p2.data[0] = -1.0
     assert weights.written(path, alpha) == {1, 2}
-    assert weights.strayed() == ([1, 2] if alpha == 0 else [2])
+    assert weights.not_at_start() == ([1, 2] if alpha == 0 else [2])
 
 
 # --------------------------------------------------------------------------------------- standing
