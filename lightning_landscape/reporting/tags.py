@@ -1,4 +1,4 @@
-"""The one table of tags: what each is called, and what a person reads about it.
+"""The one table of the tags of scalars: what each is called, and what a person reads about it.
 
 Tags are relative: a callback's name and a slash come before them, `landscape/gaussian/area`. In a
 tag `@` is written `-`.
@@ -22,8 +22,6 @@ TAGS = {
     "{family}/ratio": "least slope on the steep side / greatest slope on the flat side, median",
     "{family}/off_minimum": "share of directions along which the loss still falls",
     "{family}/n_directions": "directions it took to know `rate`, with n_directions='auto'",
-    "{family}": "figure: the loss along random directions",
-    "history/{family}": "figure: the median slice over training",
     # the line from the current weights (t = 0) to the average (t = 1)
     "swa/{set}distance": "L2 norm between the current weights and the average",
     "swa/{set}gap": "loss of the average minus loss of the current weights, on the kept batches",
@@ -33,7 +31,6 @@ TAGS = {
     "ends of the grid; above 1 the average is on the flat side; nan where one does not rise",
     "swa/{set}outward_ratio_near": "the same, one distance behind and one beyond",
     "swa/shift": "`minimum` on validation batches minus `minimum` on training batches",
-    "swa/line": "figure: the line from the current weights to the average",
     # GradientBreakdownMonitor. Relative steps are the largest ||dW|| / ||W|| of a layer.
     "{direction}/max": "largest relative change of a layer's gradient over the whole step",
     "{direction}/model": "what deep relative trust says of `max`; a model, not a bound",
@@ -45,8 +42,6 @@ TAGS = {
     "of its own batch",
     "{direction}/learning_rate": "learning rate in use, beside the critical one",
     "{direction}/layer/{layer}": "relative change of this layer's gradient over the whole step",
-    "{direction}": "figure: change of each layer's gradient along the step",
-    "history/{direction}": "figure: change of each layer's gradient over training",
     "step/relative_update": "largest ||dW|| / ||W|| of a layer over the step",
     "step/relative_gradient": "largest ||g|| / ||W|| of a layer",
     "step/weight_gradient_cosine": "cosine between a layer's weights and gradient, farthest from 0",
@@ -56,7 +51,6 @@ TAGS = {
     "like the average's",
     "n_averaged": "sets of weights in the average",
     # all
-    "summary": "text: what was measured, and what it means",
     "seconds": "seconds this probe took",
     "overhead": "share of the fit so far that went into probes",
 }
@@ -95,5 +89,4 @@ def _pattern(template: str) -> re.Pattern[str]:
 _PATTERNS = [
     (_pattern(template), TAGS[template])
     for template in sorted(TAGS, key=lambda template: (template.count("{"), -len(template)))
-    if not TAGS[template].startswith(("figure", "text"))
 ]
