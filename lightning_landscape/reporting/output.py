@@ -74,8 +74,8 @@ class Output:
         trainer: Any,
         name: str,
         step: int,
-        warn_once: WarnOnce | None = None,
-        run_records: RunRecords | None = None,
+        warn_once: WarnOnce,
+        run_records: RunRecords,
         *,
         figures: Literal["all", "tensorboard", "others"] = "all",
     ) -> None:
@@ -83,21 +83,22 @@ class Output:
         self.step = step
         self._figures = figures
         self._trainer = trainer
-        self._warn_once = WarnOnce() if warn_once is None else warn_once
-        self._run_records = RunRecords() if run_records is None else run_records
+        # for figures, texts and files: rank zero alone has some
+        self._loggers: list[Any] = trainer.loggers if trainer.is_global_zero else []
+        self._warn_once = warn_once
+        self._run_records = run_records
 
     @property
     def plots(self) -> bool:
         """Whether anybody would see a figure from this process."""
-        return self._trainer.is_global_zero and bool(self._plotting())
+        return bool(self._plotting())
 
     def _plotting(self) -> list[Any]:
         """Return the loggers that get figures."""
-        loggers = self._trainer.loggers
         if self._figures == "all":
-            return loggers
+            return self._loggers
         wanted = self._figures == "tensorboard"
-        return [one for one in loggers if _is_tensorboard(one) == wanted]
+        return [one for one in self._loggers if _is_tensorboard(one) == wanted]
 
     def tag(self, tag: str) -> str:
         """Return a relative tag with the name before it."""
@@ -140,14 +141,12 @@ class Output:
         for logger in self._plotting():
             with self._forgiving(logger):
                 shown |= _show(logger, tag, figure, self.step)
-        if not shown and not any(map(_is_tensorboard, self._trainer.loggers)):
+        if not shown and not any(map(_is_tensorboard, self._loggers)):
             self._write(f"{tag}-step={self.step}.png", lambda: png(figure))
 
     def text(self, tag: str, markdown: str) -> None:
         """Show Markdown in every logger that has a place for it: TensorBoard's Text tab."""
-        if not self._trainer.is_global_zero:
-            return
-        for logger in self._trainer.loggers:
+        for logger in self._loggers:
             with self._forgiving(logger):
                 experiment: Any = getattr(logger, "experiment", None)
                 if hasattr(experiment, "add_text"):
@@ -169,7 +168,7 @@ class Output:
             name: Which of its kind: a family, a direction, an average.
             data: Its fields, see `reporting.results`.
         """
-        if not self._trainer.is_global_zero or not self._trainer.loggers:
+        if not self._loggers:
             return
         message = (
             "A landscape result could not be recorded: {error}. Training goes on; the tab and the "
@@ -178,7 +177,7 @@ class Output:
         with self._warn_once.guard("record", message):
             record = Record(kind, name, self.step, dict(data), self.name)
             self._run_records.add(record)
-            for logger in self._trainer.loggers:
+            for logger in self._loggers:
                 with self._forgiving(logger):
                     if (writer := board.torch_writer(logger)) is not None:
                         board.write_record(writer, record)
@@ -189,26 +188,20 @@ class Output:
         Nothing is written without a record since the last page, without a logger, and in a fast
         development run.
         """
-        kept, trainer = self._run_records, self._trainer
-        if (
-            kept.is_shown
-            or trainer.fast_dev_run
-            or not (trainer.loggers and trainer.is_global_zero)
-        ):
+        kept = self._run_records
+        if kept.is_shown or self._trainer.fast_dev_run or not self._loggers:
             return
         kept.is_shown = True
-        run = name_of_run(trainer)
+        run = name_of_run(self._trainer)
         content = page({run: kept.all()}, title=f"Loss landscape of {run}")
         self._write("report.html", content.encode)
-        for logger in trainer.loggers:
+        for logger in self._loggers:
             with self._forgiving(logger):
                 _attach(logger, f"{PLUGIN}/report", content)
 
     def _write(self, name: str, content: Callable[[], bytes]) -> None:
-        if not self._trainer.is_global_zero:
-            return
         folder = None
-        for logger in self._trainer.loggers[:1]:
+        for logger in self._loggers[:1]:
             with self._forgiving(logger):
                 folder = folder_of_run(self._trainer)
         if folder is None:
@@ -224,11 +217,10 @@ class Output:
 
     def _lay_out(self, writer: Any | None) -> None:
         """Arrange the charts that there are by now in Custom Scalars, unless the user did."""
-        if writer is None or not self._trainer.is_global_zero:
+        if writer is None or not self._loggers:
             return
-        layout = board.chart_layout(
-            self._trainer.callback_metrics.keys() - self._run_records.unlogged
-        )
+        shown = self._trainer.callback_metrics.keys() - self._run_records.unlogged
+        layout = board.chart_layout(shown)
         if layout and self._warn_once.first(f"{writer.log_dir} {layout}"):
             board.write_layout(writer, layout)
 

@@ -10,6 +10,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from lightning_landscape.reporting.board import chart_layout
 from lightning_landscape.reporting.output import Output, WarnOnce
+from lightning_landscape.reporting.run_records import RunRecords
 
 LAYOUT = "custom_scalars__config__"
 RATE = {"sign/rate": 0.5, "sign/rate_low": 0.2, "sign/rate_high": 0.8}
@@ -23,7 +24,7 @@ def logger(tmp_path):
 def make_output(logger, name="landscape", metrics=None, warn_once=None):
     metrics = {} if metrics is None else metrics
     trainer = SimpleNamespace(loggers=[logger], is_global_zero=True, callback_metrics=metrics)
-    return Output(trainer, name, 3, warn_once)
+    return Output(trainer, name, 3, warn_once or WarnOnce(), RunRecords())
 
 
 def events(logger):

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_landscape.reporting.output import Output, WarnOnce
 from lightning_landscape.reporting.records import Record, read_events
+from lightning_landscape.reporting.run_records import RunRecords
 
 PROBE = records(1)
 
@@ -40,7 +41,9 @@ def make_output(folder, *loggers, name="landscape", step=3, **attributes):
         "is_global_zero": True,
         "callback_metrics": {},
     }
-    return Output(SimpleNamespace(**{**defaults, **attributes}), name, step, WarnOnce())
+    return Output(
+        SimpleNamespace(**{**defaults, **attributes}), name, step, WarnOnce(), RunRecords()
+    )
 
 
 def figure():
