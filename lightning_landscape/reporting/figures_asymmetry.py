@@ -86,13 +86,9 @@ def plot_history(
     values = np.ma.masked_invalid(rises.T.numpy())
     largest = float(np.abs(values).max()) if values.count() else 1.0
     end = 10.0 ** math.ceil(math.log10(largest)) if largest > 0 else 1.0
-    mesh = axes.pcolormesh(
-        cell_borders(steps),
-        cell_borders(alphas.tolist()),
-        values,
-        norm=SymLogNorm(linthresh=end / 100, vmin=-end, vmax=end),
-        cmap="RdBu_r",
-    )
+    x, y = cell_borders(steps), cell_borders(alphas.tolist())
+    norm = SymLogNorm(linthresh=end / 100, vmin=-end, vmax=end)
+    mesh = axes.pcolormesh(x, y, values, norm=norm, cmap="RdBu_r")
     ticks = [-end, -end / 10, -end / 100, 0, end / 100, end / 10, end]
     style.add_scale(figure, axes, mesh, ticks, "rise of the loss")
     axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
@@ -142,7 +138,8 @@ def _plot_family(axes: Axes, slices: Sequence[Slice], colour: str) -> tuple[floa
     paths = [np.column_stack([alphas, rise]) for rise in rises]
     thin = LineCollection(paths, colors=colour, linewidths=0.6, alpha=0.4)
     axes.add_collection(thin, autolim=False)
-    middle, low, high = _quantiles(rises)
+    shares = torch.tensor([0.5, 0.25, 0.75], dtype=torch.float64)
+    middle, low, high = torch.from_numpy(rises).nanquantile(shares, dim=0).numpy()
     axes.plot(alphas, middle, color=colour, linewidth=2, marker=".", label="median direction")
     if len(slices) > 1:
         axes.fill_between(alphas, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -170,13 +167,6 @@ def _rise(line: Slice) -> np.ndarray:
 def _ends(rises: np.ndarray) -> tuple[float, float]:
     known = rises[np.isfinite(rises)]
     return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-
-
-def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    some = np.isfinite(means).any(axis=0)
-    out = np.full((3, means.shape[1]), np.nan)
-    out[:, some] = np.nanquantile(means[:, some], (0.5, 0.25, 0.75), axis=0)
-    return out[0], out[1], out[2]
 
 
 def _batches(line: Slice) -> str:

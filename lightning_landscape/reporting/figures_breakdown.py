@@ -87,13 +87,8 @@ def plot_breakdown_history(
     named = f", every {every}th is named" if every > 1 else ""
     lines = [(f"{len(steps)} probes, {len(layers)} layers{named}; blank: no gradient", style.INK)]
     figure, axes = style.new_figure(f"breakdown along {direction}", lines, left=1.45, right=0.98)
-    mesh = axes.pcolormesh(
-        cell_borders(steps),
-        np.arange(len(layers) + 1) - 0.5,
-        grid,
-        norm=LogNorm(low, high),
-        cmap="magma",
-    )
+    x, y = cell_borders(steps), np.arange(len(layers) + 1) - 0.5
+    mesh = axes.pcolormesh(x, y, grid, norm=LogNorm(low, high), cmap="magma")
     style.add_scale(figure, axes, mesh, _powers(low, high).tolist(), "change")
     axes.set_yticks(range(0, len(layers), every), [_short(name) for name in layers[::every]])
     axes.invert_yaxis()
