@@ -44,7 +44,7 @@ from lightning_landscape.objective import Objective
 from lightning_landscape.ranks import lowest
 from lightning_landscape.reporting.arrays import survey_arrays
 from lightning_landscape.reporting.results import probe_data
-from lightning_landscape.reporting.texts import as_markdown
+from lightning_landscape.reporting.scalars import as_markdown
 
 __all__ = ["AsymmetryMonitor"]
 

@@ -39,7 +39,7 @@ from lightning_landscape.ranks import everybody
 from lightning_landscape.reporting.arrays import breakdown_arrays
 from lightning_landscape.reporting.output import Output
 from lightning_landscape.reporting.results import breakdown_data
-from lightning_landscape.reporting.texts import as_markdown, breakdown_text
+from lightning_landscape.reporting.scalars import as_markdown, breakdown_text
 from lightning_landscape.sharding import reshard, sharded_modules
 
 __all__ = ["GradientBreakdownMonitor"]
