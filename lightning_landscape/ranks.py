@@ -69,14 +69,11 @@ def agree(failure: Exception | None, device: torch.device) -> None:
         Exception: `failure`, on a rank that has failed.
         RuntimeError: On the other ranks.
     """
-    if n_ranks() > 1:
-        failed = torch.tensor(0 if failure is None else 1, device=device)
-        dist.all_reduce(failed)
-        if int(failed):
-            told = gather_objects("" if failure is None else repr(failure))
-            if failure is None:
-                who = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(told) if what)
-                raise RuntimeError(f"the probe failed on {who}")
+    if not everybody(failure is None, device):
+        told = gather_objects("" if failure is None else repr(failure))
+        if failure is None:
+            who = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(told) if what)
+            raise RuntimeError(f"the probe failed on {who}")
     if failure is not None:
         raise failure
 
