@@ -51,14 +51,7 @@ def load_slices(path: str | Path) -> list[Slice]:
         >>> again.label, again.distance, again.mean.tolist()
         ('sign', 2.0, [1.0, 1.0, 1.0])
     """
-    arrays = read_arrays(path)
-    groups = [name.removesuffix("losses") for name in arrays if name.endswith("losses")]
-    if not groups:
-        raise ValueError(
-            "`path` must lead to a file with slices, as AsymmetryMonitor writes. Got "
-            f"{str(path)!r}, which holds {list(arrays)}."
-        )
-    return [line for group in groups for line in unpack_slices(arrays, group)]
+    return _slices(read_arrays(path), path)
 
 
 def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> dict[str, Any]:
@@ -83,8 +76,10 @@ def survey_arrays(surveys: Mapping[str, Survey], line: Sequence[Slice] = ()) -> 
     return arrays
 
 
-def read_surveys(path: str | Path) -> tuple[dict[str, Survey], list[Slice]]:
-    """Return what `survey_arrays` was called on, from the file of a probe.
+def read_surveys(
+    arrays: Mapping[str, np.ndarray], path: str | Path
+) -> tuple[dict[str, Survey], list[Slice]]:
+    """Return what `survey_arrays` was called on, from the arrays in the file of a probe.
 
     A file of version 0.1 does not hold the rate and the unit: the rate is that of its slices, and
     the unit filter norm, the default.
@@ -93,10 +88,10 @@ def read_surveys(path: str | Path) -> tuple[dict[str, Survey], list[Slice]]:
         ValueError: If the file holds no slices.
     """
     by_label: dict[str, list[Slice]] = {}
-    for line in load_slices(path):
+    for line in _slices(arrays, path):
         by_label.setdefault(line.label, []).append(line)
     lines = [line for label in ("swa", "swa, validation") for line in by_label.pop(label, [])]
-    arrays, surveys = read_arrays(path), {}
+    surveys: dict[str, Survey] = {}
     for family, slices in by_label.items():
         if not family.endswith(", validation"):
             values = arrays.get(f"{family}/rate")
@@ -110,25 +105,21 @@ def read_surveys(path: str | Path) -> tuple[dict[str, Survey], list[Slice]]:
     return surveys, lines
 
 
-def read_breakdowns(path: str | Path) -> dict[str, tuple[GradientBreakdown, StepSizes, str]]:
-    """Return what `breakdown_arrays` was called on, by label; empty if the file holds none.
+def read_breakdowns(
+    arrays: Mapping[str, np.ndarray],
+) -> dict[str, tuple[GradientBreakdown, StepSizes, str]]:
+    """Return what `breakdown_arrays` was called on, by label; empty if there is none.
 
     The mode is `""` in files of version 0.1.
     """
-    arrays = {name: array.tolist() for name, array in read_arrays(path).items()}
     labels = [name.removesuffix("/breakdown") for name in arrays if name.endswith("/breakdown")]
     results = {}
     for label in labels:
-        own = {name: arrays[f"{label}/{name}"] for name in _names(GradientBreakdown)}
-        step = {name: arrays[f"{label}/step_{name}"] for name in _names(StepSizes)}
+        own = {name: arrays[f"{label}/{name}"].tolist() for name in _names(GradientBreakdown)}
+        step = {name: arrays[f"{label}/step_{name}"].tolist() for name in _names(StepSizes)}
         mode = str(arrays.get(f"{label}/mode", ""))
         results[label] = GradientBreakdown.from_dict(own), StepSizes.from_dict(step), mode
     return results
-
-
-def is_of_0_1(path: str | Path) -> bool:
-    """Return whether a file is one of version 0.1, which wrote one for each family."""
-    return "losses" in read_arrays(path)
 
 
 def slice_arrays(kind: str, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
@@ -185,6 +176,16 @@ def written_by(writer: str, path: str | Path) -> Iterator[None]:
             f"{path} must be a file that {writer} wrote. It is missing, truncated or something "
             f"else ({type(error).__name__}: {error})."
         ) from error
+
+
+def _slices(arrays: Mapping[str, np.ndarray], path: str | Path) -> list[Slice]:
+    groups = [name.removesuffix("losses") for name in arrays if name.endswith("losses")]
+    if not groups:
+        raise ValueError(
+            "`path` must lead to a file with slices, as AsymmetryMonitor writes. Got "
+            f"{str(path)!r}, which holds {list(arrays)}."
+        )
+    return [line for group in groups for line in unpack_slices(arrays, group)]
 
 
 def unpack_slices(arrays: Mapping[str, np.ndarray], prefix: str) -> list[Slice]:

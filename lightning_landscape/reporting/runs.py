@@ -7,8 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_landscape.reporting.arrays import is_of_0_1, read_breakdowns, read_surveys
-from lightning_landscape.reporting.html import page
+from lightning_landscape.reporting.arrays import read_arrays, read_breakdowns, read_surveys
 from lightning_landscape.reporting.records import Record, read_events
 from lightning_landscape.reporting.results import breakdown_data, probe_data
 
@@ -48,22 +47,13 @@ def read_run(folder: str | Path) -> tuple[list[Record], list[str]]:
     return sorted(records, key=lambda record: record.step), problems
 
 
-def page_of_run(folder: str | Path) -> str:
-    """Return the page of a run, see `read_run`.
-
-    Raises:
-        ValueError: If there is nothing of a monitor.
-    """
-    records, _ = read_run(folder)
-    name = Path(folder).resolve().name
-    return page({name: records}, title=f"Loss landscape of {name}")
-
-
 def _file_records(path: Path, monitor: str, step: int) -> Iterator[Record]:
-    breakdowns = read_breakdowns(path)
+    arrays = read_arrays(path)
+    breakdowns = read_breakdowns(arrays)
     for label, (found, sizes, mode) in breakdowns.items():
         yield Record("breakdown", label, step, breakdown_data(found, sizes, mode=mode), monitor)
     if not breakdowns:
-        monitor = "landscape" if is_of_0_1(path) else monitor  # those are named by family
-        for kind, name, data in probe_data(*read_surveys(path)):
+        # version 0.1 wrote a file for each family, and named it by that
+        monitor = "landscape" if "losses" in arrays else monitor
+        for kind, name, data in probe_data(*read_surveys(arrays, path)):
             yield Record(kind, name, step, data, monitor)

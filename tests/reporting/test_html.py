@@ -10,7 +10,7 @@ from made_up_runs import records, write_run
 
 from lightning_landscape.reporting.html import bundle, frame, page, thinned
 from lightning_landscape.reporting.records import Record
-from lightning_landscape.reporting.runs import page_of_run
+from lightning_landscape.reporting.runs import read_run
 
 RUN = records(3)
 
@@ -82,9 +82,8 @@ def test_without_any_record_there_is_no_page():
 
 
 def test_a_logged_run_becomes_a_page(tmp_path):
-    made = page_of_run(write_run(tmp_path / "cnn", RUN))
-    assert "Loss landscape of cnn" in made
-    assert "step 150" in made
+    read, _ = read_run(write_run(tmp_path / "cnn", RUN))
+    assert page({"cnn": read}).count("step 150") == page({"cnn": RUN}).count("step 150") > 0
 
 
 def test_a_frame_holds_the_whole_page_for_a_notebook():

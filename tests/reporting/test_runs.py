@@ -7,8 +7,9 @@ from made_up_runs import records, write_run
 
 from lightning_landscape import FunctionObjective, survey
 from lightning_landscape.reporting.arrays import npz_content, survey_arrays
+from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.results import family_data
-from lightning_landscape.reporting.runs import page_of_run, read_run
+from lightning_landscape.reporting.runs import read_run
 
 BOWL = FunctionObjective(lambda p: (p["x"] ** 2 + p["x"] ** 3).sum(), {"x": torch.ones(3)})
 
@@ -32,7 +33,7 @@ def test_a_run_without_event_files_is_read_from_its_arrays(tmp_path):
         assert problems == []
         assert [(r.monitor, r.kind, r.step) for r in read] == [("mine", "family", 9)] * 2
         assert read[0].data["unit"] == "relative to the norm of the group"
-    assert "Directions: sign, step 9" in page_of_run(tmp_path)
+    assert "Directions: sign, step 9" in page({"run": read})
 
 
 def test_the_rate_of_more_directions_than_were_kept_comes_back(tmp_path):

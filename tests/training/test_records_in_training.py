@@ -20,8 +20,9 @@ from toys import QUIET
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 from lightning_landscape.reporting import output as output_module
+from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record, read_events
-from lightning_landscape.reporting.runs import page_of_run, read_run
+from lightning_landscape.reporting.runs import read_run
 
 
 class Net(LightningModule):
@@ -112,7 +113,7 @@ def test_a_default_probe_takes_little_with_and_without_pictures(tmp_path):
 
 
 def test_the_run_becomes_a_page(folder):
-    made = page_of_run(folder)
+    made = page({"run": read_run(folder)[0]})
     assert "Directions: uniform@norm" in made
     assert len(made) < 1_000_000
 
