@@ -71,18 +71,14 @@ class AsymmetryRate(Metric):
         self.c = c
         self.confidence = confidence
         self.precision = precision
-        if precision is not None:
-            sequential_design(precision, confidence)
+        self.design = None if precision is None else sequential_design(precision, confidence)
         self.add_state("asymmetric", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
     @property
     def is_precise(self) -> bool:
         """Whether the interval is as narrow as `precision`; never without one."""
-        if self.precision is None:
-            return False
-        design = sequential_design(self.precision, self.confidence)
-        return design.stops(int(self.asymmetric), int(self.total))
+        return bool(self.design and self.design.stops(int(self.asymmetric), int(self.total)))
 
     def update(self, score: AsymmetryScore | None) -> None:
         """Count one direction; None is one that `cannot_count`."""
@@ -95,9 +91,7 @@ class AsymmetryRate(Metric):
         """Return `rate`, `low`, `high` and `n`, float64 scalars; nan, 0, 1 and 0 before any."""
         k, n = int(self.asymmetric), int(self.total)
         rate = k / n if n else math.nan
-        if self.precision is None:
-            low, high = clopper_pearson(k, n, self.confidence)
-        else:
-            low, high = sequential_design(self.precision, self.confidence).interval(k, n)
+        design, confidence = self.design, self.confidence
+        low, high = design.interval(k, n) if design else clopper_pearson(k, n, confidence)
         values = {"rate": rate, "low": low, "high": high, "n": float(n)}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
