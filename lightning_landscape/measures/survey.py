@@ -243,10 +243,6 @@ def _measure(
     n_whole: int | None = None,
 ) -> Survey:
     """Evaluate the first directions whole, or all, and further ones until the rate is precise."""
-
-    def scored(joint: Slice) -> Slice:
-        return split_batches(joint, validation)[0]
-
     ways = iter(directions)
     whole = [evaluate_slice(objective, way, alphas, label=family) for way in islice(ways, n_whole)]
     parts = [split_batches(joint, validation) for joint in whole]
@@ -258,13 +254,13 @@ def _measure(
     centre = whole[0].losses[len(alphas) // 2]
 
     def enough(part: Slice) -> bool:
-        return cannot_count(scored(part), c=rate.c)
+        return cannot_count(split_batches(part, validation)[0], c=rate.c)
 
     for way in ways:
         if rate.is_precise:
             break
         line = evaluate_pairs(objective, way, alphas, centre, enough=enough)
-        rate.update(None if line is None else score_asymmetry(scored(line)))
+        rate.update(line and score_asymmetry(split_batches(line, validation)[0]))
     return Survey(family, slices, validated, scores, _shares(rate, scores))
 
 
