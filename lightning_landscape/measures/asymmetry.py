@@ -19,7 +19,13 @@ from torch import Tensor
 
 from lightning_landscape.measures.notebook import score_html
 from lightning_landscape.measures.quantiles import student
-from lightning_landscape.measures.slices import Slice, grid_index, on_grid, symmetric_grid
+from lightning_landscape.measures.slices import (
+    Slice,
+    grid_index,
+    is_symmetric,
+    on_grid,
+    symmetric_grid,
+)
 
 __all__ = ["AsymmetryScore", "asymmetry_ratio", "is_asymmetric", "score_asymmetry"]
 
@@ -265,20 +271,19 @@ class _Sides:
     def of(cls, alphas: Tensor, loss: Tensor) -> _Sides:
         middle, odd = divmod(len(alphas), 2)
         distance = alphas[middle:]
-        if not odd or middle < 1 or not _close(distance, -alphas[: middle + 1].flip(0)):
+        if not odd or middle < 1 or not is_symmetric(alphas):
             raise ValueError(
                 "`slice` must have a grid symmetric about 0 to compare its two sides. Got "
                 f"{alphas.tolist()}. Use symmetric_grid(radius, n_points)."
             )
-        plus, minus = loss[middle:] - loss[middle], loss[: middle + 1].flip(0) - loss[middle]
-        slope = float((loss[middle + 1] - loss[middle - 1]) / (2 * distance[1]))
-        finite = loss[loss.isfinite()].abs()
-        scale = float(finite.max()) if len(finite) else 0.0
-        # what float64 leaves of an integral that vanishes exactly
-        rounding = 8 * middle * torch.finfo(torch.float64).eps * scale * float(distance[-1])
         if not loss[middle].isfinite():
             nothing = torch.full_like(distance, math.nan)
-            return cls(distance, nothing, nothing, math.nan, rounding)
+            return cls(distance, nothing, nothing, math.nan, math.nan)
+        plus, minus = loss[middle:] - loss[middle], loss[: middle + 1].flip(0) - loss[middle]
+        slope = float((loss[middle + 1] - loss[middle - 1]) / (2 * distance[1]))
+        scale = float(loss[loss.isfinite()].abs().max())
+        # what float64 leaves of an integral that vanishes exactly
+        rounding = 8 * middle * torch.finfo(torch.float64).eps * scale * float(distance[-1])
         return cls(distance, _unbounded(plus), _unbounded(minus), slope, rounding)
 
     def blown(self) -> tuple[bool, bool]:
@@ -388,7 +393,3 @@ def _verdict(
     if n_batches > 1 and abs(area) < student(n_batches - 1) * stderr:
         return "unresolved"
     return "asymmetric" if ratio > 2 else "symmetric"
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-9 * float(a.abs().max()))

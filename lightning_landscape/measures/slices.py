@@ -140,7 +140,6 @@ def evaluate_pairs(
     centre: Tensor,
     *,
     enough: Callable[[Slice], bool],
-    label: str = "",
 ) -> Slice | None:
     """Evaluate `-alpha` and `+alpha` together, from the ends of a slice inwards, until enough.
 
@@ -155,7 +154,6 @@ def evaluate_pairs(
         centre: The losses at 0, the same in every direction: those of a slice, `[n_batches]`.
         enough: Is shown 0 and the pairs so far after each of them, and says whether to stop. Alike
             on all processes, for it sees the batches of all.
-        label: What the direction is, for people.
 
     Returns:
         The whole slice, or None if it was stopped.
@@ -173,24 +171,21 @@ def evaluate_pairs(
         True
     """
     grid = _checked(alphas)
-    middle, radius = len(grid) // 2, grid[-1]
-    if any(abs(low + high) > 1e-9 * radius for low, high in zip(grid, reversed(grid), strict=True)):
+    if not is_symmetric(alphas):
         raise ValueError(
             "`alphas` must be a grid symmetric about 0 to be evaluated in pairs. Got "
             f"{grid}. Use symmetric_grid(radius, n_points)."
         )
-    loss = objective.along(direction)
-    below: list[Tensor] = []
-    above: list[Tensor] = []
-    for i in range(middle):
-        low, high = _gathered(objective, loss, [grid[i], grid[-1 - i]])
-        below, above = [*below, low], [high, *above]
-        known = [*range(i + 1), middle, *range(-1 - i, 0)]
-        part = Slice(alphas[known], torch.stack([*below, centre, *above]))
+    loss, last = objective.along(direction), len(grid) - 1
+    rows = {last // 2: centre}
+    for i in range(last // 2):
+        rows[i], rows[last - i] = _gathered(objective, loss, [grid[i], grid[last - i]])
+        known = sorted(rows)
+        part = Slice(alphas[known], torch.stack([rows[k] for k in known]))
         if len(known) < len(grid) and enough(part):
             return None
-    losses = torch.stack([*below, centre, *above])
-    return _slice(objective, direction, alphas, losses, label)
+    losses = torch.stack([rows[k] for k in range(len(grid))])
+    return _slice(objective, direction, alphas, losses)
 
 
 def split_batches(joint: Slice, validation: Sequence[bool]) -> list[Slice]:
@@ -228,7 +223,7 @@ def _gathered(objective: Objective, loss: LossAlong, alphas: list[float]) -> Ten
 
 
 def _slice(
-    objective: Objective, direction: Params, alphas: Tensor, losses: Tensor, label: str
+    objective: Objective, direction: Params, alphas: Tensor, losses: Tensor, label: str = ""
 ) -> Slice:
     agreement = math.nan
     if joins_two_ends(alphas):
@@ -285,6 +280,11 @@ def line_grid(overhang: float = 2.0, n_points: int = 31) -> Tensor:
     before = torch.linspace(-overhang, 0, outside + 1, dtype=torch.float64)
     between = torch.linspace(0, 1, intervals - 2 * outside + 1, dtype=torch.float64)
     return torch.cat([before[:-1], between, 1 - before[:-1].flip(0)])
+
+
+def is_symmetric(grid: Tensor) -> bool:
+    """Return whether a grid is symmetric about 0, within 1e-9 of its radius."""
+    return bool((grid + grid.flip(0)).abs().max() <= 1e-9 * float(grid[-1]))
 
 
 def on_grid(grid: Tensor, value: float) -> bool:

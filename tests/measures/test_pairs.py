@@ -125,10 +125,8 @@ def test_a_whole_slice_in_pairs_has_the_bits_of_one_in_order(mode):
             sample_direction(objective.params, "gaussian", generator=generator) for _ in range(2)
         )
         centre = evaluate_slice(objective, one, GRID).losses[6]
-        in_order = evaluate_slice(objective, other, GRID, label="x")
-        in_pairs = evaluate_pairs(
-            objective, other, GRID, centre, enough=lambda part: False, label="x"
-        )
+        in_order = evaluate_slice(objective, other, GRID)
+        in_pairs = evaluate_pairs(objective, other, GRID, centre, enough=lambda part: False)
     assert torch.equal(in_pairs.losses, in_order.losses)
     assert in_pairs.to_dict() == in_order.to_dict()
 
