@@ -18,6 +18,7 @@ from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import probing
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
+from lightning_landscape.measures.slices import as_plain
 from lightning_landscape.objective import Objective, mode_of
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
@@ -62,15 +63,8 @@ class Plane:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
-        return {
-            "alphas1": self.alphas1.tolist(),
-            "alphas2": self.alphas2.tolist(),
-            "losses": self.losses.tolist(),
-            "mean": self.mean.tolist(),
-            "mode": self.mode,
-            "distances": list(self.distances),
-            "n_nonfinite": self.n_nonfinite,
-        }
+        names = ("alphas1", "alphas2", "losses", "mean", "mode", "distances", "n_nonfinite")
+        return as_plain(self, names)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Plane:

@@ -24,6 +24,7 @@ from torch import Tensor
 from lightning_landscape.inner_products import inner_products, squared
 from lightning_landscape.measures.gradients import Start, mean_slopes, where_finite
 from lightning_landscape.measures.notebook import breakdown_html
+from lightning_landscape.measures.slices import as_plain
 from lightning_landscape.measures.words_breakdown import describe_breakdown
 from lightning_landscape.objective import Objective, check_direction, gather_losses
 from lightning_landscape.params import Params
@@ -100,7 +101,7 @@ class GradientBreakdown:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return as_plain(self, [field.name for field in fields(self)])
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> GradientBreakdown:
@@ -374,9 +375,3 @@ def _checked_etas(etas: Sequence[float] | Tensor) -> Tensor:
             f"always measured. Got {etas.tolist()}. Use DEFAULT_ETAS['gradient'], or sort yours."
         )
     return etas
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value

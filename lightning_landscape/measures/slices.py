@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import lt
 
@@ -92,15 +92,19 @@ class Slice:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
-        return {
-            "alphas": self.alphas.tolist(),
-            "losses": self.losses.tolist(),
-            "mean": self.mean.tolist(),
-            "distance": self.distance,
-            "mode": self.mode,
-            "label": self.label,
-            "n_nonfinite": self.n_nonfinite,
-        }
+        names = ("alphas", "losses", "mean", "distance", "mode", "label", "n_nonfinite")
+        return as_plain(self, names)
+
+
+def as_plain(result: object, names: Iterable[str]) -> dict[str, object]:
+    """Return attributes of a result by name, tensors and tuples as lists."""
+    return {name: _plain(getattr(result, name)) for name in names}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def evaluate_slice(

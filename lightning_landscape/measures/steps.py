@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.inner_products import inner_products, squared
+from lightning_landscape.measures.slices import as_plain
 from lightning_landscape.params import Params, difference
 from lightning_landscape.sharding import local, sum_over_shards
 
@@ -76,9 +77,7 @@ class StepSizes:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
-        columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
-        successive = {"successive_cosine": self.successive_cosine}
-        return {"names": list(self.names), **columns, **successive}
+        return as_plain(self, ("names", *_COLUMNS, "successive_cosine"))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> StepSizes:
