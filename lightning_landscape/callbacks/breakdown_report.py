@@ -17,10 +17,11 @@ from lightning_landscape.measures.words_breakdown import (
     describe_breakdown,
     describe_critical_rate,
     describe_successive_steps,
+    shown_column,
 )
 from lightning_landscape.reporting.figures_breakdown import plot_breakdown, plot_breakdown_history
 from lightning_landscape.reporting.output import Output
-from lightning_landscape.reporting.scalars import breakdown_scalars, shown_column, step_scalars
+from lightning_landscape.reporting.scalars import breakdown_scalars, step_scalars
 
 _OF_LATE = 20  # probes whose successive cosines are told
 

@@ -22,6 +22,12 @@ def describe_breakdown(found: GradientBreakdown) -> str:
     return " ".join(filter(None, sentences))
 
 
+def shown_column(found: GradientBreakdown) -> int:
+    """Return which eta stands for the whole step: 1 if it was measured, else the last."""
+    whole = (found.etas == 1).nonzero()
+    return int(whole[0]) if len(whole) else len(found.etas) - 1
+
+
 def describe_critical_rate(rate: float, critical: float, *, step: int | None = None) -> str:
     """Compare the learning rate in use with the critical one, and say how little that means.
 
@@ -98,12 +104,6 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "a value that is not finite"
 
 
-def _whole(found: GradientBreakdown) -> int | None:
-    """Return the column of `eta = 1` if it was measured: else the direction itself is no step."""
-    at = (found.etas == 1).nonzero()
-    return int(at[0]) if len(at) else None
-
-
 def _say_descent(found: GradientBreakdown) -> str:
     limit, etas, slope = found.descent_limit, found.etas, where_finite(found.slope, found.loss)
     if math.isnan(limit):
@@ -128,8 +128,8 @@ def _say_descent(found: GradientBreakdown) -> str:
             f"The loss still falls on these batches at eta = {_number(limit)}; at the next step "
             f"measured, {broken}, it or its slope is not finite."
         )
-    whole = _whole(found)
-    if whole is None:
+    whole = shown_column(found)
+    if etas[whole] != 1:  # the direction itself is no step
         return f"Steps along the direction descend on these batches up to eta = {_number(limit)}."
     return (
         f"The whole step (eta = 1) is {_number(1 / max(limit, 1e-300))} times the largest "
@@ -142,8 +142,7 @@ def _say_descent(found: GradientBreakdown) -> str:
 def _say_layers(found: GradientBreakdown) -> str:
     if not found.names:
         return f"No layer has a gradient to compare ({len(found.dead)} moved without one)."
-    whole = _whole(found)
-    column = -1 if whole is None else whole
+    column = shown_column(found)
     breakdown, eta = found.breakdown[:, column], _number(float(found.etas[column]))
     broken = [
         n for n, r in zip(found.names, breakdown.tolist(), strict=True) if not math.isfinite(r)

@@ -11,6 +11,7 @@ from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.steps import StepSizes
 from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.words_breakdown import shown_column
 
 
 def family_scalars(found: Survey) -> dict[str, float]:
@@ -98,12 +99,6 @@ def breakdown_text(found: GradientBreakdown, sizes: StepSizes) -> str:
         else f" The cosine between this step and the one before is {sizes.successive_cosine:.2g}."
     )
     return f"{found.summary()}{successive}\n\n{table}"
-
-
-def shown_column(found: GradientBreakdown) -> int:
-    """Return which eta stands for the whole step: 1 if it was measured, else the last."""
-    whole = (found.etas == 1).nonzero()
-    return int(whole[0]) if len(whole) else len(found.etas) - 1
 
 
 def _largest(values: Sequence[float]) -> float:
