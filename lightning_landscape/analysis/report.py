@@ -26,7 +26,7 @@ from lightning_landscape.reporting.figures_breakdown import plot_breakdown
 from lightning_landscape.reporting.files import write_whole
 from lightning_landscape.reporting.html import frame, page
 from lightning_landscape.reporting.records import Record
-from lightning_landscape.reporting.results import breakdown_data, probe_data
+from lightning_landscape.reporting.results import breakdown_data, line_data, probe_data
 from lightning_landscape.reporting.style import Figure
 
 _VERSION = 1  # of the file; a reader refuses a newer one
@@ -54,6 +54,9 @@ class Line(LineScore):
     def score(self) -> LineScore:
         """The score alone."""
         return LineScore(**{f.name: getattr(self, f.name) for f in fields(LineScore)})
+
+    def _repr_html_(self) -> str:
+        return frame({"line": [Record("line", "line", 0, line_data(*_slices_of(self)))]})
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings."""

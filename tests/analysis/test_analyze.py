@@ -1,5 +1,6 @@
 """`analyze`: the numbers of the monitors, on weights that are not being trained."""
 
+import html
 import math
 
 import numpy as np
@@ -91,6 +92,14 @@ def test_the_line_leads_from_the_weights_to_those_given(net, batches):
         expected = evaluate_slice(objective, direction, line_grid(4.0))
     assert torch.equal(report.line.slice.losses, expected.losses)
     assert report.line.gap == compare_ends(expected).gap
+
+
+def test_a_line_shows_itself_in_a_notebook_with_its_validation_batches(net, batches):
+    toward = {name: p.detach() * 2 for name, p in net.named_parameters()}
+    options = {**FEW, "families": (), "validation": batches}
+    shown = html.unescape(analyze(net, batches, toward=toward, **options).line._repr_html_())
+    assert "Line to the average: line, step 0" in shown
+    assert "validation loss" in shown
 
 
 def test_the_module_is_bit_identical_afterwards(net, batches):
