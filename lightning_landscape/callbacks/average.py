@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from lightning_landscape._lightning import attached_trainer, rank_zero_warn
+from lightning_landscape.engine.batch_norm import batch_norms, estimate_batch_norm, runner
+from lightning_landscape.engine.batches import KeptBatch, clone_batch
+from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.snapshot import put_back
+from lightning_landscape.engine.steps import LossFn, loss_step
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import (
     distribute_like,
@@ -28,11 +33,11 @@ _Update: TypeAlias = Callable[[Any, Any, int], Any]
 
 
 class WeightAverage:
-    """The average of the weights that a module had at some moments.
+    """The average of the weights that a module had at some moments, with batch-norm statistics.
 
     Parameters are averaged in float32 or wider. Each is averaged over the updates it was there
     for: a layer that is added later has the mean of its own values, and one that is gone is
-    forgotten.
+    forgotten. The statistics are estimated for the average on kept batches.
 
     Args:
         average: `"equal"`, the mean of all; `"ema"`, an exponential moving average; `"latest"`, the
@@ -41,9 +46,13 @@ class WeightAverage:
         decay: Weight of the past in an exponential moving average.
         window: How many sets `"latest"` keeps. With their mean it holds one copy more.
         device: Where the average lives; beside the weights if None.
+        who: Whose average it is, for warnings.
+        loss_fn: Runs a batch to estimate statistics on, where `training_step` cannot.
 
     Attributes:
         n_averaged: Number of updates.
+        statistics: Batch-norm statistics, by buffer name.
+        kept: Training batches to estimate them on.
     """
 
     def __init__(
@@ -53,8 +62,15 @@ class WeightAverage:
         decay: float = 0.999,
         window: int = 5,
         device: str | None = None,
+        who: str = "",
+        loss_fn: LossFn | None = None,
     ) -> None:
         self.n_averaged = 0
+        self.statistics: Params = {}
+        self.kept: list[KeptBatch] = []
+        self._estimated_at = 0  # how many sets were averaged then
+        self._who = who
+        self._loss_fn = loss_fn
         self._window = window if average == "latest" else 0
         self._device = device
         self._average: Average = average
@@ -86,50 +102,50 @@ class WeightAverage:
             self._weights = mean._weights
         return self._weights
 
-    def check(self, module: nn.Module, buffers: Params | None = None) -> None:
-        """Compare the average, and buffers that belong to it, with a module.
+    def refresh(
+        self,
+        module: nn.Module,
+        batches: Sequence[KeptBatch] | None = None,
+        *,
+        over_ranks: Callable[[Params], Params] = dict,
+    ) -> None:
+        """Estimate the statistics again, if the average has moved on since.
 
-        Raises:
-            ValueError: If the names or the shapes are others.
+        Args:
+            module: The module.
+            batches: What to estimate them on; by default all that was kept.
+            over_ranks: Returns the mean of what the processes have estimated.
         """
-        live = averaged_parameters(module)
-        known = {**live, **dict(module.named_buffers())}
-        rule = "`module` must have the parameters that were averaged, and no others."
-        hint = f"Is {type(module).__name__} the module that was trained?"
-        expected = {**self.weights, **(buffers or {})}
-        if missing := [name for name in expected if name not in known]:
-            raise ValueError(f"{rule} It lacks {_some(missing)}. {hint}")
-        if further := [name for name in live if name not in expected]:
-            raise ValueError(f"{rule} The average lacks {_some(further)}. {hint}")
-        for name, value in expected.items():
-            shape = known[name].shape
-            if value.shape != shape:
-                raise ValueError(
-                    f"{rule} {name!r} has the shape {tuple(shape)}, in the average it has "
-                    f"{tuple(value.shape)}. {hint}"
-                )
+        if self._estimated_at != self.n_averaged and batch_norms(module):
+            batches = self.kept if batches is None else batches
+            found = estimated(module, batches, at=self.weights, loss_fn=self._loss_fn)
+            self.statistics, self._estimated_at = over_ranks(found), self.n_averaged
 
     @contextmanager
-    def swapped(self, module: nn.Module, buffers: Params | None = None) -> Iterator[None]:
+    def held(self, module: nn.Module, batches: Iterable[Any] | None = None) -> Iterator[None]:
         """Hold the average in a module; put its weights and all of its buffers back.
 
         Args:
-            module: A module that `check` accepts.
-            buffers: Buffers that belong to the average, by name.
+            module: A module with the parameters that were averaged.
+            batches: Batches to estimate statistics on; by default those that were kept.
         """
-        pairs = self._pairs(module, buffers or {})
-        before = {tensor: tensor.detach().clone() for tensor in pairs}
-        with _buffers_kept(module):
-            try:
-                put_back(list(pairs), list(pairs.values()))
-                yield
-            finally:
-                reshard(sharded_modules(module))
-                put_back(list(before), list(before.values()))
+        pairs = self._pairs(module, batches)
+        registered = [(child._buffers, dict(child._buffers)) for child in module.modules()]
+        buffers = [local(t) for _, own in registered for t in own.values() if t is not None]
+        before = {tensor: tensor.detach().clone() for tensor in [*pairs, *buffers]}
+        try:
+            put_back(list(pairs), list(pairs.values()))
+            yield
+        finally:
+            reshard(sharded_modules(module))
+            for registry, own in registered:  # the very tensors, and what they held
+                registry.clear()
+                registry.update(own)
+            put_back(list(before), list(before.values()))
 
-    def apply_to(self, module: nn.Module, buffers: Params | None = None) -> None:
-        """Leave the average in a module that `check` accepts, and buffers that belong to it."""
-        pairs = self._pairs(module, buffers or {})
+    def apply_to(self, module: nn.Module) -> None:
+        """Leave the average in a module, with its statistics."""
+        pairs = self._pairs(module)
         put_back(list(pairs), list(pairs.values()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,14 +154,21 @@ class WeightAverage:
             "n_averaged": self.n_averaged,
             "weights": {name: full(tensor).clone() for name, tensor in self.weights.items()},
             "counts": dict(self._counts),
+            **self.statistics_state(),
         }
         if self._window:
             state["sets"] = [{n: full(t) for n, t in weights.items()} for weights in self._sets]
         return state
 
+    def statistics_state(self) -> dict[str, Any]:
+        """Return the part of the state that belongs to the statistics."""
+        return {"statistics": dict(self.statistics), "statistics_of": self._estimated_at}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; tensors find their device at the next update."""
         weights = dict(state["weights"])
+        self.statistics = dict(state["statistics"])
+        self._estimated_at = state["statistics_of"]
         self.n_averaged = state["n_averaged"]
         counts = dict.fromkeys(weights, state["n_averaged"]) | state.get("counts", {})
         self._counts = {name: int(counts[name]) for name in weights}
@@ -179,9 +202,13 @@ class WeightAverage:
                 ]
                 update(averages, news, count)
 
-    def _pairs(self, module: nn.Module, buffers: Params) -> dict[Tensor, Tensor]:
+    def _pairs(
+        self, module: nn.Module, batches: Iterable[Any] | None = None
+    ) -> dict[Tensor, Tensor]:
         """Return the module's tensors and what the average has for them."""
-        self.check(module, buffers)
+        self._check(module, {})
+        buffers = self._statistics_for(module, batches)
+        self._check(module, buffers)
         reshard(sharded_modules(module))
         live, known = averaged_parameters(module), dict(module.named_buffers())
         with torch.no_grad():
@@ -190,6 +217,51 @@ class WeightAverage:
                 for name, value in self.weights.items()
             }
             return pairs | {known[n]: value.to(known[n]) for n, value in buffers.items()}
+
+    def _check(self, module: nn.Module, buffers: Params) -> None:
+        """Compare the average, and buffers that belong to it, with a module.
+
+        Raises:
+            ValueError: If the names or the shapes are others.
+        """
+        live = averaged_parameters(module)
+        known = {**live, **dict(module.named_buffers())}
+        rule = "`module` must have the parameters that were averaged, and no others."
+        hint = f"Is {type(module).__name__} the module that was trained?"
+        expected = {**self.weights, **buffers}
+        if missing := [name for name in expected if name not in known]:
+            raise ValueError(f"{rule} It lacks {_some(missing)}. {hint}")
+        if further := [name for name in live if name not in expected]:
+            raise ValueError(f"{rule} The average lacks {_some(further)}. {hint}")
+        for name, value in expected.items():
+            shape = known[name].shape
+            if value.shape != shape:
+                raise ValueError(
+                    f"{rule} {name!r} has the shape {tuple(shape)}, in the average it has "
+                    f"{tuple(value.shape)}. {hint}"
+                )
+
+    def _statistics_for(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
+        """Return statistics for a module; with a warning, none if they cannot be estimated."""
+        own = None
+        if batches is not None:
+            own = [KeptBatch(clone_batch(b), i, raw=True) for i, b in enumerate(batches)]
+            if not own:
+                raise ValueError("`batches` must hold at least one batch. Got none.")
+        if not batch_norms(module):
+            return {}
+        try:
+            if own is not None:
+                return estimated(module, own, at=self.weights, loss_fn=self._loss_fn)
+            self.refresh(module)
+            return self.statistics
+        except Exception as error:
+            rank_zero_warn(
+                f"{self._who} handed out its average without batch-norm statistics of its own: "
+                f"{describe_error(error)}. Those in the module are of other weights and wrong for "
+                "it. Use swa.averaged(module, batches), or recalibrate_batch_norm(module, batches)."
+            )
+            return {}
 
 
 def averaged_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -217,19 +289,19 @@ def _wide_copy(tensor: Tensor, device: str | None) -> Tensor:
     return tensor.to(device=device or tensor.device, dtype=dtype, copy=True)
 
 
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put every buffer back: the very tensors, and what they held."""
-    registered = [(child._buffers, dict(child._buffers)) for child in module.modules()]
-    tensors = [local(t) for _, own in registered for t in own.values() if t is not None]
-    contents = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    finally:
-        for registry, own in registered:
-            registry.clear()
-            registry.update(own)
-        put_back(tensors, contents)
+def estimated(
+    module: nn.Module, kept: Sequence[KeptBatch], *, at: Params | None, loss_fn: LossFn | None
+) -> Params:
+    """Return batch-norm statistics on kept batches, by buffer name.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    if not kept:
+        raise ValueError("no training batches were kept to estimate batch-norm statistics on")
+    step = loss_step(module, loss_fn) if loss_fn else runner(module)
+    trainer = attached_trainer(module)
+    return estimate_batch_norm(module, list(kept), at=at, step=step, trainer=trainer)
 
 
 def _some(names: list[str]) -> str:

@@ -25,7 +25,6 @@ from lightning_landscape.callbacks.swa_settings import (
     checked_device,
     checked_start,
 )
-from lightning_landscape.callbacks.swa_statistics import NormedAverage
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.steps import LossFn, check_loss_fn
 from lightning_landscape.measures.line import LineScore
@@ -141,8 +140,14 @@ class SWA(SWAHooks):
 
     def _forget(self) -> None:
         super()._forget()
-        mean = WeightAverage(self.average, decay=self.decay, window=self.window, device=self.device)
-        self.averaging = NormedAverage(self.state_key, mean, self.loss_fn)
+        self.averaging = WeightAverage(
+            self.average,
+            decay=self.decay,
+            window=self.window,
+            device=self.device,
+            who=self.state_key,
+            loss_fn=self.loss_fn,
+        )
         self.line: list[LineScore] = []  # the last one measured, on train and validation batches
         self._line_at = (0, 0)  # how many were averaged then, and the training step
 
@@ -154,7 +159,7 @@ class SWA(SWAHooks):
             RuntimeError: Before anything was averaged.
         """
         self._check_not_empty()
-        return {name: tensor.clone() for name, tensor in self.averaging.mean.weights.items()}
+        return {name: tensor.clone() for name, tensor in self.averaging.weights.items()}
 
     @contextmanager
     def averaged(

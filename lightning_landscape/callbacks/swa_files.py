@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from lightning_landscape.callbacks.average import WeightAverage
-from lightning_landscape.callbacks.swa_statistics import NormedAverage
 from lightning_landscape.reporting.files import write_into
 
 __all__ = ["load_swa_weights"]
@@ -66,7 +65,7 @@ def load_swa_weights(
         raise ValueError(f"{rule}. Got {checkpoint_path}: it has the callbacks {list(states)}.")
     if not state.get("n_averaged") or not state.get("weights"):
         raise ValueError(f"{rule}. Got {checkpoint_path}: its {key} had averaged nothing yet.")
-    average = NormedAverage(key, WeightAverage(), None)
+    average = WeightAverage(who=key)
     try:
         average.load_state_dict({"statistics": {}, "statistics_of": 0, **state})
     except (TypeError, ValueError, AttributeError) as error:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lightning_landscape.callbacks.swa_statistics import estimated
+from lightning_landscape.callbacks.average import estimated
 from lightning_landscape.callbacks.swa_validation import WAITING_BYTES, SecondPass, Validated
 from lightning_landscape.engine.batch_norm import batch_norms
-from lightning_landscape.engine.batches import KeptBatch, keep_batch
+from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.lockstep import Lockstep
 from lightning_landscape.measures.averaging import Better, MetricSplit, split_metric
 
@@ -106,8 +106,8 @@ class SWAGroup:
         # from the start of the epoch in which averaging may begin
         wanted = trainer.current_epoch >= min(member.first_epoch for member in self.members)
         if wanted and place < self._bn_batches and batch_norms(module):
-            others = [kept for i, kept in self._kept.items() if i != place]
-            self._kept[place] = keep_batch(others, batch, index)
+            others = self._kept[:place] + self._kept[place + 1 :]
+            self._kept[place : place + 1] = [keep_batch(others, batch, index)]
 
     def begin(self, trainer: Any, module: nn.Module) -> None:
         """Begin to validate the averages, and the control where it is due."""
@@ -118,11 +118,11 @@ class SWAGroup:
             members = [m for m in self.members if m.validate and m.n_averaged]
             if not members:
                 return
-            self._estimate_stale(module, members, n_kept)
-            worlds = {m.name: (m.averaging.mean.weights, m.averaging.statistics) for m in members}
+            self._refresh(module, members, n_kept)
+            worlds = {m.name: (m.averaging.weights, m.averaging.statistics) for m in members}
             self._has_batch_norm = bool(batch_norms(module))
             if control and self._has_batch_norm:
-                kept, loss_fn = self._first_kept(n_kept), members[0].loss_fn
+                kept, loss_fn = self._kept[:n_kept], members[0].loss_fn
                 found = estimated(module, kept, at=None, loss_fn=loss_fn)
                 worlds[_CONTROL] = ({}, self.lockstep.mean(found))
             self._n_validations += 1
@@ -160,7 +160,7 @@ class SWAGroup:
         if members:
             with self._together():
                 n_kept, *_ = self._agreed(None)
-                self._estimate_stale(module, [m for m in members if m.n_averaged], n_kept)
+                self._refresh(module, [m for m in members if m.n_averaged], n_kept)
                 self.lockstep.agree()
 
     def close(self) -> None:
@@ -203,14 +203,10 @@ class SWAGroup:
         self._began = time.monotonic()
         return n & (n - 1) == 0 or may_be_last(trainer, seconds)
 
-    def _estimate_stale(self, module: nn.Module, members: Sequence[SWAHooks], n_kept: int) -> None:
+    def _refresh(self, module: nn.Module, members: Sequence[SWAHooks], n_kept: int) -> None:
         for member in members:
-            if member.averaging.is_stale(module):
-                found = member.averaging.estimate(module, self._first_kept(n_kept))
-                member.averaging.adopt(self.lockstep.mean(found))
-
-    def _first_kept(self, n: int) -> list[KeptBatch]:
-        return [self._kept[i] for i in sorted(self._kept)[:n]]
+            kept = self._kept[:n_kept]
+            member.averaging.refresh(module, kept, over_ranks=self.lockstep.mean)
 
 
 def _joined(own: Validated, ranks: Sequence[Validated]) -> Validated:

@@ -18,12 +18,12 @@ from lightning_landscape._lightning import (
     rank_zero_warn,
     validation_loader,
 )
+from lightning_landscape.callbacks.average import WeightAverage
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.named import Named
 from lightning_landscape.callbacks.swa_files import save_average, state_key
 from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
 from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolved_start
-from lightning_landscape.callbacks.swa_statistics import NormedAverage
 from lightning_landscape.callbacks.swa_validation import SecondPass
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.guards import describe_error
@@ -81,7 +81,7 @@ class SWAHooks(Named):
     save_at_end: bool
     verbose: bool
     loss_fn: LossFn | None
-    averaging: NormedAverage
+    averaging: WeightAverage
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -106,13 +106,13 @@ class SWAHooks(Named):
     @property
     def n_averaged(self) -> int:
         """How many sets of weights were averaged."""
-        return self.averaging.mean.n_averaged
+        return self.averaging.n_averaged
 
     def update(self, module: nn.Module) -> None:
         """Take the module's present weights into the average."""
         if self._module is None:
             self._module = weakref.ref(module)
-        self.averaging.mean.update(module)
+        self.averaging.update(module)
 
     @abstractmethod
     def apply_to(self, module: nn.Module) -> None:

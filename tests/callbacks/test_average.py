@@ -115,8 +115,10 @@ def test_every_buffer_is_put_back_whatever_is_done_inside():
     module = nn.BatchNorm1d(2)
     average = WeightAverage()
     average.update(module)
+    known = {"statistics": {"running_mean": torch.ones(2)}, "statistics_of": 1}
+    average.load_state_dict(average.state_dict() | known)
     buffer, before = module.running_mean, copy.deepcopy(module.state_dict())
-    with average.swapped(module, {"running_mean": torch.ones(2)}):
+    with average.held(module):
         assert module.running_mean.tolist() == [1, 1]
         module(torch.randn(4, 2))
         module.running_var = torch.zeros(2)

@@ -233,7 +233,7 @@ def test_averaged_holds_the_average_and_puts_everything_back_bit_for_bit():
 def test_the_average_brings_batch_norm_statistics_of_its_own():
     swa = SWA(0, bn_batches=3)
     module, _ = train(swa, max_epochs=3)
-    kept = [batch.data["x"] for batch in swa.averaging.kept.values()]
+    kept = [batch.data["x"] for batch in swa.averaging.kept]
     with swa.averaged(module), torch.no_grad():
         inputs = [module.net[0](x) for x in kept]
         # each batch norm's statistics: the mean over the batches of their means and variances
