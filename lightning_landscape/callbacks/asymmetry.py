@@ -196,13 +196,9 @@ class AsymmetryMonitor(Monitor):
     @property
     def _plan(self) -> ProbePlan:
         """What the next probe evaluates."""
-        return ProbePlan(
-            n_families=len(self._moving),
-            n_points=len(self.alphas),
-            n_directions=self.n_directions,
-            precision=self.precision,
-            n_line=0 if self._average is None else len(LINE),
-        )
+        n_whole, n_most = numbers_of_directions(self.n_directions, precision=self.precision)
+        n_line = 0 if self._average is None else len(LINE)
+        return ProbePlan(len(self._moving), len(self.alphas), n_whole, n_most, n_line)
 
     def forget_batches(self) -> None:
         """Forget the batches of an earlier fit, and what was measured on them."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_landscape.measures.directions import Normalize, sample_direction
-from lightning_landscape.measures.survey import numbers_of_directions
 from lightning_landscape.objective import LossAlong, Objective
 from lightning_landscape.params import Params
 
@@ -91,31 +90,21 @@ class ProbePlan:
     Attributes:
         n_families: Families of directions.
         n_points: Alphas a direction.
-        n_directions: Directions a family, or `"auto"`.
-        precision: With `"auto"`, how well the rate shall be known.
+        n_whole: Directions a family whose slices are always whole.
+        n_most: Directions a family at most.
         n_line: Points of the line to the average; 0 without one.
 
     Example:
-        >>> plan = ProbePlan(n_families=3, n_points=13, n_directions=8, n_line=31)
+        >>> plan = ProbePlan(n_families=3, n_points=13, n_whole=8, n_most=8, n_line=31)
         >>> plan.n_least, plan.directions_within(seconds=10.0, each=0.05)
         (343, 4)
     """
 
     n_families: int
     n_points: int
-    n_directions: int | Literal["auto"] = 8
-    precision: float = 0.1
+    n_whole: int
+    n_most: int
     n_line: int = 0
-
-    @property
-    def n_whole(self) -> int:
-        """Directions a family whose slices are always whole."""
-        return numbers_of_directions(self.n_directions, precision=self.precision)[0]
-
-    @property
-    def n_most(self) -> int:
-        """Directions a family at most."""
-        return numbers_of_directions(self.n_directions, precision=self.precision)[1]
 
     @property
     def n_least(self) -> int:

@@ -144,7 +144,7 @@ def test_the_cost_is_said_as_a_range(caplog):
 )
 def test_a_budget_cuts_the_sampling_off_at_what_it_affords(seconds, n):
     # every evaluation takes a second; 72 for eight whole slices, 8 a direction more
-    plan = ProbePlan(n_families=1, n_points=9, n_directions="auto", precision=0.2)
+    plan = ProbePlan(n_families=1, n_points=9, n_whole=8, n_most=27)
     assert plan.directions_within(seconds, 1.0) == n
 
 

@@ -176,16 +176,19 @@ def test_costs_that_differ_are_said_as_a_range():
 @given(
     families=st.integers(1, 4),
     points=st.sampled_from([5, 9, 13]),
-    directions=st.one_of(st.integers(1, 12), st.just("auto")),
+    whole=st.integers(1, 12),
+    further=st.sampled_from([0, 96]),
     line=st.sampled_from([0, 31]),
     seconds=st.floats(0.0, 2000.0),
 )
-def test_the_directions_that_fit_are_as_many_as_fit(families, points, directions, line, seconds):
-    plan = ProbePlan(families, points, directions, n_line=line)
+def test_the_directions_that_fit_are_as_many_as_fit(
+    families, points, whole, further, line, seconds
+):
+    plan = ProbePlan(families, points, whole, whole + further, line)
 
     def takes(n):
-        whole = min(n, plan.n_whole)
-        return line + families * (whole * points + (n - whole) * (points - 1))
+        first = min(n, whole)
+        return line + families * (first * points + (n - first) * (points - 1))
 
     n = plan.directions_within(seconds, 1.0)
     assert n == 0 or takes(n) <= seconds
@@ -196,7 +199,7 @@ def test_the_directions_that_fit_are_as_many_as_fit(families, points, directions
 
 def test_a_probe_is_foretold_from_one_direction_of_the_first_family():
     # 13 evaluations of .1 s, and .7 s for the weights; the second family moves a seventh of them
-    plan = ProbePlan(n_families=2, n_points=13, n_directions=8, n_line=26)
+    plan = ProbePlan(n_families=2, n_points=13, n_whole=8, n_most=8, n_line=26)
     assert plan.seconds(2.0, 0.1, [70, 10]) == pytest.approx(8 * (2.0 + 1.4) + 2 * 2.0)
 
 
