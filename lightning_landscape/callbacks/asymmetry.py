@@ -36,7 +36,7 @@ from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.asymmetry import scoring_grid
-from lightning_landscape.measures.directions import Normalize, split_family
+from lightning_landscape.measures.directions import Normalize
 from lightning_landscape.measures.line import LINE, evaluate_line
 from lightning_landscape.measures.survey import checked_families, numbers_of_directions, survey
 from lightning_landscape.measures.words_answers import answer_cost
@@ -158,8 +158,6 @@ class AsymmetryMonitor(Monitor):
         self.validation = validation
         with as_configuration():
             self.families = checked_families(families)
-            for family in self.families:
-                split_family(family)
             numbers_of_directions(n_directions, precision=precision)
             self.n_batches = check_whole("n_batches", n_batches)
             self.normalize: Normalize = check_choice("normalize", normalize, get_args(Normalize))

@@ -79,13 +79,14 @@ def families_that_move(families: Sequence[str], module: Any) -> tuple[str, ...]:
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return tuple(families)  # all may thaw later
+    moving = tuple(family for family in families if moves(family, module))
     for family in families:
-        if not moves(family, module):
+        if family not in moving:
             rank_zero_info(
                 f"AsymmetryMonitor: {family!r} is left out, {type(module).__name__} has no "
                 "trainable parameters in that group."
             )
-    return tuple(family for family in families if moves(family, module))
+    return moving
 
 
 def n_weights(objective: Objective, family: str, module: Any) -> int:

@@ -77,7 +77,6 @@ class Monitor(Named):
         self.verbose = verbose
         self.loss_fn = check_loss_fn(loss_fn)
         self.budget = Budget()
-        self._lockstep: Lockstep | None = None  # during a fit
         self._is_probed = False  # no batch was trained on since the last probe
 
     @property
@@ -139,19 +138,10 @@ class Monitor(Named):
             self.forget()
         self.forget_batches()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the module: a copy belongs to no fit."""
-        return {**self.__dict__, "_module": None, "_lockstep": None}
-
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out what cannot work before training begins."""
         self.check(trainer, pl_module)
-        self._lockstep = Lockstep()
-
-    def _leave(self) -> None:
-        if self._lockstep is not None:
-            self._lockstep.close()
-        self._lockstep = None
+        self._shared = Lockstep()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
@@ -254,7 +244,7 @@ class Monitor(Named):
             loss_fn=self.loss_fn,
             mode=self.mode,
             seed=self.seed,
-            lockstep=self._lockstep,
+            lockstep=self._shared,
         )
 
     def run_probe(self, trainer: Any, module: Any, step: int) -> None:

@@ -36,6 +36,11 @@ class Named(BeforeSteps):
         self._module: weakref.ref[Any] | None = None
         self._warn_once = WarnOnce()
         self._run_records = RunRecords()
+        self._shared: Any = None  # what holds the processes together during a fit
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a fit, and cannot be sent to another process."""
+        return {**self.__dict__, "_module": None, "_shared": None}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse a name that another callback has; warn once, and write one page, together.
@@ -91,11 +96,9 @@ class Named(BeforeSteps):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the other processes."""
         super().teardown(trainer, pl_module, stage)
-        self._leave()
-
-    @abstractmethod
-    def _leave(self) -> None:
-        """Give up what is shared with the other processes."""
+        if self._shared is not None:
+            self._shared.close()
+        self._shared = None
 
     def output(self, trainer: Any, step: int, **options: Any) -> Output:
         """Return where the results of one probe go."""

@@ -249,8 +249,8 @@ class SWA(SWAHooks):
         self.line, self._line_at = scores, (self.n_averaged, step)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what cannot be sent to another process."""
-        return {**self.__dict__, "_module": None, "_group": None, "_copied": True}
+        """Remember that it is a copy, which knows no module."""
+        return {**super().__getstate__(), "_copied": True}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to go on as if uninterrupted."""

@@ -86,7 +86,6 @@ class SWAHooks(Named):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._copied = False  # copies and pickles do not know what module they averaged
-        self._group: SWAGroup | None = None
         self._progress = Progress()
 
     def _forget(self) -> None:
@@ -136,7 +135,7 @@ class SWAHooks(Named):
         first = members[0]
         watched = [getattr(callback, "swa", None) for callback in trainer.callbacks]
         progress.is_watched = any(who is self or who == self.name for who in watched)
-        self._group = SWAGroup(members) if first is self else first._group
+        self._shared = SWAGroup(members) if first is self else first._shared
         self.averaging.kept = first.averaging.kept
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -255,17 +254,12 @@ class SWAHooks(Named):
 
     def _lead(self, act: Callable[[SWAGroup], None]) -> None:
         """Act for all SWA callbacks of the Trainer, if this is the first of them."""
-        group = self._group
+        group = self._shared
         if group is not None and group.members[0] is self:
             self._guarded(lambda: act(group))
 
     def _in_second_pass(self, act: Callable[[SecondPass], None]) -> None:
         self._lead(lambda group: group.in_second_pass(act))
-
-    def _leave(self) -> None:
-        if self._group is not None:
-            self._group.close()
-        self._group = None
 
     def _report(self, trainer: Any, group: SWAGroup) -> None:
         if (outcome := group.finish()) is not None:

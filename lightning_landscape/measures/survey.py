@@ -298,11 +298,13 @@ def checked_families(families: Sequence[str]) -> tuple[str, ...]:
     """Return the families, one or more and none of them twice.
 
     Raises:
-        ValueError: If there is none or one is repeated.
+        ValueError: If there is none, or one is repeated or unknown.
     """
     families = (families,) if isinstance(families, str) else tuple(families)
     if not families:
         raise ValueError("`families` must name at least one, such as 'gaussian'. Got none.")
     if len(set(families)) != len(families):
         raise ValueError(f"`families` must not repeat one. Got {list(families)}.")
+    for family in families:
+        split_family(family)
     return families
