@@ -47,7 +47,6 @@ class Progress:
         splits: How the average's metrics differed in the last validation.
         splits_at: How many sets were averaged then, and the training step.
         is_saving: Whether a checkpoint is being written.
-        has_warned: Whether there was a warning of a failure.
     """
 
     first_epoch: int = 0
@@ -60,7 +59,6 @@ class Progress:
     splits: list[MetricSplit] = field(default_factory=list)
     splits_at: tuple[int, int] = (0, 0)
     is_saving: bool = False
-    has_warned: bool = False
 
 
 class SWAHooks(Named):
@@ -295,13 +293,14 @@ class SWAHooks(Named):
         try:
             action()
         except Exception as error:
-            if not self._progress.has_warned:
-                self._progress.has_warned = True
-                rank_zero_warn(
-                    f"{self.state_key} could not run the average: {describe_error(error)}. "
-                    "Your own training and validation go on as without it; further failures are "
-                    "not reported. To do without, use validate=False."
-                )
+            cause = describe_error(error)
+            self._warn_once(
+                f"failure of {self.state_key}",
+                f"{self.state_key} could not run the average: {cause}. Your own training and "
+                "validation go on as without it; further failures, and this one in other "
+                "callbacks, are not reported. To do without, use validate=False.",
+                cause,
+            )
 
     def _end_epoch(self, trainer: Any, module: Any) -> None:
         epoch = trainer.current_epoch

@@ -174,13 +174,14 @@ def test_a_callback_that_always_fails_warns_once(tmp_path):
     assert_whole(tmp_path)
 
 
-def test_monitors_that_fail_of_one_cause_warn_once(tmp_path):
+def test_callbacks_that_fail_of_one_cause_warn_once(tmp_path):
     broken = lambda *_: 1 / 0  # noqa: E731
-    monitors = [
+    callbacks = [
         AsymmetryMonitor(every_n_steps=1, n_directions=1, loss_fn=broken),
         GradientBreakdownMonitor(every_n_steps=1, loss_fn=broken),
+        SWA(0, every_n_steps=1, loss_fn=broken),
     ]
-    found = run(monitors, max_epochs=1, logger=Files(tmp_path))
+    found = run(callbacks, max_epochs=1, logger=Files(tmp_path))
     assert differences(plain(), found.result) == []
     (warned,) = found.warned
     assert "ZeroDivisionError" in warned
