@@ -165,12 +165,17 @@ class WeightAverage:
         return {"statistics": dict(self.statistics), "statistics_of": self._estimated_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; tensors find their device at the next update."""
-        weights = dict(state["weights"])
-        self.statistics = dict(state["statistics"])
-        self._estimated_at = state["statistics_of"]
-        self.n_averaged = state["n_averaged"]
-        counts = dict.fromkeys(weights, state["n_averaged"]) | state.get("counts", {})
+        """Go on from a state; tensors find their device at the next update.
+
+        What an older one lacks starts anew: without weights or their number, everything.
+        """
+        if not state.keys() >= {"n_averaged", "weights"}:
+            state = {}
+        weights = dict(state.get("weights", {}))
+        self.n_averaged = state.get("n_averaged", 0)
+        self.statistics = dict(state.get("statistics", {}))
+        self._estimated_at = state.get("statistics_of", 0)
+        counts = dict.fromkeys(weights, self.n_averaged) | state.get("counts", {})
         self._counts = {name: int(counts[name]) for name in weights}
         self._weights = {name: tensor.clone() for name, tensor in weights.items()}
         if self._window:

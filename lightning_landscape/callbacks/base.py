@@ -12,7 +12,6 @@ from lightning_landscape._lightning import (
     as_configuration,
     logger_step,
     rank_zero_info,
-    rank_zero_warn,
 )
 from lightning_landscape.callbacks.budget import (
     AUTO_SHARE,
@@ -210,23 +209,10 @@ class Monitor(Named):
         page = self.output(trainer, self.n_steps).page
         self.guarded(page, "Writing the page", spends="figures")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on as if uninterrupted."""
-        return {"n_steps": self.n_steps}
-
     def tell(self) -> None:
         """Print the summary at the end of fit, on the first process."""
         if self.verbose:
             rank_zero_info(f"\n{self.summary()}")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; what an older one lacks starts anew, with a warning."""
-        if missing := sorted(self.state_dict().keys() - state_dict.keys()):
-            rank_zero_warn(
-                f"{self.title}: the checkpoint lacks {missing}, as one of an older version may; "
-                "they start anew."
-            )
-        self.n_steps = state_dict.get("n_steps", 0)
 
     def skipped(self, outputs: Any) -> bool:
         """Return whether the step gave no loss for the batch that just ended."""

@@ -6,7 +6,7 @@ import weakref
 from abc import abstractmethod
 from typing import Any
 
-from lightning_landscape._lightning import ConfigurationError
+from lightning_landscape._lightning import ConfigurationError, rank_zero_warn
 from lightning_landscape.callbacks.before_steps import BeforeSteps
 from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
 from lightning_landscape.reporting.output import Output, WarnOnce
@@ -80,6 +80,19 @@ class Named(BeforeSteps):
             trainer: The trainer.
             is_another: Whether that fit was of another module.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on as if uninterrupted."""
+        return {"n_steps": self.n_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; what an older one lacks starts anew, with a warning."""
+        if missing := sorted(self.state_dict().keys() - state_dict.keys()):
+            rank_zero_warn(
+                f"{self.state_key}: the checkpoint lacks {missing}, as one of an older version "
+                "may; they start anew."
+            )
+        self.n_steps = state_dict.get("n_steps", 0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count steps from here."""

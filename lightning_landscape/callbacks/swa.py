@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape._lightning import as_configuration, rank_zero_warn
+from lightning_landscape._lightning import as_configuration
 from lightning_landscape.callbacks.average import Average, WeightAverage
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.swa_hooks import SWAHooks
@@ -254,28 +254,14 @@ class SWA(SWAHooks):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to go on as if uninterrupted."""
-        return {
-            **self.averaging.state_dict(),
-            "n_steps": self.n_steps,
-            "last_epoch": self._progress.last_epoch,
-        }
+        last_epoch = self._progress.last_epoch
+        return {**super().state_dict(), **self.averaging.state_dict(), "last_epoch": last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; tensors find their device at the next update.
-
-        What an older checkpoint lacks is left at its start, with a warning.
-        """
-        fresh = SWA(average=self.average, name=self.name).state_dict()
-        state = {**fresh, **state_dict}
-        if missing := [key for key in fresh if key not in state_dict]:
-            rank_zero_warn(
-                f"The checkpoint lacks {', '.join(missing)} of {self.state_key}: another version "
-                "wrote it. What it lacks begins anew."
-            )
-            if not {"n_averaged", "weights"}.isdisjoint(missing):
-                state = {**fresh, "n_steps": state["n_steps"]}
-        self.averaging.load_state_dict(state)
-        self.n_steps, self._progress.last_epoch = state["n_steps"], state["last_epoch"]
+        """Go on from a checkpoint; tensors find their device at the next update."""
+        super().load_state_dict(state_dict)
+        self.averaging.load_state_dict(state_dict)
+        self._progress.last_epoch = state_dict.get("last_epoch", -1)
         self._progress.n_saved = self.n_averaged
 
     def _check_not_empty(self) -> None:

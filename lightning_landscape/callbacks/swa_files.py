@@ -67,7 +67,7 @@ def load_swa_weights(
         raise ValueError(f"{rule}. Got {checkpoint_path}: its {key} had averaged nothing yet.")
     average = WeightAverage(who=key)
     try:
-        average.load_state_dict({"statistics": {}, "statistics_of": 0, **state})
+        average.load_state_dict(state)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{rule}. Got {checkpoint_path}: its {key} is none of SWA's: {error}"

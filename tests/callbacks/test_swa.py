@@ -311,7 +311,7 @@ def test_a_checkpoint_that_lacks_a_key_is_loaded_with_a_warning(key):
     train(swa)
     state = swa.state_dict()
     del state[key]
-    with pytest.warns(UserWarning, match=rf"lacks {key} of SWA\(name='swa'\)"):
+    with pytest.warns(UserWarning, match=rf"SWA\(name='swa'\): the checkpoint lacks \['{key}'\]"):
         older.load_state_dict(state)
     assert older.n_averaged == (0 if key in ("n_averaged", "weights") else 4)
     train(older, max_epochs=1)  # and goes on
