@@ -133,23 +133,24 @@ class SWAGroup:
 
     def in_second_pass(self, act: Callable[[SecondPass], None]) -> None:
         """Do something in the validation of the averages, if one is under way."""
-        if self._second_pass is not None:
-            with self._passing():
-                act(self._second_pass)
+        second_pass, self._second_pass = self._second_pass, None
+        if second_pass is not None:
+            with self.lockstep.section():
+                act(second_pass)
+            self._second_pass = second_pass  # unless it has failed
 
     def finish(self) -> Outcome | None:
         """Run what still waits and the end of the epoch; None if no average is validated."""
-        second_pass = self._second_pass
+        second_pass, self._second_pass = self._second_pass, None
         if second_pass is None:
             return None
-        with self._passing():
+        with self.lockstep.section():
             live, worlds = second_pass.finish()
             ranks = self.lockstep.gather((live, worlds))
             live = _joined(live, [found for found, _ in ranks])
             worlds = {
                 n: _joined(own, [found[n] for _, found in ranks]) for n, own in worlds.items()
             }
-            self._second_pass = None
             self._largest = max(self._largest, second_pass.largest)
             control = worlds.pop(_CONTROL, None)
             return Outcome(live, worlds, control, self._has_batch_norm)
@@ -174,15 +175,6 @@ class SWAGroup:
         self.lockstep.begin()
         with self.lockstep.section():
             yield
-
-    @contextmanager
-    def _passing(self) -> Iterator[None]:
-        try:
-            with self.lockstep.section():
-                yield
-        except BaseException:
-            self._second_pass = None
-            raise
 
     def _agreed(self, trainer: Any | None) -> tuple[int, int, bool]:
         """Return how many kept batches to use, how many may wait, and whether a control is due."""
