@@ -41,7 +41,12 @@ class BeforeSteps(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the strategy as it was."""
-        _unhook(trainer.strategy)
+        steps = trainer.strategy.__dict__
+        for step in _HOOKS:
+            if isinstance(steps.get(step), _HookedStep):
+                hidden = steps.pop(step).hidden
+                if hidden is not None:
+                    steps[step] = hidden
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Tear down: Lightning does not where training is cut short."""
@@ -119,12 +124,3 @@ def _reporting(iterator: Any, report: Callable[..., None]) -> Any:
     twin = object.__new__(Reporting)
     twin.__dict__ = iterator.__dict__
     return twin
-
-
-def _unhook(strategy: Any) -> None:
-    for step in _HOOKS:
-        hooked = strategy.__dict__.get(step)
-        if isinstance(hooked, _HookedStep):
-            del strategy.__dict__[step]
-            if hooked.hidden is not None:
-                strategy.__dict__[step] = hooked.hidden
