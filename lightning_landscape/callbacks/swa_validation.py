@@ -27,8 +27,8 @@ from lightning_landscape._lightning import (
 )
 from lightning_landscape.callbacks.average import averaged_parameters
 from lightning_landscape.engine.batches import bytes_of, clone_batch
-from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, stepping_aside
-from lightning_landscape.engine.rates import keep_rates
+from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, state_restored
+from lightning_landscape.engine.optimizers import keep_optimizers
 from lightning_landscape.engine.rng import set_rng_states, unchanged_rng
 from lightning_landscape.engine.roots import roots_of
 from lightning_landscape.engine.snapshot import Places, Snapshot, put_back
@@ -107,7 +107,7 @@ class SecondPass:
         self._modules = lightning_modules(module)
         self._takes_index = takes_batch_index(module.validation_step)
         roots = roots_of(module, trainer)
-        self._origin = Snapshot(roots, besides=list(known.values()))  # where worlds part
+        self._origin = Snapshot(roots, hooks_only=list(known.values()))  # where worlds part
         self._places = Places()
         self._live_sums: list[_Sums] = []
         self._has_start_hook = has_hook(module, "on_validation_batch_start")
@@ -218,7 +218,7 @@ class SecondPass:
         live = self._places.read()
         with unchanged_rng() as rng, compiling_nothing(), undone() as undo:
             keep_trainer(self._trainer, undo)
-            keep_rates(self._trainer, undo)
+            keep_optimizers(self._trainer, undo)
             save_unmoved(lambda: self._outside(weights, live, rng), self._trainer, undo)
             try:
                 put_back(self._tensors, world.weights)
@@ -244,7 +244,7 @@ class SecondPass:
         self, weights: list[Tensor], live: list[Any], rng: dict[str, Any]
     ) -> Iterator[None]:
         """Show the live world from inside another: to a signal handler that saves a checkpoint."""
-        with stepping_aside(self._module, self._trainer, self._tensors, self._tensors):
+        with state_restored(self._module, self._trainer, self._tensors, self._tensors):
             put_back(self._tensors, weights)
             self._origin.restore(self._origin.changed())
             self._places.write(live)

@@ -1,4 +1,4 @@
-"""Batch-norm statistics estimated anew: running ones are wrong for other weights."""
+"""Estimate batch-norm statistics anew: the running ones are wrong for other weights."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def recalibrate_batch_norm(
     """Re-estimate a module's batch-norm statistics on some batches, at its present weights.
 
     The running mean and variance of each batch norm become the mean over the batches of the
-    batches' mean and unbiased variance. Nothing else about the module changes: no dropout, no
-    random numbers drawn, no flags left over. Costs one forward pass a batch.
+    batches' mean and unbiased variance. Nothing else changes, neither train/eval flags nor random
+    streams. Costs one forward pass a batch.
 
-    The module runs as in training, without dropout. Batch norms that a training module keeps in
-    eval mode keep their statistics: those are the ones it is trained with.
+    The module runs as in training, without dropout. Batch norms that are in eval mode during
+    training keep their statistics: the module is trained with them.
 
     Args:
         module: A LightningModule, whose `training_step` is run, or any module, which is called with
-            the batch or the first element of it.
+            the batch or its first element.
         batches: Batches as a dataloader yields them.
-        loss_fn: `loss_fn(module, batch)` runs the module on a batch, where neither is the way.
+        loss_fn: `loss_fn(module, batch)` runs the module on a batch instead.
 
     Raises:
         ValueError: If there are no batches.
@@ -75,21 +75,21 @@ def estimate_batch_norm(
     step: Callable[[Any, int], Any],
     trainer: Any | None,
 ) -> dict[str, Tensor]:
-    """Return the batch-norm statistics of a module on some batches; the module is left alone.
+    """Return the batch-norm statistics of a module on some batches; the module does not change.
 
-    The module runs as in training, without dropout: in eval mode its forward pass may be another
-    one. One forward pass a batch.
+    The module runs as in training, without dropout: its forward pass may be another in eval mode.
+    Costs one forward pass a batch.
 
     Args:
-        module: Whose batch norms.
-        batches: What to estimate on.
-        at: Weights to estimate at; the live ones if None.
-        step: What runs the module on a batch.
-        trainer: Whose precision to run in.
+        module: The module.
+        batches: The batches.
+        at: The weights; the module's own if None.
+        step: Runs the module on a batch.
+        trainer: Its trainer, if any, for the precision.
 
     Returns:
-        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`; of batch
-        norms that are in eval mode while the module trains, those they have.
+        The statistics by buffer name, `<layer>.running_mean` and `<layer>.running_var`. Those of
+        batch norms that are in eval mode during training are the present ones.
     """
     norms = batch_norms(module)
     with isolated(module, trainer=trainer, mode="train", at=at) as isolation:
@@ -125,7 +125,7 @@ def estimate_batch_norm(
 
 @contextmanager
 def _as_in_training(module: nn.Module, trainer: Any | None) -> Iterator[None]:
-    """Give the layers the train/eval flags that a validation has taken from them."""
+    """Set the train/eval flags of training, which a validation has replaced."""
     kept = training_flags(trainer)
     wanted = [(child, kept[name]) for name, child in module.named_modules() if name in kept]
     with _flags(wanted):
@@ -134,7 +134,7 @@ def _as_in_training(module: nn.Module, trainer: Any | None) -> Iterator[None]:
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """Put the layers that only drop something in training mode in eval mode."""
+    """Set the layers to eval mode for which it only turns dropout off."""
     with _flags([(child, False) for child in module.modules() if _only_drops(child)]):
         yield
 
@@ -143,7 +143,7 @@ def _only_drops(child: nn.Module) -> bool:
     """Return whether train and eval mode of a layer differ in dropout alone."""
     if isinstance(child, (nn.RNNBase, nn.MultiheadAttention)):
         return True
-    name = type(child).__name__  # those of packages: DropPath, DropBlock, ...
+    name = type(child).__name__  # by name, for other packages: DropPath, DropBlock, ...
     return ("Drop" in name or name == "StochasticDepth") and not any(True for _ in child.children())
 
 
@@ -170,7 +170,7 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 
 @contextmanager
 def estimating(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Let batch norms average the statistics of the batches that pass, each with equal weight."""
+    """Make batch norms average the statistics of batches, each with equal weight."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -184,7 +184,7 @@ def estimating(norms: list[_BatchNorm]) -> Iterator[None]:
 
 
 def runner(module: nn.Module) -> Callable[[Any, int], Any]:
-    """Return what runs a module on a batch: its training step, or else its forward pass."""
+    """Return a function that runs a module on a batch: its training step, or its forward pass."""
     try:
         return user_step(module)
     except ConfigurationError:

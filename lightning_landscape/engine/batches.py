@@ -1,4 +1,4 @@
-"""Private copies of batches: taken while training goes on, used again and again."""
+"""Private copies of batches, made during training and used many times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_landscape._lightning import prepare_batch
 from lightning_landscape.engine.copies import copied, iterators_in, tensors_in
 
-_KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; what is above waits in host memory
+_KEPT_ON_DEVICE = 64 * 2**20  # bytes of batches; further ones are kept in host memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class KeptBatch:
 
     Attributes:
         data: The batch.
-        index: The index it came with.
-        raw: Whether it still has to go through the module's transfer hooks.
+        index: Its `batch_idx`.
+        raw: Whether it must still pass the module's transfer hooks.
         calibrates: Whether batch-norm statistics may be estimated on it.
     """
 
@@ -33,14 +33,16 @@ class KeptBatch:
 
 
 class Batches:
-    """The batches of an objective, brought to the device when they are used."""
+    """The batches of an objective, moved to the device when they are used."""
 
     def __init__(self, batches: list[KeptBatch], device: torch.device) -> None:
         self._batches = batches
         self._device = device
-        # an evaluation takes what an iterator has
-        self._eaten = {id(kept) for kept in batches if any(True for _ in iterators_in(kept.data))}
-        self._stay = device.type == "cpu" and not self._eaten
+        # an evaluation reads an iterator to its end: such batches are copied each time
+        self._read_once = {
+            id(kept) for kept in batches if any(True for _ in iterators_in(kept.data))
+        }
+        self._stay = device.type == "cpu" and not self._read_once
         self._pairs = [(kept.index, kept.data) for kept in batches]
 
     def __len__(self) -> int:
@@ -50,7 +52,7 @@ class Batches:
         return iter(self._pairs) if self._stay else self._each(self._batches)
 
     def calibrating(self) -> Iterator[tuple[int, Any]]:
-        """Hand out those that batch-norm statistics may be estimated on."""
+        """Yield index and data of the batches that batch-norm statistics may be estimated on."""
         return self._each([kept for kept in self._batches if kept.calibrates])
 
     def _each(self, batches: list[KeptBatch]) -> Iterator[tuple[int, Any]]:
@@ -59,7 +61,7 @@ class Batches:
         return ((kept.index, self._ready(kept)) for kept in batches)
 
     def _ready(self, kept: KeptBatch) -> Any:
-        if id(kept) in self._eaten:
+        if id(kept) in self._read_once:
             return copied(kept.data, self._moved)
         away = any(tensor.device != self._device for tensor in tensors_in(kept.data))
         return copied(kept.data, self._moved) if away else kept.data
@@ -69,14 +71,14 @@ class Batches:
 
 
 def clone_batch(batch: Any) -> Any:
-    """Copy a batch so that nothing the copy meets can reach the original, see `copied`."""
+    """Return a private copy of a batch, see `copied`."""
     return copied(batch)
 
 
 def keep_batch(
     kept: list[KeptBatch], batch: Any, index: int, *, calibrates: bool = True
 ) -> KeptBatch:
-    """Return a private copy of a batch, on its device while the kept ones are small in all."""
+    """Return a private copy of a batch; in host memory if the kept ones take much already."""
     with torch.inference_mode(False):
         data = copied(batch)
         if sum(bytes_of(other.data) for other in kept) + bytes_of(data) > _KEPT_ON_DEVICE:
@@ -85,11 +87,11 @@ def keep_batch(
 
 
 def bytes_of(batch: Any) -> int:
-    """Return the bytes that the tensors of a batch take."""
+    """Return the size of a batch's tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
 
 
 def prepared(module: nn.Module, batch: KeptBatch, trainer: Any | None) -> KeptBatch:
-    """Send a raw batch through the module's transfer hooks."""
+    """Return a batch that has passed the module's transfer hooks."""
     data = prepare_batch(module, batch.data, trainer) if batch.raw else batch.data
     return replace(batch, data=data, raw=False)

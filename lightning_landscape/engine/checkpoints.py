@@ -1,4 +1,4 @@
-"""Contexts in which somebody else's work goes on as if no probe were running."""
+"""Keep probes out of compiled code, of checkpoints, and of code that runs in the middle of them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from lightning_landscape.undo import Undo
 
 @contextmanager
 def compiling_nothing() -> Iterator[None]:
-    """Run what training has compiled, where it fits, and all else as it is written.
+    """Run compiled code where it fits, and all else eagerly; compile nothing.
 
-    One graph more can change training: it may take the place of another, and there is a limit to
-    their number, beyond which nothing compiled is run any more.
+    A new graph can change training: it may replace another. Their number has a limit, beyond which
+    torch runs no compiled code.
     """
     with torch.compiler.set_stance("eager_on_recompile"):
         yield
 
 
 @contextmanager
-def stepping_aside(
-    module: nn.Module, trainer: Any | None, tensors: Sequence[Tensor], besides: Sequence[Tensor]
+def state_restored(
+    module: nn.Module, trainer: Any | None, tensors: Sequence[Tensor], hooks_only: Sequence[Tensor]
 ) -> Iterator[None]:
-    """Put a module and the random numbers back at the end as they are now, whatever is done inside.
+    """Restore a module and the random numbers at the end, as they are now.
 
     Args:
         module: The module.
-        trainer: Its trainer, if any; what its steps name of that goes back too.
-        tensors: What holds its weights on this process.
-        besides: Its parameters, whose hooks alone a snapshot looks after.
+        trainer: Its trainer, if any; what the steps name of it is restored too.
+        tensors: The tensors with its weights on this process.
+        hooks_only: Its parameters, of which a snapshot saves only the hooks.
     """
     sharded = sharded_modules(module)
     reshard(sharded)
     weights = [tensor.detach().clone() for tensor in tensors]
-    now = Snapshot(roots_of(module, trainer), besides=list(besides))
+    now = Snapshot(roots_of(module, trainer), hooks_only=list(hooks_only))
     with unchanged_rng():
         try:
             yield
@@ -57,12 +57,12 @@ def save_unmoved(
 ) -> None:
     """Make checkpoints written during a probe contain the unmoved weights.
 
-    A signal handler may save one at any moment.
+    A signal handler may write one at any moment.
 
     Args:
-        as_before: A context in which all is as it was before the probe.
-        trainer: Whose checkpoints, if any.
-        undo: What takes this back.
+        as_before: A context with the state before the probe.
+        trainer: The trainer that writes them, if any.
+        undo: Gets the actions that undo this.
     """
     if trainer is None:
         return

@@ -1,4 +1,4 @@
-"""Whether a module was compiled: it must then run as it was compiled, or training changes."""
+"""Whether a module is compiled: a probe must then run its compiled code, as training does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Return whether the module or one inside is compiled, or a method of theirs."""
+    """Return whether a module, a module inside it, or a method of these is compiled."""
     return bool(getattr(module, "_compiler_ctx", None)) or any(
         hasattr(child, "_orig_mod")
         or getattr(child, "_compiled_call_impl", None) is not None

@@ -1,7 +1,7 @@
 """Read, compare and restore what is not a tensor: containers, arrays, generators, attributes.
 
-Containers are compared by the identity of what they hold, in order, and never by `==`, which a
-user's class may define as it likes or refuse.
+Containers are compared by the identity of what they hold, in order. They are never compared by
+`==`: a user's class may define it in any way, or raise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SKIPPED = frozenset({*REGISTRIES, *HOOKS, *LIGHTNING_ATTRIBUTES})
 
 
 class Kind(NamedTuple):
-    """How the objects of a kind are read, compared with what was read, and restored."""
+    """How objects of a kind are read, compared with saved contents, and restored."""
 
     read: Callable[[Any], Any]
     same: Callable[[Any, Any], bool]
@@ -46,11 +46,11 @@ class Kind(NamedTuple):
 
 @cache
 def kind_of(cls: type) -> Kind | None:
-    """Return how objects of a class are saved as a whole; None if they are not."""
+    """Return the kind of a class; None if its objects are not saved as a whole."""
     return next((kind for types_, kind in _KINDS if issubclass(cls, types_)), None)
 
 
-# Every method is that of the base class: `Counter.update` adds, and a subclass may do anything.
+# Methods are those of the base class: a subclass may change them, as `Counter` does `update`.
 
 
 def _of_dict(base: Any) -> Kind:
@@ -65,7 +65,7 @@ def _of_dict(base: Any) -> Kind:
         if len(saved) != base.__len__(place) or not all(map(is_, base.keys(place), saved)):
             base.clear(place)
         now = dict(base.items(place))
-        for key, value in saved.items():  # not all of them: somebody may be iterating
+        for key, value in saved.items():  # the others stay: a loop over the dict goes on
             if key not in now or now[key] is not value:
                 base.__setitem__(place, key, value)
 
@@ -92,7 +92,7 @@ def _of_deque() -> Kind:
             deque.clear(place)
             deque.extend(place, saved)
         for i, (now, value) in enumerate(zip(list(deque.__iter__(place)), saved, strict=True)):
-            if now is not value:  # else somebody who is iterating goes on
+            if now is not value:  # the others stay: a loop over the deque goes on
                 deque.__setitem__(place, i, value)
 
     return Kind(lambda place: list(deque.__iter__(place)), same, write)
@@ -108,7 +108,7 @@ def _of_set() -> Kind:
             if id(value) not in kept:
                 set.discard(place, value)
         set.update(place, saved)
-        if not all(map(is_, set.__iter__(place), saved)):  # they come in another order
+        if not all(map(is_, set.__iter__(place), saved)):  # the order differs
             set.clear(place)
             set.update(place, saved)
 
@@ -128,7 +128,7 @@ def _of_array() -> Kind:
         return place.shape == saved.shape and _raw(place) == _raw(saved)
 
     def write(place: Any, saved: Any) -> None:
-        if not same(place, saved):  # it may be mapped from a file that is there to be read
+        if not same(place, saved):  # it may be mapped from a read-only file
             if place.shape != saved.shape:
                 place.resize(saved.shape, refcheck=False)
             place.view(np.ndarray)[...] = saved
@@ -137,7 +137,7 @@ def _of_array() -> Kind:
 
 
 def _raw(values: Any) -> bytes:
-    return values.view(np.ndarray).tobytes()  # a masked array would fill in what is masked
+    return values.view(np.ndarray).tobytes()  # a masked array would replace masked values
 
 
 def _state(read: Callable[[Any], Any], write: Callable[[Any, Any], object]) -> Kind:
@@ -145,7 +145,7 @@ def _state(read: Callable[[Any], Any], write: Callable[[Any, Any], object]) -> K
 
 
 def read_cell(cell: types.CellType) -> tuple[Any, ...]:
-    """Return what a cell of a closure holds; nothing if it was not filled yet."""
+    """Return what a cell of a closure holds; an empty tuple if it holds nothing yet."""
     try:
         return (cell.cell_contents,)
     except ValueError:
@@ -179,7 +179,7 @@ def _write_bits(bits: Any, saved: Any) -> None:
 
 
 def _read_seeds(seeds: Any) -> bytes:
-    """Return how a seed sequence stands: `spawn` counts its children."""
+    """Return the state of a seed sequence, whose `spawn` counts its children."""
     return pickle.dumps(seeds.__reduce__()[2]) if type(seeds) is np.random.SeedSequence else b""
 
 
@@ -240,7 +240,7 @@ _KINDS: list[tuple[Any, Kind]] = [
 
 
 def attributes_of(owner: Any) -> dict[str, Any]:
-    """Return the attributes and filled slots of an object that are the user's."""
+    """Return the attributes and filled slots of an object that belong to the user."""
     space = space_of(owner)
     if skipped := _skipped(type(owner)):
         space = {key: value for key, value in space.items() if key not in skipped}
@@ -250,16 +250,16 @@ def attributes_of(owner: Any) -> dict[str, Any]:
 
 @cache
 def _skipped(cls: type) -> frozenset[str]:
-    """Return the names of those attributes that torch, Lightning or Python look after."""
+    """Return the names of attributes that belong to torch, Lightning or Python."""
     if issubclass(cls, nn.Module):
         return SKIPPED
     return frozenset(vars(threading.Thread()) if issubclass(cls, threading.Thread) else ())
 
 
 def set_attribute(owner: Any, key: str, saved: dict[str, Any]) -> None:
-    """Set an attribute or slot to what was saved; delete it if nothing was.
+    """Set an attribute or slot to its saved value; delete it if there is none.
 
-    Past the object's own `__setattr__`: a frozen dataclass would refuse.
+    The object's own `__setattr__` is not called: that of a frozen dataclass would raise.
     """
     slot = _slots(type(owner)).get(key)
     if slot is not None:
@@ -267,7 +267,7 @@ def set_attribute(owner: Any, key: str, saved: dict[str, Any]) -> None:
             slot.__set__(owner, saved[key])
         elif key in _filled(owner, {key: slot}):
             slot.__delete__(owner)
-    elif issubclass(type(owner), type):  # its `__dict__` cannot be written to
+    elif issubclass(type(owner), type):  # its `__dict__` is read-only
         if key in saved:
             setattr(owner, key, saved[key])
         else:
@@ -279,7 +279,7 @@ def set_attribute(owner: Any, key: str, saved: dict[str, Any]) -> None:
 
 
 def differing_keys(now: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that hold another thing than they did."""
+    """Yield the keys whose values are not the same object in both."""
     missing = object()
     for key in {**saved, **now}:
         if now.get(key, missing) is not saved.get(key, missing):
@@ -297,7 +297,7 @@ def has_attributes(cls: type) -> bool:
 
 
 def space_of(owner: Any) -> dict[str, Any]:
-    """Return the `__dict__` of an object, past a property of that name; an empty one without."""
+    """Return the `__dict__` of an object, not a property of that name; {} if it has none."""
     getter = _space_getter(type(owner))
     return {} if getter is None else getter(owner)
 
@@ -315,7 +315,7 @@ def _space_getter(cls: type) -> Callable[[Any], dict[str, Any]] | None:
 
 @cache
 def _slots(cls: type) -> dict[str, Any]:
-    # their descriptors, not what `__slots__` says: private names are written differently there
+    # by descriptors, not by `__slots__`, where private names are not mangled
     return {
         name: value
         for base in reversed(cls.__mro__)
@@ -336,14 +336,14 @@ def _filled(owner: Any, slots: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(place: Any) -> Any:
-    """Return a copy of what a tensor or an object of a known kind holds."""
+    """Return a copy of the contents of a tensor or an object of a known kind."""
     if issubclass(type(place), Tensor):
         return cloned(place)
     return _known(place).read(place)
 
 
 def same_content(place: Any, saved: Any) -> bool:
-    """Return whether an object holds what was read; one that cannot be compared does not."""
+    """Return whether an object has the saved contents; False if it cannot be compared."""
     try:
         return _known(place).same(place, saved)
     except MEMORY:
@@ -353,7 +353,7 @@ def same_content(place: Any, saved: Any) -> bool:
 
 
 def write(place: Any, saved: Any) -> None:
-    """Let an object hold what was read, and remain the object it is."""
+    """Write saved contents into an object, which remains the same object."""
     _known(place).write(place, saved)
 
 

@@ -31,23 +31,22 @@ _MAPPINGS: tuple[Any, ...] = (defaultdict, OrderedDict, dict)
 
 
 def copied(value: Any, tensor: Callable[[Tensor], Tensor] = lambda t: Tensor.clone(t)) -> Any:
-    """Return a deep copy: nothing that is done to it reaches the original.
+    """Return a deep copy: writing to it does not change the original.
 
-    Tensors are copied as they are seen, not with the whole storage they may be a view of; those
-    that overlap in memory overlap in the copy too. Modules are shared, and so is what cannot be
-    copied, such as a lock.
+    A view is copied without the rest of its storage. Tensors that overlap in memory overlap in the
+    copy too. Modules are shared. So are objects that cannot be copied, such as locks.
 
     Args:
         value: A batch.
-        tensor: What makes a new tensor of a detached one: a clone, or one on another device.
+        tensor: Makes a new tensor from a detached one: a clone, or one on another device.
 
     Raises:
-        TypeError: If it holds an iterator that cannot be copied, such as a generator: to read it
-            would be to take its items away from the step.
+        TypeError: If the batch holds an iterator that cannot be copied, such as a generator.
+            Reading it would take its items from the step.
     """
     memo: dict[int, Any] = {}
     found = list({id(t): t for t in tensors_in(value)}.values())
-    memo[id(memo)] = [value, *found]  # alive until the end: the memo goes by their addresses
+    memo[id(memo)] = [value, *found]  # held until the end: ids are keys of the memo
     for overlapping in _overlapping(found):
         memo |= _copied_together(overlapping, tensor)
     for t in found:
@@ -57,7 +56,7 @@ def copied(value: Any, tensor: Callable[[Tensor], Tensor] = lambda t: Tensor.clo
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor inside, none of which is read, without a call of the user's code."""
+    """Yield every tensor inside. Reads none, and calls no code of the user's."""
     return (found for found in _reached(value) if isinstance(found, Tensor))
 
 
@@ -136,7 +135,7 @@ def _copied_by_parts(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copied_whole(base: Any, value: Any, memo: dict[int, Any]) -> Any:
-    """Return a copy of a container that has to be built in one go."""
+    """Return a copy of a container that is built in one call."""
     parts = [_copied(child, memo) for child in base.__iter__(value)]
     try:
         twin = base.__new__(type(value), parts)
@@ -165,12 +164,12 @@ def _rebuilt(value: Any, memo: dict[int, Any]) -> Any:
     """Return a copy as pickle would make one, by the class's own `__reduce__` or `__getstate__`."""
     reduce: Any = copyreg.dispatch_table.get(type(value))
     parts: Any = reduce(value) if reduce else value.__reduce_ex__(4)
-    if isinstance(parts, str):  # the name of something that there is only one of
+    if isinstance(parts, str):  # the name of a global
         return value
     build, arguments, *others = parts
     state, items, pairs = (*others, None, None, None)[:3]
     memo[id(value)] = twin = build(*(_copied(argument, memo) for argument in arguments))
-    if twin is value:  # there is only one of its class
+    if twin is value:  # a singleton
         return value
     if state is not None:
         state = _copied(state, memo)
@@ -237,7 +236,7 @@ def _overlapping(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int, int]:
-    """Return the storage of a tensor, and the bytes of it between which it lies."""
+    """Return the storage of a tensor, and the bytes there at which it starts and stops."""
     start = int(tensor.storage_offset())
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     stop = start + 1 + sum((int(size) - 1) * int(stride) for size, stride in steps)
@@ -245,7 +244,7 @@ def _extent(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def _copied_together(tensors: list[Tensor], make: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
-    """Copy the part of a storage that some tensors share, and view it as each of them does."""
+    """Copy the memory that some tensors share; return the copy of each tensor by its id."""
     extents = [_extent(tensor) for tensor in tensors]
     first, last = min(e[1] for e in extents), max(e[2] for e in extents)
     size = max(tensor.itemsize for tensor in tensors)

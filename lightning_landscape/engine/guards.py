@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-MEMORY = (MemoryError, torch.OutOfMemoryError)  # never a reason to go on with something else
+MEMORY = (
+    MemoryError,
+    torch.OutOfMemoryError,
+)  # never a reason to try another way
 
 _OURS = str(Path(__file__).parent.parent)
 _LIBRARIES = ("site-packages", "dist-packages")
@@ -18,8 +21,8 @@ _STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"
 def describe_error(error: BaseException) -> str:
     """Return the type and text of an exception, and where it was raised.
 
-    The place is the innermost line of the user's own code that it came through; the innermost of
-    all where it came through none.
+    The place is the innermost line of the user's own code in the traceback, else the innermost
+    line of all.
 
     Example:
         >>> describe_error(ValueError("too small"))

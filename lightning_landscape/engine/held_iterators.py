@@ -1,6 +1,6 @@
-"""Iterators that a module holds, such as `iter(loader)`: kept from being read while it is probed.
+"""Iterators that a module holds, such as `iter(loader)`: a probe must not read them.
 
-Nothing sets their position back. What a probe read of one, training would lack.
+Their position cannot be restored: training would lack the items that a probe has read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_PLACES = (  # not files or cursors
+_PLACES = (  # modules of such iterators; not those of files or cursors
     *("builtins", "itertools", "torch.utils.data.dataloader"),
     *("lightning.pytorch.utilities.combined_loader", "pytorch_lightning.utilities.combined_loader"),
 )
@@ -21,13 +21,13 @@ _METHODS = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
 
 
 class Unreadable:
-    """Stands in the place of an iterator, and raises when the thread that made it uses it.
+    """Replaces an iterator, and raises when the thread that made it uses it.
 
-    Other threads, such as one that loads batches ahead, go on with the iterator.
+    Other threads, such as one that loads batches ahead, read the iterator as before.
 
     Args:
         iterator: The iterator.
-        name: What it goes by in the message.
+        name: Its name in the message.
     """
 
     def __init__(self, iterator: Any, name: str) -> None:
@@ -36,7 +36,7 @@ class Unreadable:
         self._thread = threading.get_ident()
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):  # it is being copied
+        if attribute.startswith("__"):  # a copy or a pickle asks for these
             raise AttributeError(attribute)
         return getattr(self._used(), attribute)
 
@@ -54,26 +54,26 @@ class Unreadable:
         return True
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the iterator, for who has kept that."""
+        """Call a method of the iterator; replaces a bound method that was stored."""
         return getattr(self._used(), method)(*args, **kwargs)
 
     def _used(self) -> Any:
         if threading.get_ident() != self._thread:
             return self._iterator
         raise RuntimeError(
-            f"the step reads `{self._name}`, an iterator that the module holds: what a probe took "
-            "of it, training would lack. Pass a `loss_fn` that does without"
+            f"the step reads `{self._name}`, an iterator that the module holds: training would "
+            "lack the items that a probe reads. Pass a `loss_fn` that does not read it"
         )
 
 
 def is_read_once(value: object) -> bool:
-    """Return whether something is an iterator whose position nothing sets back."""
+    """Return whether an object is an iterator whose position cannot be restored."""
     cls = type(value)
     return cls.__module__ in _PLACES and hasattr(cls, "__next__")
 
 
 def without(content: Any, stand_ins: dict[int, Unreadable]) -> Any:
-    """Return what a container holds with iterators replaced; the same object if it has none."""
+    """Return content with its iterators replaced; the same object if it has none."""
     if type(content) is dict:
         now = {key: _replaced(value, stand_ins) for key, value in content.items()}
         return content if all(map(is_, now.values(), content.values())) else now
@@ -87,7 +87,7 @@ def without(content: Any, stand_ins: dict[int, Unreadable]) -> Any:
 
 
 def _replaced(value: Any, stand_ins: dict[int, Unreadable]) -> Any:
-    """Return the stand-in of an iterator, and anew what nobody can write to that holds one."""
+    """Return the stand-in of an iterator, or a new object if an immutable one holds it."""
     cls = type(value)
     if id(value) in stand_ins:
         return stand_ins[id(value)]

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape._lightning import mute, rank_zero_warn
-from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, stepping_aside
+from lightning_landscape.engine.checkpoints import compiling_nothing, save_unmoved, state_restored
 from lightning_landscape.engine.gradients import Gradients
-from lightning_landscape.engine.rates import keep_rates
+from lightning_landscape.engine.optimizers import keep_optimizers
 from lightning_landscape.engine.rng import differing_rng, rng_states, seed_all, set_rng_states
 from lightning_landscape.engine.roots import roots_of
 from lightning_landscape.engine.snapshot import Changes, Snapshot
@@ -138,7 +138,7 @@ class Isolation:
         undo.add(weights.restore)
         undo.add(_flags_of(self._module))
         if self._trainer is not None:
-            keep_rates(self._trainer, undo)
+            keep_optimizers(self._trainer, undo)
         mute(self._module, self._trainer, undo)
         if self._set_mode() or self._at:
             weights.start_at(self._at)
@@ -264,7 +264,7 @@ class Isolation:
         """Restore the state before the probe, inside: for code that runs in the middle of it."""
         weights = self._weights
         tensors, parameters = weights.tensors, weights.parameters
-        with stepping_aside(self._module, self._trainer, tensors, parameters):
+        with state_restored(self._module, self._trainer, tensors, parameters):
             self._restore_all()
             set_rng_states(self._live_rng)
             yield
@@ -275,7 +275,7 @@ class Isolation:
 
     def _snapshot_now(self) -> Snapshot:
         roots = roots_of(self._module, self._trainer)
-        return Snapshot(roots, besides=self._weights.parameters)
+        return Snapshot(roots, hooks_only=self._weights.parameters)
 
     def _restore_all(self, *, assume_written: bool = False) -> None:
         (recover if assume_written else reshard)(self._sharded)

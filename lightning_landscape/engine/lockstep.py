@@ -1,4 +1,4 @@
-"""Do something on all ranks together that may fail on one of them, without leaving any waiting."""
+"""Run on all ranks what may fail on one of them, and leave no other rank waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_landscape.ranks import n_ranks
 
 T = TypeVar("T")
 
-_LONGEST_MESSAGE = 512  # bytes of what a rank tells the others about its failure
+_LONGEST_MESSAGE = 512  # bytes of the message that a failed rank sends
 _COLLECTIVES = (
     "all_gather",
     "all_gather_into_tensor",
@@ -38,24 +38,23 @@ _COLLECTIVES = (
 
 
 class Lockstep:
-    """What all ranks do together and may fail on one of them: then all stop, and none waits.
+    """Work of all ranks that may fail on one of them: then all ranks stop, and none waits.
 
-    Inside a `section` each collective of all ranks, such as one in the user's step, is preceded by
-    an agreement. A rank that fails says so without waiting and goes on with its training; the
-    others hear of it at their next agreement. Agreements have a process group of their own (gloo,
-    in host memory), so that they never pair with a collective of the training. On a single rank
-    nothing is sent.
+    Inside a `section` an agreement precedes each collective of all ranks, such as one in the user's
+    step. A rank that fails announces it without waiting, and goes on with its training. The others
+    raise at their next agreement. Agreements have their own process group (gloo, in host memory),
+    so that they never pair with a collective of the training. On a single rank nothing is sent.
 
-    Make it, open its sections and agree in the same order on all ranks.
+    All ranks must create it, open its sections and agree in the same order.
 
     Args:
-        alone: Whether there is nobody to agree with.
+        alone: Whether to treat this rank as the only one.
     """
 
     def __init__(self, *, alone: bool = False) -> None:
         several = n_ranks() > 1 and not alone
         self._group: Any = dist.new_group(backend="gloo") if several else None
-        self._sent: list[Any] = []  # with the tensors they need until they are received
+        self._sent: list[Any] = []  # pending collectives, each with the tensors it needs
         self._failed = False  # here or elsewhere
         self._inside = False
 
@@ -65,12 +64,12 @@ class Lockstep:
         return self._group is None
 
     def begin(self) -> None:
-        """Begin anew after a failure that all ranks have heard of."""
+        """Forget a failure that all ranks know of."""
         self._failed = False
 
     @contextmanager
     def section(self) -> Iterator[None]:
-        """Do something that may fail on one rank; an exception is told to the others.
+        """Run the body, which may fail on one rank; an exception is announced to the others.
 
         Raises:
             RuntimeError: At a collective, if another rank has failed.
@@ -84,7 +83,7 @@ class Lockstep:
                 yield
         except Exception as error:
             if not self._failed:
-                self._tell(error)
+                self._announce(error)
             raise
         finally:
             self._inside = False
@@ -108,23 +107,23 @@ class Lockstep:
             raise RuntimeError(f"it failed on {told}")
 
     def do(self, action: Callable[[], T]) -> T:
-        """Do something that exchanges nothing; raise on all ranks if it fails on one."""
+        """Call an action without collectives; raise on all ranks if it fails on one."""
         try:
             with self.section():
                 result = action()
         except Exception:
             if not self.alone:
-                self.hear()
+                self.finish_failure()
             raise
         try:
             self.agree()
         except RuntimeError:
-            self.hear()
+            self.finish_failure()
             raise
         return result
 
-    def hear(self) -> None:
-        """Wait until all ranks have heard of a failure that they know of from elsewhere."""
+    def finish_failure(self) -> None:
+        """Complete the announcement of a failure, and forget it; called on all ranks together."""
         if self._group is not None and not self._failed:
             with suppress(RuntimeError):
                 self.agree()
@@ -153,7 +152,7 @@ class Lockstep:
         return {name: part.reshape(like.shape).to(like) for (name, like), part in pairs}
 
     def close(self) -> None:
-        """Take the process group away, unless all of them are gone."""
+        """Destroy the process group, unless distributed training has ended."""
         if self._group is not None and dist.is_initialized():
             dist.destroy_process_group(self._group)
         self._group = None
@@ -162,7 +161,7 @@ class Lockstep:
         if group is None or (group is not self._group and group.size() == n_ranks()):
             self.agree()
 
-    def _tell(self, error: Exception) -> None:
+    def _announce(self, error: Exception) -> None:
         self._failed = True
         flag = torch.ones(1)
         self._sent = [work for work in self._sent if not work[0].is_completed()]
@@ -172,7 +171,7 @@ class Lockstep:
 
 
 class _Messages:
-    """A short text of each rank, on its way to all of them."""
+    """A short text of each rank, sent to all ranks."""
 
     def __init__(self, group: Any, text: str) -> None:
         raw = text.encode()[:_LONGEST_MESSAGE]
@@ -189,7 +188,7 @@ class _Messages:
 
 @contextmanager
 def _preceding_collectives(agree: Callable[[Any], None]) -> Iterator[None]:
-    """Call something with the group before each collective that this thread takes part in."""
+    """Call `agree` with the group before each collective of this thread."""
     thread = threading.get_ident()
 
     def preceded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -185,7 +185,7 @@ class ModuleObjective:
         try:
             agree(self._failure, self._device)
         except Exception:
-            self._lockstep.hear()
+            self._lockstep.finish_failure()
             raise
 
     def _checked_losses(self, path: Path, alpha: float) -> Tensor:

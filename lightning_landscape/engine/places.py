@@ -1,4 +1,4 @@
-"""Attributes, tensors, containers and generators, whose contents can be taken and set."""
+"""Attributes, tensors, containers and generators as places with contents."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lightning_landscape.engine.contents import attributes_of, read, set_attribu
 from lightning_landscape.engine.tensors import put_back
 
 HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-HOOKS_KEY = "the hooks of a tensor"  # in the place of an attribute's name
+HOOKS_KEY = "the hooks of a tensor"  # instead of the name of an attribute
 _MISSING = object()
 
 
 class Places:
-    """Attributes, tensors, containers and generators, whose contents can be taken and set.
+    """Attributes, tensors, containers and generators, whose contents can be read and written.
 
     Args:
-        found: What holds the contents, by its identity and, for an attribute, the name of it.
+        found: The objects, by their id and the name of the attribute, "" for the object itself.
     """
 
     def __init__(self, found: dict[tuple[int, str], Any] | None = None) -> None:
@@ -32,7 +32,7 @@ class Places:
         return [_read(place, key) for (_, key), place in self._found.items()]
 
     def write(self, contents: list[Any]) -> None:
-        """Set the contents to what was read before; places found since are left as they are."""
+        """Write contents that were read before; places added since are left as they are."""
         for ((_, key), place), content in zip(self._found.items(), contents, strict=False):
             _write(place, key, content)
 
@@ -57,6 +57,6 @@ def _write(place: Any, key: str, content: Any) -> None:
 
 
 def set_hooks(tensor: Tensor, saved: list[Any]) -> None:
-    """Let a tensor have the hooks it had."""
+    """Set the hooks of a tensor to saved ones."""
     for name, hooks in zip(HOOKS_OF_TENSORS, saved, strict=True):
         setattr(tensor, name, hooks)

@@ -1,4 +1,4 @@
-"""The global random streams of torch, its accelerators, numpy and python: read and put back."""
+"""Read, seed and restore the global random streams of torch, its accelerators, numpy and python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @contextmanager
 def unchanged_rng() -> Iterator[dict[str, Any]]:
-    """Put every global random stream back at the end as it was at the start, which is yielded."""
+    """Yield the states of all global random streams, and restore them at the end."""
     before = rng_states()
     try:
         yield before
@@ -24,9 +24,9 @@ def unchanged_rng() -> Iterator[dict[str, Any]]:
 
 
 def seed_all(seed: int) -> dict[str, Any]:
-    """Start every global random stream at a seed; return their states."""
+    """Seed every global random stream; return their states."""
     of_torch = seed if seed < 2**64 else seed % 2**64
-    # not `torch.manual_seed`: it would also seed an accelerator that nobody has woken yet
+    # not `torch.manual_seed`: it would also seed an accelerator that is not initialised
     torch.default_generator.manual_seed(of_torch)
     if _cuda_is_up():
         torch.cuda.manual_seed_all(of_torch)
@@ -46,7 +46,7 @@ def rng_states(numpy: Any = None) -> dict[str, Any]:
     """Return the states of all global random streams, by name; numpy's, if given, is not read."""
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        # many times as long to read as the others
+        # by far the slowest to read
         "numpy": np.random.get_state() if numpy is None else numpy,  # noqa: NPY002
         "python": random.getstate(),
     }

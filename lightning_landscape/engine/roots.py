@@ -1,4 +1,4 @@
-"""Where the state begins that a step can write to: its module, and what it names of its trainer."""
+"""The roots of the search for state: a module, and what its code names of its trainer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_landscape")
 
 
 def roots_of(module: nn.Module, trainer: Any | None) -> list[tuple[str, Any]]:
-    """Return the module, and what the code of its steps names of the trainer, with their names.
+    """Return the module, and what the code of its steps names of the trainer, each with a name.
 
-    The data module, data sets and samplers, callbacks and what else somebody keeps on the trainer;
-    the state of the optimizers. What no step names is not looked into: it may be large.
+    These are the data module, data sets and samplers, callbacks, the user's attributes on the
+    trainer, and the state of the optimizers. What no step names is not searched: it may be large.
     """
     roots: list[tuple[str, Any]] = [("", module)]
     if trainer is None:
@@ -39,7 +39,7 @@ def roots_of(module: nn.Module, trainer: Any | None) -> list[tuple[str, Any]]:
 
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what may be looked into of something on a trainer."""
+    """Yield the parts of an object on a trainer that are searched."""
     if issubclass(type(value), DataLoader):
         yield from ((f"{name}.{part}", getattr(value, part)) for part in ("dataset", "sampler"))
         yield f"{name}.batch_sampler", value.batch_sampler
@@ -59,7 +59,7 @@ def _is_of_a_library(value: Any) -> bool:
 
 @cache
 def _names(cls: type) -> frozenset[str]:
-    """Return the names in the code of a class's steps, and in that of what they name in turn."""
+    """Return the names in the code of a class's steps, and of the functions that they name."""
     own = {_package(base) for base in cls.__mro__}.difference(_LIBRARIES, ["torch"])
     waiting: list[Any] = [_member(cls, step) for step in _STEPS]
     names: set[str] = set()

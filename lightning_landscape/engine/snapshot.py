@@ -1,15 +1,15 @@
-"""What a module holds, as it was: to see what an evaluation wrote, and to put it back bit for bit.
+"""The state of a module at one moment: finds what an evaluation wrote, and restores it bit for bit.
 
-Weights are not in here (they move on purpose, see `isolation`). Everything else that a forward pass
-can write to is: buffers, torchmetrics states, plain tensors, arrays, numbers, containers by content
-and identity, generators, the attributes of objects, new keys, hooks on tensors. `walk` says what is
-reached.
+Weights are not part of it: they move on purpose, see `weights`. Everything else that a forward pass
+can write to is part of it: buffers, torchmetrics states, plain tensors, arrays, numbers, containers
+(their contents and identity), generators, attributes of objects, new keys, hooks on tensors. `walk`
+says how far the search goes.
 
-Each thing is compared and put back by itself: one that cannot be compared counts as changed, and
-one that cannot be put back is given up alone, and named.
+Each object is compared and restored by itself. One that cannot be compared counts as changed. One
+that cannot be restored stays as it is, and is named.
 
-One flat list per kind and as few Python objects as possible: a network of a thousand modules is
-compared in milliseconds.
+`SavedState` has one flat list per kind and few Python objects, so that a network of a thousand
+modules is compared in milliseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lightning_landscape.engine.contents import (
 from lightning_landscape.engine.guards import MEMORY, describe_error
 from lightning_landscape.engine.held_iterators import Unreadable, without
 from lightning_landscape.engine.places import HOOKS_KEY, HOOKS_OF_TENSORS, Places, set_hooks
-from lightning_landscape.engine.recorded import Recorded
+from lightning_landscape.engine.saved_state import SavedState
 from lightning_landscape.engine.tensors import (
     copier,
     differing,
@@ -47,7 +47,16 @@ from lightning_landscape.engine.tensors import (
 
 @dataclass
 class Changes:
-    """What differs from a snapshot: indices into its lists, and keys of its namespaces."""
+    """What differs from a snapshot, as indices into its lists.
+
+    Attributes:
+        tensors: Tensors with other contents or another `requires_grad`.
+        values: Containers, arrays, generators and the like with other contents.
+        filled: Containers that were empty.
+        hooks: Tensors with other hooks.
+        classes: Objects of another class.
+        keys: Attributes: the index of the owner, and the name.
+    """
 
     tensors: set[int] = field(default_factory=set)
     values: set[int] = field(default_factory=set)
@@ -60,31 +69,31 @@ class Changes:
         return any(vars(self).values())
 
     def merged(self, other: Changes) -> Changes:
-        """Return what is in either."""
+        """Return the changes that are in one of them."""
         return Changes(*(a | b for a, b in _pairs(self, other)))
 
     def without(self, other: Changes) -> Changes:
-        """Return what the other does not have."""
+        """Return the changes that the other does not have."""
         return Changes(*(a - b for a, b in _pairs(self, other)))
 
 
-class Snapshot(Recorded):
-    """The state reachable from some objects; of the tensors in `besides` their hooks alone.
+class Snapshot(SavedState):
+    """The state reachable from some objects, to be compared and restored.
 
     Args:
-        roots: Modules, or anything else, with the names they go by in messages.
-        besides: Tensors whose contents somebody else looks after.
+        roots: Modules or other objects, each with its name in messages.
+        hooks_only: Tensors of which only the hooks are saved.
 
     Attributes:
-        given_up: What could not be read or put back, by name, and why.
-        outside: What is not looked into, by name, and why.
+        given_up: What could not be read or restored, by name, and why.
+        outside: What is not searched, by name, and why.
     """
 
     def hide_iterators(self) -> None:
-        """Let the iterators raise when they are used, until what changed is restored.
+        """Make the iterators raise when they are used, until the changes are restored.
 
         Raises:
-            RuntimeError: If one is held where nothing can be put in its place.
+            RuntimeError: If one cannot be replaced where it is held.
         """
         stand_ins = {id(iterator): Unreadable(iterator, name) for iterator, name in self.iterators}
         for place, saved in self._values:
@@ -94,23 +103,23 @@ class Snapshot(Recorded):
             content = without(saved, stand_ins)
             for key in differing_keys(content, saved):
                 set_attribute(owner, key, content)
-        for _, name in Snapshot(self._roots, besides=self._besides.values()).iterators:
+        for _, name in Snapshot(self._roots, hooks_only=self._hooks_only.values()).iterators:
             raise RuntimeError(
-                f"the module holds `{name}`, an iterator, where nothing can stand in its place "
-                "while it is probed. Hold it in an attribute, a list or a dict"
+                f"the module holds `{name}`, an iterator, where a probe cannot replace it "
+                "by one that raises. Hold it in an attribute, a list or a dict"
             )
 
     def leaves(self) -> list[Tensor]:
-        """Return the tensors a backward pass would leave gradients in."""
+        """Return the leaf tensors that require gradients."""
         pairs = zip(self._tensors, self._tracked, strict=True)
         return [tensor for tensor, tracked in pairs if tracked and tensor.is_leaf]
 
     def keeps_graph(self) -> bool:
-        """Return whether some tensor is a result that somebody may yet go backward from."""
+        """Return whether a tensor has a graph: training may still go backward through it."""
         return any(tensor.grad_fn is not None for tensor in self._tensors)
 
     def changed(self, *, assume_written: bool = False) -> Changes:
-        """Return everything that was written since: by version counter, identity or content.
+        """Return everything that was written since, by version counter, identity or content.
 
         Args:
             assume_written: Count all tensors on an accelerator as changed: comparing them needs
@@ -152,7 +161,7 @@ class Snapshot(Recorded):
         return changes
 
     def restore(self, changes: Changes) -> None:
-        """Put back what changed, each by itself; what did not is not touched."""
+        """Restore what changed, each by itself; nothing else is written to."""
         for i in changes.classes:
             owner, name = self._namespaces[i][0], self._name("keys", i, "__class__")
             self._attempt(name, object.__setattr__, owner, "__class__", self._classes[i])
@@ -172,7 +181,7 @@ class Snapshot(Recorded):
             self._versions[i] = version_of(self._tensors[i])
 
     def restorer(self, changes: Changes) -> list[Callable[[], None]]:
-        """Return `restore(changes)` as a list of calls, prepared once to be made many times."""
+        """Return `restore(changes)` as a list of functions, prepared for many calls."""
         calls: list[Callable[[], None]] = []
         rest = replace(changes, tensors=set(), keys=set())
         if rest:
@@ -184,7 +193,7 @@ class Snapshot(Recorded):
         return calls
 
     def places(self, changes: Changes) -> Places:
-        """Return where the changes are, to be read and written again and again."""
+        """Return the places of the changes, for repeated reading and writing."""
         found: dict[tuple[int, str], Any] = {}
         for i, key in changes.keys:
             owner = self._namespaces[i][0]
@@ -200,7 +209,7 @@ class Snapshot(Recorded):
         return Places(found)
 
     def describe(self, changes: Changes) -> list[str]:
-        """Return the names of what surely changed, as a person would write them."""
+        """Return the names of what changed; without tensors that cannot be compared."""
         names = [self._name("keys", i, key) for i, key in changes.keys]
         contents = ((i, self._contents[i]) for i in changes.tensors)
         names += [self._name("tensors", i) for i, saved in contents if surely_same(saved, saved)]
@@ -213,13 +222,14 @@ class Snapshot(Recorded):
         return f"{self._names[kind][i]}.{key}".strip(".")
 
     def _attempt(self, name: str, action: Callable[..., object], *arguments: Any) -> None:
-        """Do something, or give up what it was about, and that alone."""
+        """Call an action; if it raises, note the name in `given_up`."""
         try:
             action(*arguments)
         except Exception as error:
             self.given_up[name] = describe_error(error)
 
     def _tensor_restorer(self, indices: list[int]) -> Callable[[], None]:
+        """Return a function that restores some tensors."""
         tensors = [self._tensors[i] for i in indices]
         contents = [self._contents[i] for i in indices]
         tracked = [self._tracked[i] for i in indices]
@@ -232,7 +242,7 @@ class Snapshot(Recorded):
         def rewrite() -> None:
             try:
                 copy()
-            except Exception:  # the others go back all the same
+            except Exception:  # one by one, to restore the others
                 copy_each()
             if [tensor.requires_grad for tensor in tensors] != tracked:
                 for i, tensor, requires_grad in zip(indices, tensors, tracked, strict=True):
@@ -242,24 +252,24 @@ class Snapshot(Recorded):
         return rewrite
 
     def _attribute_restorer(self, keys: set[tuple[int, str]]) -> Callable[[], None]:
-        """Return what sets attributes again, and any other of the same owners.
+        """Return a function that restores attributes, and others of their owners that changed.
 
-        Who keeps a count may also keep a best loss, and write to it elsewhere.
+        An owner that counts its calls may also keep its best loss, and write that at other weights.
         """
         rows = []
         for i, own in groupby(sorted(keys), key=itemgetter(0)):
             owner, saved = self._namespaces[i]
             space = space_of(owner)
-            learned = [key for _, key in own if key in space]
-            known = {key: saved[key] for key in learned if key in saved}
-            size = len(space) - len(learned) + len(known)  # without what was added
+            present = [key for _, key in own if key in space]
+            known = {key: saved[key] for key in present if key in saved}
+            size = len(space) - len(present) + len(known)  # without what was added
             size = -1 if has_slots(type(owner)) else size
             rows.append((i, owner, known, saved, size))
 
         def reset() -> None:
             for i, owner, known, saved, size in rows:
-                space = space_of(owner)  # which may be another by then
-                if type(space) is dict:  # that of a class cannot be written to
+                space = space_of(owner)  # it may be another dict by then
+                if type(space) is dict:  # the `__dict__` of a class is read-only
                     space.update(known)
                 if not _is_as_saved(space, saved, size):
                     for key in list(differing_keys(attributes_of(owner), saved)):
@@ -273,7 +283,7 @@ _MISSING = object()
 
 
 def _is_as_saved(space: dict[str, Any], saved: dict[str, Any], size: int) -> bool:
-    """Return whether a `__dict__` surely holds what it did; quick, and wrong only by saying no."""
+    """Return whether a `__dict__` is as saved: True is certain, False is not."""
     same = map(is_, map(space.get, saved, repeat(_MISSING)), saved.values())
     return len(space) == size and all(same)
 

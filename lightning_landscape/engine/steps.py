@@ -1,4 +1,4 @@
-"""What gives the loss of a batch: the user's `training_step`, or a function in its place."""
+"""The function that returns the loss of a batch: the user's `training_step`, or `loss_fn`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lightning_landscape._lightning import (
     takes_argument,
 )
 
-# it returns a Tensor or a dict[str, Tensor] with "loss"; a LightningCLI would refuse functions that
-# are not annotated to
+# Returns a Tensor, or a dict[str, Tensor] with "loss". LightningCLI refuses functions whose
+# annotations are other or missing, hence `Any`.
 LossFn: TypeAlias = Callable[[nn.Module, Any], Any]
 
 Step: TypeAlias = Callable[[Any, int], Any]
 
 
 def check_loss_fn(loss_fn: LossFn | None) -> LossFn | None:
-    """Return a setting that is a function or nothing.
+    """Return a setting that is a function or None.
 
     Raises:
-        ConfigurationError: If it is something else.
+        ConfigurationError: If it is neither.
     """
     if loss_fn is not None and not callable(loss_fn):
         raise ConfigurationError(
@@ -35,16 +35,16 @@ def check_loss_fn(loss_fn: LossFn | None) -> LossFn | None:
 
 
 def loss_step(module: nn.Module, loss_fn: LossFn | None, *, trainer: Any | None = None) -> Step:
-    """Return what gives the loss of a batch: `loss_fn` if there is one, else `training_step`.
+    """Return the function from a batch and its index to the loss: `loss_fn` or `training_step`.
 
     Args:
         module: The module.
         loss_fn: A function of the module and a batch.
-        trainer: What `self.trainer` is in a step, if the module is not attached to one.
+        trainer: The `self.trainer` of a step, if the module is not attached to one.
 
     Raises:
-        ConfigurationError: If there is neither, see `user_step`, or if the step needs a trainer and
-            has none.
+        ConfigurationError: If there is neither, see `user_step`, or if the step reads its trainer
+            and has none.
     """
     if loss_fn is not None:
         return lambda batch, index: loss_fn(module, batch)
@@ -72,15 +72,15 @@ def _without_trainer(module: Any, step: Step, batch: Any, index: int) -> Any:
 
 _NEEDS_TRAINER = (
     "`trainer` is needed: the `training_step` of {} reads `self.trainer`, and the module is "
-    "attached to none. Pass trainer=Trainer(...), or a `loss_fn` that does without."
+    "attached to none. Pass trainer=Trainer(...), or a `loss_fn` that does not read it."
 )
 
 
 def user_step(module: nn.Module) -> Callable[[Any, int], Any]:
-    """Return `training_step` as a function of the batch and its index, whatever it takes.
+    """Return `training_step` as a function of the batch and its index.
 
     Raises:
-        ConfigurationError: If the module cannot be asked for the loss of a batch.
+        ConfigurationError: If it cannot be called for the loss of a batch.
     """
     step = getattr(module, "training_step", None)
     if step is None or module not in lightning_modules(module):

@@ -1,4 +1,4 @@
-"""Compare tensors bit by bit, and write saved values back into them past their version counters."""
+"""Compare tensors bit by bit, and restore their values without moving version counters."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def differing(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> list[int]:
-    """Return the indices of those tensors that do not hold the same bits as the contents.
+    """Return the indices of tensors that do not hold the bits of the contents.
 
-    A tensor that cannot be compared counts as one that differs.
+    A tensor that cannot be compared counts as different.
     """
     together: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     one_by_one: list[int] = []
@@ -58,7 +58,7 @@ def differing(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> list[int
 
 
 def cloned(tensor: Tensor) -> Tensor:
-    """Return a detached copy, also of a subclass that has a `clone` or `detach` of its own."""
+    """Return a detached copy; a subclass's own `clone` or `detach` is not called."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor.detach().clone()
     with torch._C.DisableTorchFunctionSubclass():
@@ -67,11 +67,11 @@ def cloned(tensor: Tensor) -> Tensor:
 
 
 def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
-    """Copy saved contents into tensors, without their version counters taking notice.
+    """Copy saved contents into tensors without moving their version counters.
 
-    A graph that was kept across batches (truncated backpropagation) would refuse to go backward
-    through a tensor whose counter has moved. Frozen tensors in host memory are only written to
-    where they differ: they may be mapped from a file that is there to be read.
+    A graph that is kept across batches (truncated backpropagation) cannot go backward through a
+    tensor whose counter has moved. A frozen tensor in host memory is written to only if it differs:
+    it may be mapped from a read-only file.
     """
     places: list[Tensor] = []
     written: list[Tensor] = []
@@ -95,7 +95,7 @@ def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
         elif is_dense(tensor):
             places.append(data)
             written.append(content)
-        elif data.layout is torch.strided and 0 in data.stride():  # expanded: many in one place
+        elif data.layout is torch.strided and 0 in data.stride():  # expanded: entries share memory
             one = tuple(slice(None) if stride else slice(1) for stride in data.stride())
             data[one].copy_(content[one])
         else:
@@ -105,7 +105,7 @@ def put_back(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> None:
 
 
 def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[], None]:
-    """Return `put_back(tensors, contents)`, prepared once to be called many times."""
+    """Return `put_back(tensors, contents)` as a function, prepared for many calls."""
     plain: list[tuple[Tensor, Tensor]] = []
     odd: list[tuple[Tensor, Tensor]] = []
     for tensor, content in zip(tensors, contents, strict=True):
@@ -127,7 +127,7 @@ def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[]
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return a tensor without the methods of a subclass; those that wrap others are left alone."""
+    """Return a tensor without the methods of its subclass; a wrapper is returned as it is."""
     if type(tensor) is Tensor or hasattr(type(tensor), "__tensor_flatten__"):
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
@@ -135,7 +135,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor is plain numbers in memory, each in a place of its own."""
+    """Return whether a tensor is plain numbers in memory that do not share a place."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
@@ -146,13 +146,13 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Return whether a tensor is one of `torch.func`, and must not leave the function it is in."""
+    """Return whether a tensor is one of `torch.func`, which must not leave its function."""
     functions: Any = torch._C
     return functions._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def set_tracked(tensor: Tensor, requires_grad: bool) -> None:
-    """Let a tensor require gradients again, or cut it off from the graph that wrote to it."""
+    """Restore `requires_grad`; a tensor that had none is detached from its new graph."""
     if requires_grad:
         tensor.requires_grad_()
     elif not tensor._is_view():
@@ -165,7 +165,7 @@ def version_of(tensor: Tensor) -> int:
 
 
 def surely_same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors hold the same bits; those that cannot be compared do not."""
+    """Return whether two tensors hold the same bits; False if they cannot be compared."""
     try:
         return same_bits(a, b)
     except MEMORY:
@@ -184,7 +184,7 @@ def _same_parts(a: Tensor, b: Tensor) -> bool:
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return the tensors that one is made of, if it is sparse, nested or wraps others."""
+    """Return the tensors inside a sparse, nested or wrapper tensor; [] for another."""
     if hasattr(type(tensor), "__tensor_flatten__"):
         names, _ = cast(Any, tensor).__tensor_flatten__()
         return [getattr(tensor, name) for name in names]

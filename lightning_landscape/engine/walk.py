@@ -1,8 +1,8 @@
-"""What a probe looks into: everything that can be reached from a module, up to stated boundaries.
+"""What a snapshot searches: everything that can be reached from a module, up to stated boundaries.
 
-From object to object by attributes, slots, containers (keys too), closures, defaults, partials and
-bound methods. What lies beyond a boundary is in use by somebody else, or cannot be set back:
-`docs/not-covered.md` lists these with their reasons.
+The search follows attributes, slots, containers (keys too), closures, defaults, partials and bound
+methods. What lies beyond a boundary is in use elsewhere while a probe runs, or cannot be restored.
+`docs/not-covered.md` lists the boundaries with their reasons.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ import torch
 
 from lightning_landscape.engine.contents import has_attributes, kind_of, read_cell
 
-LONGEST = 10_000  # elements: what longer containers hold is not looked into
-MOST_BYTES = 2**30  # of tensors and arrays besides buffers: further ones are not copied
+LONGEST = 10_000  # elements: the contents of longer containers are not searched
+MOST_BYTES = 2**30  # of copies of tensors and arrays, without buffers
 
 ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}
     | {random.SystemRandom, types.ModuleType, types.CodeType, types.FrameType}
     | {torch.dtype, torch.device, torch.Size}
 )
-# with all their subclasses: what they stand for goes on while a probe runs
+# with all their subclasses: they are in use while a probe runs
 _OUTSIDE = {
     "a trainer, a logger or something else that Lightning runs with": (
-        *(f"lightning.pytorch.{room}" for room in ("trainer", "loggers", "strategies", "loops")),
-        *(f"lightning.pytorch.{room}" for room in ("accelerators", "plugins", "profilers")),
-        *(f"lightning.fabric.{room}" for room in ("loggers", "strategies", "accelerators")),
-        *(f"lightning.fabric.{room}" for room in ("plugins", "fabric")),
+        *(f"lightning.pytorch.{part}" for part in ("trainer", "loggers", "strategies", "loops")),
+        *(f"lightning.pytorch.{part}" for part in ("accelerators", "plugins", "profilers")),
+        *(f"lightning.fabric.{part}" for part in ("loggers", "strategies", "accelerators")),
+        *(f"lightning.fabric.{part}" for part in ("plugins", "fabric")),
     ),
     "part of this package": ("lightning_landscape",),
     "a client of a logging service": (
@@ -61,7 +61,7 @@ _OUTSIDE = {
     "a table of pandas: what a step writes into it stays": ("pandas",),
     "a constant": ("enum",),
 }
-# these classes alone: what a user derives from them is the user's
+# without their subclasses: a user's subclass is searched
 _READ_ONLY = {
     "a data set that is only read": (
         *("torchvision.datasets", "torchaudio.datasets", "datasets.arrow_dataset"),
@@ -81,7 +81,7 @@ _TRANSPARENT = (
 
 
 def boundary(value: Any) -> str | None:
-    """Return why an object is not looked into; None if it is."""
+    """Return why an object is not searched; None if it is."""
     cls = type(value)
     if cls is types.FunctionType:
         return _of_name(value.__globals__.get("__name__") or "", _OUTSIDE)
@@ -93,7 +93,7 @@ def boundary(value: Any) -> str | None:
 
 
 def children(value: Any) -> Iterator[Any]:
-    """Yield the objects that one refers to otherwise than by attributes and slots."""
+    """Yield the objects that an object refers to, besides its attributes and slots."""
     cls = type(value)
     if cls is types.FunctionType:  # not its globals
         yield from value.__closure__ or ()
@@ -127,7 +127,7 @@ def _runs(thread: threading.Thread) -> bool:
 
 
 def is_opaque(value: Any) -> bool:
-    """Return whether nothing is known of an object but that it is there."""
+    """Return whether an object shows nothing of what it holds."""
     cls = type(value)
     known = issubclass(cls, (*_TRANSPARENT, types.FunctionType, weakref.ref))
     return not (known or kind_of(cls) or has_attributes(cls) or _is_constant(cls))
@@ -160,7 +160,7 @@ def _of_name(name: str, table: dict[str, tuple[str, ...]]) -> str | None:
 
 
 def is_installed(root: str) -> bool:
-    """Return whether a package is what its name says, not a folder of the user's project."""
+    """Return whether a package is the installed one, not a folder of the user's project."""
     module = sys.modules.get(root)
     file = getattr(module, "__file__", None)
     if file is None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_landscape import probing
 from lightning_landscape._lightning import ConfigurationError
-from lightning_landscape.engine import recorded
+from lightning_landscape.engine import saved_state
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.probing import opened
@@ -304,7 +304,7 @@ class HoldsMuch(Step):
 
 @pytest.mark.parametrize("writes", ["tensor", "array", "few"])
 def test_what_is_too_large_to_be_copied_is_not_written_unseen(writes, monkeypatch):
-    monkeypatch.setattr(recorded, "MOST_BYTES", 20)
+    monkeypatch.setattr(saved_state, "MOST_BYTES", 20)
     module = HoldsMuch()
     module.writes = writes
     before = module.data["array"].copy()
@@ -409,7 +409,7 @@ def test_an_iterator_that_cannot_be_hidden_is_told_of():
     module.draw = lambda it=iter([3, 4]): next(it)  # noqa: B008
     with (
         unchanged(module),
-        pytest.raises(RuntimeError, match="holds `draw`, an iterator, where nothing can stand"),
+        pytest.raises(RuntimeError, match="holds `draw`, an iterator, where a probe cannot"),
         probing(module, module.inputs()),
     ):
         raise AssertionError("this must not be reached")

@@ -519,7 +519,7 @@ def test_under_suspicion_nothing_is_joined_to_be_compared(monkeypatch):
 def test_what_somebody_else_looks_after_is_left_out():
     net = nn.Linear(2, 2)
     net.again = [net.weight]
-    snapshot = Snapshot([("", net)], besides=list(net.parameters()))
+    snapshot = Snapshot([("", net)], hooks_only=list(net.parameters()))
     net.weight.data.add_(1)
     assert not snapshot.changed()
 

@@ -397,7 +397,7 @@ def test_lazy_modules_are_passed_over():
 def test_scripted_modules_hold_their_tensors_in_cpp(make):
     net = nn.Module()
     net.scripted = make(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-    snapshot = Snapshot([("", net)], besides=list(net.parameters()))
+    snapshot = Snapshot([("", net)], hooks_only=list(net.parameters()))
     before = {name: tensor.clone() for name, tensor in net.named_buffers()}
     net.scripted(torch.randn(5, 2))
     told = snapshot.describe(snapshot.changed())

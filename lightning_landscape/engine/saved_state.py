@@ -1,4 +1,4 @@
-"""The records of everything that is reached from some objects: what there is, and what it holds."""
+"""Search everything reachable from some objects, and save what it holds."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from lightning_landscape.sharding import is_freed
 _PLAIN_CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
 
 
-class Recorded:
-    """Flat lists of places and of what they hold, one list per kind.
+class SavedState:
+    """Objects and their saved contents: one flat list per kind.
 
     Args:
-        roots: Modules, or anything else, with the names they go by in messages.
-        besides: Tensors whose contents somebody else looks after; of these the hooks alone.
+        roots: Modules or other objects, each with its name in messages.
+        hooks_only: Tensors of which only the hooks are saved.
 
     Attributes:
-        given_up: What could not be read or put back, by name, and why.
-        outside: What is not looked into, by name, and why.
-        iterators: Those whose position nothing sets back, with their names.
+        given_up: What could not be read or restored, by name, and why.
+        outside: What is not searched, by name, and why.
+        iterators: Iterators whose position cannot be restored, with their names.
         uncopied: Arrays that are too large to be copied.
     """
 
-    def __init__(self, roots: Iterable[tuple[str, Any]], besides: Iterable[Tensor] = ()) -> None:
+    def __init__(self, roots: Iterable[tuple[str, Any]], hooks_only: Iterable[Tensor] = ()) -> None:
         self.given_up: dict[str, str] = {}
         self.outside: dict[str, str] = {}
         self.iterators: list[tuple[Any, str]] = []
@@ -55,19 +55,19 @@ class Recorded:
         self._uncopied_tensors: list[tuple[Tensor, int, str]] = []  # with their versions
         self._buffers: set[int] = set()
         self._bytes = 0
-        self._besides = {id(tensor): tensor for tensor in besides}
-        self._seen: dict[int, Any] = {}  # held, so that no id is used again
+        self._hooks_only = {id(tensor): tensor for tensor in hooks_only}
+        self._seen: dict[int, Any] = {}  # by id; held, so that no id is reused
         self._tensors: list[Tensor] = []
         self._versions: list[int] = []
         self._contents: list[Tensor] = []
         self._tracked: list[bool] = []
         self._values: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []  # containers: most of a module's are, and quickly compared
+        self._empty: list[Any] = []  # containers; most are empty, which is quick to compare
         self._hooked: list[Tensor] = []
         self._hooks: tuple[list[Any], ...] = tuple([] for _ in HOOKS_OF_TENSORS)
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
         self._classes: list[type] = []
-        self._sizes: list[int] = []  # of their __dict__; -1 where there are slots too
+        self._sizes: list[int] = []  # of their `__dict__`; -1 if they have slots
         self._names: dict[str, list[str]] = {
             kind: [] for kind in ("tensors", "values", "filled", "hooks", "keys")
         }
@@ -76,7 +76,7 @@ class Recorded:
         self.include(self._roots)
 
     def include(self, roots: Iterable[tuple[str, Any]]) -> None:
-        """Take in what is reachable from more objects, as they are now."""
+        """Save what is reachable from more objects, as they are now."""
         try:
             with _collector_paused():
                 self._pending.extend((root, name) for name, root in roots)
@@ -86,7 +86,7 @@ class Recorded:
             self._drop_unfinished()
 
     def _drop_unfinished(self) -> None:
-        """Leave out the one that was being recorded when an interrupt came."""
+        """Remove the object that was being saved when an interrupt came."""
         names = self._names
         for lists in (
             (self._tensors, self._versions, self._contents, self._tracked, names["tensors"]),
@@ -142,19 +142,19 @@ class Recorded:
                 pending.append((value, prefix + key))
 
     def _visit_tensor(self, tensor: Tensor, name: str) -> None:
-        if is_lazy(tensor) or is_freed(tensor):  # nothing there
+        if is_lazy(tensor) or is_freed(tensor):  # it has no contents
             return
         space = space_of(tensor)
         self._seen[id(space)] = space
         self._add_value(space, name)
         self._pending.extend((value, name) for value in space.values())
-        if tensor.requires_grad or id(tensor) in self._besides:
+        if tensor.requires_grad or id(tensor) in self._hooks_only:
             self._hooked.append(tensor)
             self._names["hooks"].append(f"the hooks of {name}")
             for key, hooks in zip(HOOKS_OF_TENSORS, self._hooks, strict=True):
                 hooks.append(getattr(tensor, key))
                 self._pending.append((hooks[-1], f"the hooks of {name}"))
-        if id(tensor) in self._besides:
+        if id(tensor) in self._hooks_only:
             return
         if id(tensor) not in self._buffers and not self._fits(tensor, name):
             self._uncopied_tensors.append((tensor, version_of(tensor), name))
@@ -173,7 +173,7 @@ class Recorded:
         self._names["tensors"].append(name)
 
     def _visit_value(self, value: Any, name: str) -> None:
-        """Record a container, an array, a generator or the like, and what it holds."""
+        """Save a container, an array, a generator or the like, and visit what it holds."""
         if reason := boundary(value) if type(value) is dict else None:
             self.outside[name] = reason
             return
@@ -185,7 +185,7 @@ class Recorded:
         self._visit_children(value, name)
 
     def _fits(self, values: Any, name: str) -> bool:
-        """Return whether a tensor or array may be copied, after those nearer to the module."""
+        """Return whether there is room to copy a tensor or array: those near the module first."""
         known = isinstance(values, np.ndarray) or is_dense(values)
         size = values.nbytes if known else 0
         if self._bytes + size > MOST_BYTES:
@@ -199,7 +199,7 @@ class Recorded:
             self.outside[name] = reason
             if is_read_once(value):
                 self.iterators.append((value, name))
-            if issubclass(type(value), DataLoader):  # to iterate anew draws numbers
+            if issubclass(type(value), DataLoader):  # each new iteration draws from them
                 for owner in (value, value.sampler):
                     self._pending.append((getattr(owner, "generator", None), f"{name}.generator"))
         elif is_opaque(value):
@@ -250,7 +250,7 @@ class Recorded:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    # most of the time of a large snapshot went into the collector walking it half built
+    # the garbage collector would walk the growing snapshot again and again
     enabled = gc.isenabled()
     gc.disable()
     try:

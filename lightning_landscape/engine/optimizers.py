@@ -1,4 +1,4 @@
-"""The schedulers, learning rates and groups of a trainer's optimizers, kept as they are."""
+"""Restore the schedulers, groups and settings of a trainer's optimizers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from lightning_landscape.undo import Undo
 
 
-def keep_rates(trainer: Any, undo: Undo) -> None:
-    """Leave schedulers and optimizers as they are: a step may step or extend them itself."""
+def keep_optimizers(trainer: Any, undo: Undo) -> None:
+    """Restore schedulers and optimizers at the end: a step may step or extend them itself."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     states = [_copied(scheduler.state_dict()) for scheduler in schedulers]
@@ -24,7 +24,7 @@ def keep_rates(trainer: Any, undo: Undo) -> None:
         for group, values, content in zip(groups, settings, contents, strict=True):
             group.update(values)
             for key, value in values.items():
-                if isinstance(value, torch.Tensor):  # the very tensor: a graph may know it
+                if isinstance(value, torch.Tensor):  # the same tensor: a graph may hold it
                     value.copy_(content[key])
 
     undo.add(put_back)
@@ -37,7 +37,7 @@ def keep_rates(trainer: Any, undo: Undo) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """Copy what a state dict is made of, not the objects it may refer to."""
+    """Copy the dicts, lists and tensors of a state dict; share other objects."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if type(value) is dict:
