@@ -1,18 +1,20 @@
-"""See, while you train, whether you sit in an asymmetric valley and whether averaging would help.
+"""Measure, while you train, whether the weights lie in an asymmetric valley, and if averaging helps.
 
 Callbacks for PyTorch Lightning that change nothing about your training, and the measurements behind
 them as functions over tensors::
 
     module + batches -> objective -> direction -> slice -> score -> logger
 
-The wings of the package:
+The folders:
 
 - `measures`: what is measured, functions over tensors and objectives;
-- `engine`: holds a module still while its weights move, and puts everything back bit for bit;
-- `callbacks`: when to measure. `reporting`: where results go.
+- `engine`: holds a module still while its weights move, and restores everything bit for bit;
+- `callbacks`: when to measure;
+- `reporting`: where results go;
+- `analysis`: the same measurements after training.
 
-Importing the package imports nothing else: a name is loaded when it is first used. The names and
-the files they come from stand in `__init__.pyi`.
+Importing the package imports nothing else: a name is loaded when it is first used. `__init__.pyi`
+lists the public names and their files.
 """
 
 import lazy_loader

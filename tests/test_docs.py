@@ -37,6 +37,16 @@ def test_links_to_files_lead_somewhere(page):
         assert (ROOT / link).exists(), link
 
 
+def test_what_the_architecture_page_names_is_where_it_says():
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    found = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", text)
+    assert len(found) > 10
+    for file, names in found:
+        code = (Path(lightning_landscape.__file__).parent / file).read_text("utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^((def|class) {name}\b|{name}[ :])", code, re.M), f"{file}: {name}"
+
+
 def test_the_readme_stays_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 100
 

@@ -1,1 +1,1 @@
-"""Holds a module still while its weights move, and puts everything back bit for bit."""
+"""Holds a module still while its weights move, and restores everything bit for bit."""
