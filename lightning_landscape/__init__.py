@@ -1,4 +1,4 @@
-"""Measure, while you train, whether the weights lie in an asymmetric valley, and if averaging helps.
+"""Measure, while you train, whether the weights lie in an asymmetric valley and averaging helps.
 
 Callbacks for PyTorch Lightning that change nothing about your training, and the measurements behind
 them as functions over tensors::
