@@ -340,7 +340,7 @@ class AsymmetryMonitor(Monitor):
             return
         plan, moved = self._plan, [n_weights(objective, one, module) for one in self._moving]
         seconds = opening + plan.seconds(direction, objective.seconds, moved)
-        self.announce([plan.n_least, plan.n_evaluations], self.passes, seconds)
+        self.announce([plan.n_least, plan.n_evaluations], seconds)
 
     def _measure(
         self, objective: Objective, module: Any, step: int, n_most: int, validation: list[bool]

@@ -305,7 +305,7 @@ class Monitor(Named):
         self.budget.n_left_out["figures"] += not affords
         return affords
 
-    def announce(self, evaluations: Sequence[int], passes_each: int, seconds: float) -> None:
+    def announce(self, evaluations: Sequence[int], seconds: float) -> None:
         """Say what a probe takes, before the first one is over."""
         budget = self.budget
         if budget.announced is None:
@@ -313,7 +313,7 @@ class Monitor(Named):
             training = budget.elapsed() - budget.total()
             cost = describe_cost(
                 evaluations,
-                passes_each,
+                self.passes,
                 seconds,
                 self.schedule,
                 period=training / (1 + budget.n_left_out["probe"]),

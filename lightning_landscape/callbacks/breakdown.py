@@ -305,7 +305,7 @@ class GradientBreakdownMonitor(Monitor):
 
             def announce(seconds: float) -> None:
                 opening = self.budget.spent_on("probe") - began - 2 * seconds
-                self.announce([n_evaluations], self.passes, opening + n_evaluations * seconds)
+                self.announce([n_evaluations], opening + n_evaluations * seconds)
 
             objective: Any = TimedObjective(live, announce)
             start = Start.of(live, window.before)
