@@ -21,13 +21,7 @@ from lightning_landscape import GradientBreakdownMonitor
 from lightning_landscape.callbacks import breakdown as breakdown_monitor
 from lightning_landscape.fromage import Fromage
 from lightning_landscape.measures.breakdown import DEFAULT_ETAS, measure_breakdown
-from lightning_landscape.measures.steps import (
-    Update,
-    measure_step,
-    optimizer_steps,
-    successive_cosine,
-)
-from lightning_landscape.reporting.scalars import step_scalars
+from lightning_landscape.measures.steps import optimizer_steps
 
 near = functools.partial(pytest.approx, rel=1e-5)
 
@@ -749,57 +743,3 @@ def test_the_history_goes_on_after_a_restart(tmp_path):
     run(Bowl(lr=0.01), second, batches=2, max_epochs=2, ckpt_path=tmp_path / "some.ckpt")
     assert [step for step, _ in second.history["update"]] == [0, 1, 2, 3]
     assert second.n_steps == 4
-
-
-# --- the step as a direction --------------------------------------------------------------------
-
-
-def test_an_update_knows_its_end_where_the_sum_has_lost_it():
-    before, after = {"w": torch.tensor([1.0])}, {"w": torch.tensor([1e-10])}
-    update = Update(before, after)
-    assert float(before["w"] + update["w"]) == 0.0
-    assert torch.equal(update.end["w"], after["w"])
-
-
-def test_an_update_of_some_names_moves_those_alone():
-    before, after = (
-        {"a": torch.zeros(1), "b": torch.zeros(1)},
-        {"a": torch.ones(1), "b": torch.ones(1)},
-    )
-    assert set(Update(before, after, ["b"])) == {"b"}
-    assert Update(before, after, ["b"]).moves
-    assert not Update(before, before).moves
-
-
-def test_sizes_are_of_layers_by_name_and_unknown_for_weights_of_zero():
-    w = {"a": torch.tensor([[3.0, 4.0]]), "bias": torch.ones(2), "zero": torch.zeros(1, 2)}
-    step = {name: weight + 1 for name, weight in w.items()}
-    gradient = {"a": torch.tensor([[4.0, -3.0]]), "bias": torch.ones(2), "zero": torch.ones(1, 2)}
-    sizes = measure_step(w, step, gradient, w)
-    assert sizes.names == ("a", "zero")
-    assert sizes.relative_update.tolist() == near([math.sqrt(2) / 5, math.nan], nan_ok=True)
-    assert sizes.relative_gradient.tolist() == near([1, math.nan], nan_ok=True)
-    assert sizes.weight_gradient_cosine.tolist() == near([0, math.nan], nan_ok=True)
-    assert math.isnan(sizes.successive_cosine)
-
-
-def test_of_many_layers_the_scalars_show_the_most_extreme():
-    w = {"up": torch.tensor([[3.0, 4.0]]), "down": torch.tensor([[0.0, 1.0]])}
-    step = {"up": 1.1 * w["up"], "down": 1.2 * w["down"]}
-    gradient = {"up": torch.tensor([[1.0, 0.0]]), "down": torch.tensor([[0.0, -0.5]])}
-    assert step_scalars(measure_step(w, step, gradient, w), "net/") == {
-        "net/step/relative_update": near(0.2),
-        "net/step/relative_gradient": near(0.5),
-        "net/step/weight_gradient_cosine": near(-1),  # the other is .6
-        "net/step/successive_cosine": near(math.nan, nan_ok=True),
-    }
-
-
-def test_the_cosine_of_successive_steps_is_over_everything_that_moves():
-    # steps (1, 0) and (1, 1): 45 degrees
-    a = {"u": torch.tensor([0.0]), "v": torch.tensor([0.0])}
-    b = {"u": torch.tensor([1.0]), "v": torch.tensor([0.0])}
-    c = {"u": torch.tensor([2.0]), "v": torch.tensor([1.0])}
-    assert successive_cosine(a, b, c, a) == near(math.sqrt(0.5))
-    assert math.isnan(successive_cosine(a, a, c, a))
-    assert math.isnan(successive_cosine({}, b, c, a))
