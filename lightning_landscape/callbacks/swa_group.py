@@ -38,7 +38,6 @@ class Outcome:
     live: Validated
     averages: dict[str, Validated]
     control: Validated | None
-    has_batch_norm: bool
 
     def splits(self, name: str, trainer: Any) -> list[MetricSplit]:
         """Return how the metrics of an average differ from the current weights'.
@@ -50,6 +49,7 @@ class Outcome:
             name: The name of the average's callback.
             trainer: Who has the metrics of the current weights.
         """
+        has_batch_norm = bool(batch_norms(trainer.lightning_module))
         found, control, current = self.averages[name], self.control, trainer.callback_metrics
         better: dict[str, Better] = {n: "lower" for n in found.metrics if "loss" in n}
         better |= _known_directions(trainer.callbacks, name)
@@ -58,7 +58,7 @@ class Outcome:
                 n,
                 (float(current[n]), found.metrics[n], control and control.metrics.get(n)),
                 (self.live.batches, found.batches, control and control.batches),
-                has_batch_norm=self.has_batch_norm,
+                has_batch_norm=has_batch_norm,
                 better=direction,
             )
             for n, direction in better.items()
@@ -95,7 +95,6 @@ class SWAGroup:
         self._epoch, self._n_seen = -1, 0
         self._largest = 0  # bytes of a validation batch
         self._n_validations = 0
-        self._has_batch_norm = False
         self._began = time.monotonic()
 
     def keep(self, trainer: Any, module: nn.Module, batch: Any, index: int) -> None:
@@ -120,8 +119,7 @@ class SWAGroup:
                 return
             self._refresh(module, members, n_kept)
             worlds = {m.name: (m.averaging.weights, m.averaging.statistics) for m in members}
-            self._has_batch_norm = bool(batch_norms(module))
-            if control and self._has_batch_norm:
+            if control and batch_norms(module):
                 kept, loss_fn = self._kept[:n_kept], members[0].loss_fn
                 found = estimated(module, kept, at=None, loss_fn=loss_fn)
                 worlds[_CONTROL] = ({}, self.lockstep.mean(found))
@@ -153,7 +151,7 @@ class SWAGroup:
             }
             self._largest = max(self._largest, second_pass.largest)
             control = worlds.pop(_CONTROL, None)
-            return Outcome(live, worlds, control, self._has_batch_norm)
+            return Outcome(live, worlds, control)
 
     def refresh(self, module: nn.Module) -> None:
         """Estimate the statistics of averages that are used at the end of fit."""
