@@ -108,6 +108,15 @@ def test_each_of_two_monitors_goes_on_from_a_checkpoint_with_its_own_state(tmp_p
     )
 
 
+@pytest.mark.parametrize("kind", [AsymmetryMonitor, GradientBreakdownMonitor])
+def test_a_monitor_goes_on_from_an_older_checkpoint_with_a_warning(kind):
+    monitor, older = kind(), kind().state_dict()
+    del older["history"]
+    with pytest.warns(UserWarning, match=r"=.*: the checkpoint lacks \['history'\]"):
+        monitor.load_state_dict({**older, "n_steps": 3})
+    assert (monitor.n_steps, monitor.history) == (3, {})
+
+
 @pytest.mark.tried("configuration", "two monitors of one kind: training is bit-identical")
 @pytest.mark.filterwarnings("ignore:A probe of .* wrote to best")  # a hostile module's least loss
 def test_training_with_several_of_each_kind_is_bit_identical():
