@@ -111,10 +111,6 @@ class SWAHooks(Named):
             self._module = weakref.ref(module)
         self.averaging.update(module)
 
-    @abstractmethod
-    def apply_to(self, module: nn.Module) -> None:
-        """Leave the average in a module."""
-
     def begin(self, trainer: Any, *, is_another: bool) -> None:
         """Forget the average of another module."""
         if self._copied or is_another:
@@ -216,7 +212,7 @@ class SWAHooks(Named):
             if self.save_at_end:
                 self._guarded(lambda: self._save(trainer))
             if self.apply_at_end:
-                self._guarded(lambda: self.apply_to(pl_module))
+                self._guarded(lambda: self.averaging.apply_to(pl_module))
 
     @abstractmethod
     def summary(self) -> str:
