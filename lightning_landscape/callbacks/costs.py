@@ -155,10 +155,8 @@ class ProbePlan:
         Args:
             direction: Seconds that the direction took.
             evaluation: Seconds of one evaluation that moves nothing.
-            moved: How many weights each family moves.
+            moved: How many weights each family moves, one or more.
         """
-        if not moved:
-            return self.n_line * evaluation
         passes = min(self.n_points * evaluation, direction)
         moving = (direction - passes) * sum(moved) / moved[0]
         line = self.n_line / self.n_points * direction
