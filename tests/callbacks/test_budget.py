@@ -197,6 +197,10 @@ def test_the_directions_that_fit_are_as_many_as_fit(
     assert takes(plan.n_most) == plan.n_evaluations
 
 
+def test_where_no_family_moves_anything_the_directions_cost_nothing():
+    assert ProbePlan(0, 13, 8, 104, n_line=31).directions_within(1.0, 0.5) == 104
+
+
 def test_a_probe_is_foretold_from_one_direction_of_the_first_family():
     # 13 evaluations of .1 s, and .7 s for the weights; the second family moves a seventh of them
     plan = ProbePlan(n_families=2, n_points=13, n_whole=8, n_most=8, n_line=26)

@@ -129,6 +129,12 @@ def test_the_control_runs_at_the_last_validation_and_now_and_then_before():
     assert [i for i, row in enumerate(rows) if "swa/control/val_loss" in row] == [0, 1, 3, 6]
 
 
+def test_a_control_that_a_callback_follows_runs_at_every_validation():
+    follower = EarlyStopping("swa/control/val_loss", patience=99)
+    _, rows = train(SWA(0), follower, max_epochs=7, num_sanity_val_steps=0)
+    assert sum("swa/control/val_loss" in row for row in rows) == 7
+
+
 @pytest.mark.parametrize(
     ("callbacks", "options"),
     [
