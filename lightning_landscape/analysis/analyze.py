@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_landscape._lightning import attached_trainer
-from lightning_landscape.analysis.progress import Counted, progress_bar, say_cost
+from lightning_landscape.analysis.progress import Counted, progress_bar
 from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.checks import check_choice
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
@@ -106,10 +106,7 @@ def analyze(
     sampled = {"module": module, "n_directions": n_directions, "normalize": normalize}
     began, total = time.monotonic(), _n_evaluations(families, n_directions, n_points, toward)
     with open_on(train + others) as bare:
-        if progress:
-            bare.prepare()
-            say_cost(total, len(is_validation), bare.seconds)
-        with progress_bar(total, "slices", shown=progress) as bar:
+        with progress_bar(bare, total, len(is_validation), "slices", shown=progress) as bar:
             objective: Any = Counted(bare, bar.update)
             found = _surveys(objective, families, seed, grid, sampled)
             line = None if toward is None else measure_line(objective, toward, is_validation)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_landscape.analysis.plane_rows import evaluate_rows
-from lightning_landscape.analysis.progress import progress_bar, say_cost
+from lightning_landscape.analysis.progress import progress_bar
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import probing
@@ -238,26 +238,19 @@ def measure_plane(
     xs, ys = _axes(basis, n)
     mine = range(rank(), n, n_ranks())
     found: dict[int, Tensor] = {}
-
-    def measure() -> None:
+    failure: Exception | None = None
+    try:
         with (
             alone(),  # the others evaluate other rows
             probing(
                 module, batches, at=basis.origin, trainer=trainer, loss_fn=loss_fn, mode=mode,
                 seed=seed,
             ) as objective,
-            progress_bar(len(mine) * n, "plane", shown=progress) as bar,
+            progress_bar(objective, len(mine) * n, len(batches), "plane", shown=progress) as bar,
         ):  # fmt: skip
-            if progress:
-                objective.prepare()
-                say_cost(len(mine) * n, len(batches), objective.seconds)
             d1, d2 = (_trained(direction, objective) for direction in (basis.d1, basis.d2))
             own = {"folder": rows, "advance": bar.update, "indices": mine}
-            found.update(evaluate_rows(objective, d1, d2, xs, ys, **own))
-
-    failure: Exception | None = None
-    try:
-        measure()
+            found = evaluate_rows(objective, d1, d2, xs, ys, **own)
     except Exception as error:  # told to the others first: they wait for these rows
         failure = error
     agree(failure, next(module.parameters()).device)
