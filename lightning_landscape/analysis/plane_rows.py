@@ -29,64 +29,46 @@ def evaluate_rows(
 ) -> dict[int, Tensor]:
     """Return some rows of a plane by index, float64 `[n2, n_batches]` each; all by default.
 
+    In a folder each row is written whole; one that is already there is read.
+
     Raises:
         ValueError: If the folder is a file, or holds rows of another plane.
     """
-    norms = [l2_norm(params) for params in (objective.params, d1, d2)]
-    kept = _RowFolder(folder, [mode_of(objective), norms, alphas1.tolist(), alphas2.tolist()])
+    if folder is not None:
+        norms = [l2_norm(params) for params in (objective.params, d1, d2)]
+        _claim(Path(folder), [mode_of(objective), norms, alphas1.tolist(), alphas2.tolist()])
     rows: dict[int, Tensor] = {}
     for i in range(len(alphas1)) if indices is None else indices:
-        row = kept.read(i)
-        if row is None:
-            row = _evaluate_row(objective, d1, d2, float(alphas1[i]), alphas2)
-            kept.write(i, row)
-        rows[i] = row
+        file = None if folder is None else Path(folder, f"row-{i:05d}.npy")
+        if file is not None and file.exists():
+            rows[i] = torch.from_numpy(np.load(file))
+        else:
+            rows[i] = _evaluate_row(objective, d1, d2, float(alphas1[i]), alphas2)
+            if file is not None:
+                _write_row(file, rows[i])
         advance(len(alphas2))
     return rows
 
 
-class _RowFolder:
-    """Rows of a plane on disk, each written whole; nothing is kept without a folder.
+def _claim(folder: Path, plane: list[object]) -> None:
+    """Make a folder that of a plane, which is described by plain numbers and strings."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`rows` must be a folder. {folder} is a file: choose another path.")
+    folder.mkdir(parents=True, exist_ok=True)
+    head = folder / "plane.json"
+    if not head.exists():
+        write_whole(head, json.dumps(plane).encode())
+    elif json.loads(head.read_text()) != plane:
+        raise ValueError(
+            f"`rows` must be a folder of its own for each plane. {folder} holds rows of another "
+            "one: other weights, axes or mode. Remove it, or choose another."
+        )
 
-    Args:
-        folder: Where, or None.
-        plane: What plane they are of, as plain numbers and strings.
 
-    Raises:
-        ValueError: If it is a file, or the folder holds rows of another plane.
-    """
-
-    def __init__(self, folder: str | Path | None, plane: list[object]) -> None:
-        self._folder = None if folder is None else Path(folder)
-        if self._folder is None:
-            return
-        if self._folder.exists() and not self._folder.is_dir():
-            raise ValueError(f"`rows` must be a folder. {folder} is a file: choose another path.")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        head = self._folder / "plane.json"
-        if not head.exists():
-            write_whole(head, json.dumps(plane).encode())
-        elif json.loads(head.read_text()) != plane:
-            raise ValueError(
-                f"`rows` must be a folder of its own for each plane. {folder} holds rows of "
-                "another one: other weights, axes or mode. Remove it, or choose another."
-            )
-
-    def read(self, i: int) -> Tensor | None:
-        """Return a row that is already there."""
-        path = self._path(i)
-        return torch.from_numpy(np.load(path)) if path is not None and path.exists() else None
-
-    def write(self, i: int, row: Tensor) -> None:
-        """Keep a row."""
-        path = self._path(i)
-        if path is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, row.numpy(), allow_pickle=False)
-            write_whole(path, buffer.getvalue())
-
-    def _path(self, i: int) -> Path | None:
-        return None if self._folder is None else self._folder / f"row-{i:05d}.npy"
+def _write_row(file: Path, row: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, row.numpy(), allow_pickle=False)
+    write_whole(file, buffer.getvalue())
 
 
 def _evaluate_row(
