@@ -177,11 +177,11 @@ def _kept_batches(
     As in the monitors, a validation batch has the index of a training batch: `training_step` may do
     something else at another one.
     """
-    train = [_kept(batch, i) for i, batch in enumerate(batches)]
-    n = max(len(train), 1)
-    return train, [_kept(batch, i % n, calibrates=False) for i, batch in enumerate(validation)]
-
-
-def _kept(batch: Any, index: int, *, calibrates: bool = True) -> KeptBatch:
     with torch.inference_mode(False):
-        return KeptBatch(clone_batch(batch), index, raw=True, calibrates=calibrates)
+        train = [KeptBatch(clone_batch(batch), i, raw=True) for i, batch in enumerate(batches)]
+        n = max(len(train), 1)
+        others = [
+            KeptBatch(clone_batch(batch), i % n, raw=True, calibrates=False)
+            for i, batch in enumerate(validation)
+        ]
+    return train, others
