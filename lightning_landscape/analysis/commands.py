@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lightning_landscape.analysis.show import (
     show_runs,
 )
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
+from lightning_landscape.undo import undone
 
 _FIT_ONLY = ("ckpt_path", "weights_only", "optimizer", "lr_scheduler")  # other verbs refuse these
 
@@ -224,29 +226,23 @@ def _beside(checkpoint: str) -> Path | None:
 @contextmanager
 def _no_arguments() -> Iterator[None]:
     """Let LightningCLI read what it is given, not the command line, and say nothing."""
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.argv = arguments
+    with undone() as undo, warnings.catch_warnings():
+        undo.keep_attributes(sys, "argv")
+        sys.argv = sys.argv[:1]
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Leave out what Lightning says about devices and checkpoints; each package sets its level."""
     names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning\.")
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+    with undone() as undo, warnings.catch_warnings():
+        for logger in map(logging.getLogger, names):
+            undo.add(partial(logger.setLevel, logger.level))
+            logger.setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning\.")
+        yield
 
 
 RUN: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -15,6 +15,7 @@ from lightning_landscape.analysis.analyze import analyze
 from lightning_landscape.analysis.checkpoints import load_weights
 from lightning_landscape.analysis.report import Report
 from lightning_landscape.params import Params
+from lightning_landscape.undo import undone
 
 T = TypeVar("T")
 
@@ -55,7 +56,12 @@ class Stage:
             return measure()
 
         runs = _Runs(prepared)
-        with _only(self.trainer, runs), _with_forward(self.module), warnings.catch_warnings():
+        with undone() as undo, warnings.catch_warnings():
+            undo.keep_attributes(self.trainer, "callbacks", "loggers")
+            self.trainer.callbacks, self.trainer.loggers = [runs], []
+            undo.add(partial(_take_forward_away, self.module))
+            if not overrides(self.module, "forward"):  # a prediction asks for one at its start
+                self.module.forward = _no_forward
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")
             self.trainer.predict(
                 self.module,
@@ -112,17 +118,6 @@ class _Nothing(IterableDataset[Any]):
         return iter(())
 
 
-@contextmanager
-def _with_forward(module: Any) -> Iterator[None]:
-    """Let a module without a forward pass through the checks that a prediction begins with."""
-    if not overrides(module, "forward"):
-        module.forward = _no_forward
-    try:
-        yield
-    finally:
-        _take_forward_away(module)
-
-
 def _take_forward_away(module: Any) -> None:
     if vars(module).get("forward") is _no_forward:
         del module.forward
@@ -130,13 +125,3 @@ def _take_forward_away(module: Any) -> None:
 
 def _no_forward(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("A prediction without batches must not run the module.")
-
-
-@contextmanager
-def _only(trainer: Any, callback: Any) -> Iterator[None]:
-    callbacks, loggers = trainer.callbacks, trainer.loggers
-    trainer.callbacks, trainer.loggers = [callback], []
-    try:
-        yield
-    finally:
-        trainer.callbacks, trainer.loggers = callbacks, loggers
