@@ -81,27 +81,25 @@ def described(writer: Any | None, about: Mapping[str, str]) -> Iterator[None]:
         del file_writer.add_summary
 
 
-def write_layout(writer: Any, layout: dict[str, dict[str, list[Any]]]) -> bool:
+def write_layout(writer: Any, layout: dict[str, dict[str, list[Any]]]) -> None:
     """Arrange charts in Custom Scalars, unless the run has a layout of the user's.
+
+    Nor is it written where there are more events than are searched.
 
     Args:
         writer: What `torch_writer` returned.
         layout: As `SummaryWriter.add_custom_scalars` takes it.
-
-    Returns:
-        Whether it was written; it is not, if there are more events than are searched.
     """
     writer.flush()
     paths = list(Path(writer.log_dir).glob("*tfevents*"))
     if sum(path.stat().st_size for path in paths) > _MOST_BYTES:
-        return False
+        return
     events = b"".join(path.read_bytes() for path in paths)
     if events.count(_LAYOUT_TAG) > events.count(_OURS):
-        return False
+        return
     summary = import_module("torch.utils.tensorboard.summary").custom_scalars(layout)
     summary.value[0].metadata.summary_description = _OURS.decode()
     writer._get_file_writer().add_summary(summary)
-    return True
 
 
 def chart_layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
