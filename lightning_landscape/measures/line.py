@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_landscape.measures.notebook import line_score_html
+from lightning_landscape.measures.quantiles import standard_error
 from lightning_landscape.measures.slices import (
     Slice,
     evaluate_slice,
@@ -98,13 +98,12 @@ def rise_stderr(line: Slice) -> Tensor:
     and everywhere for one batch.
 
     Example:
+        >>> import torch
         >>> line = Slice(torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 7.0], [2.0, 10.0]]))
         >>> rise_stderr(line).tolist()
         [0.0, 1.0]
     """
-    rises = line.losses - line.losses[grid_index(line.alphas, 0.0)]
-    n = rises.shape[1]
-    return rises.std(dim=1) / math.sqrt(n) if n > 1 else torch.full_like(rises[:, 0], math.nan)
+    return standard_error(line.losses - line.losses[grid_index(line.alphas, 0.0)])
 
 
 def compare_ends(slice: Slice) -> LineScore:
@@ -145,7 +144,7 @@ def compare_ends(slice: Slice) -> LineScore:
     return LineScore(
         distance=slice.distance,
         gap=float(chord),
-        gap_stderr=_stderr(gaps),
+        gap_stderr=float(standard_error(gaps)),
         n_batches=len(gaps),
         minimum=math.nan if minimum in (float(t[0]), float(t[-1])) else minimum,
         barrier=float((loss[start : end + 1] - loss[start] - inside * chord).max()),
@@ -153,13 +152,9 @@ def compare_ends(slice: Slice) -> LineScore:
         rise_beyond=beyond,
         outward_ratio=_ratio(behind, beyond),
         outward_ratio_near=_ratio(*near),
-        outward_stderr=_stderr(leans),
+        outward_stderr=float(standard_error(leans)),
         sign_agreement=slice.sign_agreement,
     )
-
-
-def _stderr(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _ratio(behind: float, beyond: float) -> float:

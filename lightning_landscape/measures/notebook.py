@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lightning_landscape.measures.quantiles import standard_error
 from lightning_landscape.measures.words import describe_line, describe_survey, number
 from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
 
@@ -22,7 +23,7 @@ def slice_html(line: Slice) -> str:
     """Return the losses along a line, with their standard error over the batches."""
     n, mean, band = line.losses.shape[1], line.mean, None
     if n > 1:
-        error = line.losses.std(dim=1) / math.sqrt(n)
+        error = standard_error(line.losses)
         band = (mean - error).tolist(), (mean + error).tolist()
     many = "es" if n > 1 else ""
     label = f"mean of {n} batch{many}" + (", ± 1 standard error" if band else "")

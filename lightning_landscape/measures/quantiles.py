@@ -1,4 +1,4 @@
-"""Quantiles for intervals, from finite sums: Clopper's and Pearson's, and Student's.
+"""Standard errors, and quantiles for intervals: Clopper's and Pearson's, and Student's.
 
 References:
     Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of
@@ -13,6 +13,19 @@ from functools import lru_cache
 from statistics import median
 
 import numpy as np
+import torch
+from torch import Tensor
+
+
+def standard_error(losses: Tensor) -> Tensor:
+    """Return the standard error of the mean over the batches, the last dimension; nan for one.
+
+    Example:
+        >>> standard_error(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+        tensor([1., 0.])
+    """
+    n = losses.shape[-1]
+    return losses.std(dim=-1) / math.sqrt(n) if n > 1 else torch.full_like(losses[..., 0], math.nan)
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -34,7 +34,7 @@ from lightning_landscape.params import Params, group_names
 __all__ = ["Survey", "survey"]
 
 
-_MEDIANS = "area", "area_corrected", "ratio", "rise_radius"
+MEDIANS = "area", "area_corrected", "ratio", "rise_radius"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Survey:
             "validation": [line.to_dict() for line in self.validation],
             "scores": [score.to_dict() for score in self.scores],
             "rate": dict(self.rate),
-            **{name: list(getattr(self, name)) for name in _MEDIANS},
+            **{name: list(getattr(self, name)) for name in MEDIANS},
         }
 
 

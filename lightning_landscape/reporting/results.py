@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore, compare_ends, rise_stderr
-from lightning_landscape.measures.quantiles import median_interval
+from lightning_landscape.measures.quantiles import median_interval, standard_error
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.steps import StepSizes
-from lightning_landscape.measures.survey import Survey
+from lightning_landscape.measures.survey import MEDIANS, Survey
 from lightning_landscape.measures.words import (
     UNITS,
     describe_line,
@@ -20,8 +19,6 @@ from lightning_landscape.measures.words import (
     is_resolved,
 )
 from lightning_landscape.measures.words_answers import judge_step
-
-_MEDIANS = ("area", "area_corrected", "ratio", "rise_radius")
 
 
 def family_data(found: Survey) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def family_data(found: Survey) -> dict[str, Any]:
         "mode": first.mode,
         "unit": UNITS.get(found.normalize, found.normalize),
         "rate": found.rate,
-        **{name: getattr(found, name) for name in _MEDIANS},
+        **{name: getattr(found, name) for name in MEDIANS},
         "areas": [score.area for score in found.scores],
         "verdicts": [score.verdict for score in found.scores],
         "verdict": family_verdict(found),
@@ -114,13 +111,12 @@ def _directions(slices: Sequence[Slice]) -> dict[str, Any]:
 
 def _line(line: Slice, score: LineScore, confidence: float) -> dict[str, Any]:
     n = line.losses.shape[1]
-    stderr = line.losses.std(dim=1) / math.sqrt(n) if n > 1 else [math.nan] * len(line.alphas)
     verdict = "no verdict"
     if is_resolved(score.gap, score.gap_stderr, n, confidence):
         verdict = "lower" if score.gap < 0 else "higher"
     return {
         "mean": line.mean,
-        "stderr": stderr,
+        "stderr": standard_error(line.losses),
         "rise_stderr": rise_stderr(line),
         "n_batches": n,
         "score": score.to_dict(),
