@@ -150,10 +150,17 @@ def gather_losses(objective: Objective, losses: Tensor) -> Tensor:
     return losses if gather is None else gather(losses)
 
 
-def losses_at(loss: LossAlong, alphas: list[float]) -> Tensor:
-    """Return the losses at some alphas, `[n_points, n_batches]`; by `loss.each` if there is one."""
+def losses_at(objective: Objective, loss: LossAlong, alphas: list[float]) -> Tensor:
+    """Return the losses at some alphas, on the batches of all processes, `[n_points, n_batches]`.
+
+    Args:
+        objective: What is evaluated.
+        loss: What its `along` returned; asked by `loss.each` if there is one.
+        alphas: How far.
+    """
     each: Callable[[list[float]], Tensor] | None = getattr(loss, "each", None)
-    return torch.stack([loss(alpha) for alpha in alphas]) if each is None else each(alphas)
+    losses = torch.stack([loss(alpha) for alpha in alphas]) if each is None else each(alphas)
+    return gather_losses(objective, losses)
 
 
 def check_direction(direction: Params, params: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_landscape.objective import Objective, gather_losses, losses_at, mode_of
+from lightning_landscape.objective import Objective, losses_at, mode_of
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.reporting.files import write_whole
 
@@ -80,4 +80,4 @@ def _evaluate_row(
         for name, step in d1.items()
     }
     along = objective.at({**origin, **start}).along(d2)
-    return gather_losses(objective, losses_at(along, alphas2.tolist()))
+    return losses_at(objective, along, alphas2.tolist())

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.measures.notebook import slice_html
-from lightning_landscape.objective import (
-    LossAlong,
-    Objective,
-    gather_losses,
-    losses_at,
-    mode_of,
-)
+from lightning_landscape.objective import Objective, losses_at, mode_of
 from lightning_landscape.params import Params, l2_norm, sign_agreement
 
 __all__ = ["Slice", "evaluate_slice", "line_grid", "symmetric_grid"]
@@ -133,7 +127,7 @@ def evaluate_slice(
         >>> evaluate_slice(bowl, {"x": torch.tensor(1.0)}, symmetric_grid(2.0, 5)).mean.tolist()
         [2.0, 0.5, 0.0, 0.5, 2.0]
     """
-    losses = _gathered(objective, objective.along(direction), _checked(alphas))
+    losses = losses_at(objective, objective.along(direction), _checked(alphas))
     return _slice(objective, direction, alphas, losses, label)
 
 
@@ -183,7 +177,7 @@ def evaluate_pairs(
     loss, last = objective.along(direction), len(grid) - 1
     rows = {last // 2: centre}
     for i in range(last // 2):
-        rows[i], rows[last - i] = _gathered(objective, loss, [grid[i], grid[last - i]])
+        rows[i], rows[last - i] = losses_at(objective, loss, [grid[i], grid[last - i]])
         known = sorted(rows)
         part = Slice(alphas[known], torch.stack([rows[k] for k in known]))
         if len(known) < len(grid) and enough(part):
@@ -220,10 +214,6 @@ def split_batches(joint: Slice, validation: Sequence[bool]) -> list[Slice]:
         )
     flags = torch.tensor(list(validation)).repeat(n_batches // len(validation))
     return [replace(joint, losses=joint.losses[:, kind]) for kind in (~flags, flags)]
-
-
-def _gathered(objective: Objective, loss: LossAlong, alphas: list[float]) -> Tensor:
-    return gather_losses(objective, losses_at(loss, alphas))
 
 
 def _slice(
