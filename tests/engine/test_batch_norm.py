@@ -37,7 +37,7 @@ class Detector(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_forward_that_is_another_one_in_eval_mode_is_run_as_in_training(training):
+def test_a_forward_that_differs_in_eval_mode_runs_as_in_training(training):
     module = Detector().train(training)
     flags = [child.training for child in module.modules()]
     recalibrate_batch_norm(module, BATCHES)
@@ -45,7 +45,7 @@ def test_a_forward_that_is_another_one_in_eval_mode_is_run_as_in_training(traini
     assert [child.training for child in module.modules()] == flags
 
 
-def test_norms_that_do_not_train_keep_their_statistics():
+def test_batch_norms_in_eval_mode_keep_their_statistics():
     module = Detector().train()
     kept = [KeptBatch(batch, i) for i, batch in enumerate(BATCHES)]
     found = estimate_batch_norm(module, kept, at=None, step=runner(module), trainer=None)
@@ -84,13 +84,13 @@ class ByHand(LightningModule):
         return self.norm(batch).sum()
 
 
-def test_a_step_that_optimises_by_hand_is_not_run():
+def test_a_step_with_manual_optimisation_is_not_run():
     module = ByHand()
     recalibrate_batch_norm(module, BATCHES, loss_fn=lambda module, batch: module.loss(batch))
     assert statistics(module.norm) == (4.0, 2.0)
 
 
-def test_without_an_estimate_the_error_is_the_users_and_nothing_changes():
+def test_an_error_of_the_module_is_raised_and_nothing_changes():
     module = nn.Sequential(nn.BatchNorm1d(1))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         recalibrate_batch_norm(module, [torch.ones(1, 1)])
@@ -98,7 +98,7 @@ def test_without_an_estimate_the_error_is_the_users_and_nothing_changes():
     assert module[0].momentum == 0.1
 
 
-def test_norms_of_a_frozen_module_are_estimated():
+def test_batch_norms_of_a_frozen_module_are_estimated():
     module = nn.Sequential(nn.BatchNorm1d(1)).requires_grad_(False)
     recalibrate_batch_norm(module, BATCHES)
     assert statistics(module[0]) == (4.0, 2.0)
@@ -113,7 +113,7 @@ class Shared:
         raise TypeError("never")
 
 
-def test_what_a_batch_shares_with_the_training_is_as_it_was():
+def test_an_object_that_batches_share_with_training_is_restored():
     shared, norm = Shared(), nn.BatchNorm1d(1)
 
     def loss_fn(module, batch):

@@ -173,11 +173,11 @@ def test_a_copy_has_copies_of_all_attributes(batch):
     assert twin.sizes is not batch.sizes
 
 
-def test_a_class_that_copies_itself_is_asked_to():
+def test_a_class_with_a_deepcopy_copies_itself():
     assert clone_batch([CopiesItself(X)])[0].copies == 1
 
 
-def test_a_class_that_refuses_to_be_copied_is_not():
+def test_the_error_of_a_class_that_refuses_to_be_copied_is_raised():
     class Refuses:
         def __deepcopy__(self, memo):
             raise TypeError("not to be copied")
@@ -198,7 +198,7 @@ class Single:
         return cls.only
 
 
-def test_what_there_is_only_one_of_is_not_written_to():
+def test_a_singleton_is_not_written_to():
     single = Single()
     values = single.values
     assert clone_batch([single])[0] is single
@@ -212,7 +212,7 @@ def test_settings_of_containers_are_kept():
     assert clone_batch(collections.Counter("aab")) == {"a": 2, "b": 1}
 
 
-def test_what_is_one_thing_stays_one_thing_and_a_circle_closes():
+def test_the_copy_keeps_shared_objects_and_cycles():
     batch = {"x": X.clone(), "list": [1]}
     batch.update(again=batch["x"], same=batch["list"], itself=batch)
     twin = clone_batch(batch)
@@ -221,7 +221,7 @@ def test_what_is_one_thing_stays_one_thing_and_a_circle_closes():
     assert twin["itself"] is twin
 
 
-def test_views_of_one_memory_stay_views_of_one_memory():
+def test_tensors_that_overlap_in_memory_overlap_in_the_copy():
     x = torch.arange(24.0).reshape(4, 6)
     batch = {
         "x": x[1:],
@@ -245,7 +245,7 @@ def test_a_view_is_copied_without_the_rest_of_its_storage():
     assert twin["x"].untyped_storage().nbytes() == 2 * 10 * 4
 
 
-def test_gradients_are_asked_for_as_before_and_graphs_are_left_behind():
+def test_a_copy_keeps_requires_grad_and_leaves_the_graph():
     leaf = torch.ones(2, requires_grad=True)
     twin = clone_batch({"leaf": leaf, "result": leaf * 2, "plain": torch.ones(2)})
     assert [t.requires_grad for t in twin.values()] == [True, True, False]
@@ -286,7 +286,7 @@ def test_an_iterator_is_copied_and_not_read():
     assert len(list(batch)) == 2
 
 
-def test_every_evaluation_gets_all_that_an_iterator_has():
+def test_every_evaluation_gets_all_items_of_an_iterator():
     kept = Batches([KeptBatch(clone_batch(iter([X, X])), 0)], torch.device("cpu"))
     for _ in range(2):
         assert [len(list(batch)) for _, batch in kept] == [2]
@@ -314,21 +314,21 @@ def test_a_step_may_write_to_a_tensor_that_refuses_to_be_cloned():
     assert losses == [pytest.approx(net(2 * X).square().item())] * 3
 
 
-def test_a_generator_is_refused_and_left_alone():
+def test_a_generator_is_refused_and_not_read():
     batch = (x for x in [X])
     with pytest.raises(TypeError, match="with a generator, which cannot: let `collate_fn`"):
         clone_batch({"x": batch})
     assert len(list(batch)) == 1
 
 
-def test_bytes_are_those_of_all_tensors_each_counted_once():
+def test_bytes_count_each_tensor_once():
     batch = Strict(x=torch.zeros(10), y=Slots(torch.zeros(2, dtype=torch.float64)))
     dict.__setitem__(batch, "again", dict.__getitem__(batch, "x"))
     assert bytes_of(batch) == 40 + 16
     assert bytes_of(None) == 0
 
 
-def test_large_batches_wait_in_host_memory(monkeypatch):
+def test_large_batches_are_kept_in_host_memory(monkeypatch):
     moved = []
     monkeypatch.setattr(torch.Tensor, "cpu", lambda t: moved.append(t.numel()) or t.clone())
     monkeypatch.setattr(batches_file, "_KEPT_ON_DEVICE", 100)

@@ -30,7 +30,7 @@ ERRORS = {
     "a generator closed": GeneratorExit("mine"),
 }
 
-FAULTS = {"after": None, "calls": 0, "error": None}  # out of reach of what is put back
+FAULTS = {"after": None, "calls": 0, "error": None}  # not restored by a probe
 
 
 class Failing(HostileModule):
@@ -74,7 +74,7 @@ def probe(module, mode="train"):
         return objective.n_evaluations
 
 
-def test_the_faults_below_meet_every_evaluation():
+def test_a_probe_of_the_faults_below_makes_nine_evaluations():
     module = Failing()
     fail(None, None)
     assert probe(module) == FAULTS["calls"] == 9
@@ -147,7 +147,7 @@ def test_a_failure_between_evaluations_leaves_no_trace():
 @pytest.mark.tried(
     "faults", "a probe that is left in the middle, by an error or by a generator nobody finishes"
 )
-def test_a_generator_that_is_never_finished():
+def test_a_probe_in_an_unfinished_generator_leaves_no_trace():
     module = BatchNorm()
 
     def walk():
@@ -162,7 +162,7 @@ def test_a_generator_that_is_never_finished():
 
 
 @pytest.mark.tried("faults", "losses and weights of NaN")
-def test_nan_is_a_number_like_any_other():
+def test_a_loss_of_nan_is_kept_and_leaves_no_trace():
     class Nan(BatchNorm):
         def write(self, loss, batch):
             self.seen = super().write(loss, batch) * (
@@ -227,7 +227,7 @@ def test_a_snapshot_that_fails_leaves_no_trace():
 
 @pytest.mark.tried("faults", "no memory to compare in when a probe ends")
 @pytest.mark.parametrize("failing", [False, True])
-def test_no_memory_to_compare_in_at_the_end(failing, monkeypatch):
+def test_without_memory_to_compare_everything_is_restored(failing, monkeypatch):
     module = BatchNorm()
 
     def comparing(a, b):
@@ -269,7 +269,7 @@ class Sometimes(Step):
 
 
 @pytest.mark.tried("faults", "a step that writes to its state at some weights only")
-def test_what_was_not_seen_at_first_is_put_back_and_named_once():
+def test_a_write_at_later_weights_is_restored_and_named_once():
     module = Sometimes()
 
     def probe_far_away():
@@ -294,7 +294,7 @@ class SometimesSlower(Sometimes):
         return super().training_step(batch, batch_idx) + self.worst
 
 
-def test_what_is_always_verified_depends_on_no_order():
+def test_verified_losses_do_not_depend_on_their_order():
     module = SometimesSlower()
     alphas = (40.0, 0.1, 30.0, 0.0)
 
@@ -312,7 +312,7 @@ def test_what_is_always_verified_depends_on_no_order():
 
 
 @pytest.mark.parametrize("module", [BatchNorm, Sometimes, HostileModule])
-def test_what_was_seen_is_no_reason_to_warn(module):
+def test_a_recorded_write_causes_no_warning(module):
     module = module()
     module.auxiliary = lambda loss: None
     batches = [hostile_batch()] if isinstance(module, HostileModule) else module.inputs()
@@ -326,7 +326,7 @@ def test_what_was_seen_is_no_reason_to_warn(module):
 
 
 @pytest.mark.tried("faults", "a step that writes to its state at some weights only")
-def test_after_a_failure_there_is_no_warning_besides():
+def test_a_failure_causes_no_further_warning():
     module = Sometimes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -334,7 +334,7 @@ def test_after_a_failure_there_is_no_warning_besides():
             raise_after_a_move(module, ValueError("mine"), alpha=30.0)
 
 
-# ---------------------------------------------------------------------- somebody saves in mid-probe
+# --------------------------------------------------------------------- a checkpoint during a probe
 
 
 class Saves(BatchNorm):
@@ -411,7 +411,9 @@ def signal_handlers():
 @pytest.mark.filterwarnings("ignore:.*weights_only")
 @pytest.mark.parametrize("mode", ["train", "recalibrated"])
 @pytest.mark.parametrize("how", [by_trainer, by_trainer_weights_only, by_strategy, by_signal])
-def test_a_checkpoint_in_mid_probe_is_that_of_before(how, mode, trained, tmp_path, signal_handlers):
+def test_a_checkpoint_during_a_probe_has_the_state_from_before(
+    how, mode, trained, tmp_path, signal_handlers
+):
     trainer, module = trained
     direction, path = direction_of(module), tmp_path / "saved.ckpt"
     save = how(trainer, path)
@@ -454,7 +456,7 @@ def assert_same_checkpoint(path, expected):
 @pytest.mark.tried(
     "faults", "a checkpoint in the middle of a probe, by a signal too: it holds what was before"
 )
-def test_a_state_dict_that_was_asked_for_stays_as_it_is(trained):
+def test_a_state_dict_taken_during_a_probe_does_not_change(trained):
     trainer, module = trained
     expected = {key: value.clone() for key, value in module.state_dict().items()}
     with probing(module, module.inputs()) as objective:
@@ -513,7 +515,7 @@ def plain_run(cache={}):  # noqa: B006
     return cache["run"]
 
 
-def test_a_failure_can_be_had_raised():
+def test_on_error_raise_raises_a_failure():
     fail(4, ValueError("mine"))
     monitor = AsymmetryMonitor(every_n_epochs=1, n_directions=1, n_points=5, on_error="raise")
     with pytest.raises(ValueError, match="mine"):
@@ -570,7 +572,7 @@ def test_checkpoints_that_training_writes_are_the_same(tmp_path):
     assert differences(*states) == []
 
 
-def test_a_log_of_the_users_own_on_the_instance_stays():
+def test_a_log_method_on_the_instance_is_restored():
     module = Step()
     module.__dict__["log"] = mine = lambda *args, **kwargs: None
     with probing(module, module.inputs()) as objective:
@@ -608,7 +610,7 @@ for fails in (False, True):
 
 @pytest.mark.slow
 @pytest.mark.tried("faults", "weights and buffers mapped from a file that is read only")
-def test_what_is_mapped_from_a_file_to_be_read_is_not_written_to(tmp_path):
+def test_tensors_mapped_from_a_read_only_file_are_not_written_to(tmp_path):
     # in a process of its own, which writing there would end
     command = [sys.executable, "-W", "ignore", "-c", READ_ONLY, str(tmp_path / "table.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

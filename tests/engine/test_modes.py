@@ -36,7 +36,7 @@ def test_modes_run_the_module_as_they_say():
             assert value == pytest.approx(expected.square().mean().item(), rel=1e-5)
 
 
-def test_recalibrating_does_not_spoil_a_batch_that_is_written_to():
+def test_recalibrating_keeps_a_batch_that_the_step_writes_to():
     class InPlace(BatchNorm):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch.mul_(2).add_(1), batch_idx)
@@ -98,7 +98,7 @@ class Notes(nn.Tanh):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_layer_that_notes_what_is_set_on_it_has_nothing_to_note(mode):
+def test_the_setattr_of_a_layer_is_never_called(mode):
     module = Step()
     module.net[1] = Notes()
     with unchanged(module), probing(module, module.inputs(), mode=mode) as objective:

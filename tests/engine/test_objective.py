@@ -71,7 +71,7 @@ def test_the_same_alpha_gives_the_same_bits(kind, mode):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_fused_kernel_is_noticed_where_the_loss_agrees_by_chance(seed):
+def test_a_fused_kernel_is_detected_if_the_loss_agrees_by_chance(seed):
     module = Encoder()
     torch.manual_seed(seed)
     batch = torch.randn(4, 3)
@@ -81,7 +81,7 @@ def test_a_fused_kernel_is_noticed_where_the_loss_agrees_by_chance(seed):
             assert objective.gradient(direction_of(module), alpha)[0].equal(value)
 
 
-def test_a_graph_does_not_stay_in_a_plain_tensor():
+def test_a_graph_does_not_stay_in_a_tensor_that_the_step_writes_to():
     class Remembers(Step):
         def build(self):
             self.memory = torch.zeros(2)
@@ -173,7 +173,7 @@ def test_a_loss_without_a_graph_has_no_slope():
     assert not any(tensor.any() for tensor in gradient.values())
 
 
-CALLS = []  # out of reach of what is put back
+CALLS = []  # not restored by a probe
 
 
 class Counted(Step):
@@ -183,7 +183,7 @@ class Counted(Step):
 
 
 @pytest.mark.parametrize(("mode", "passes"), [("train", 1), ("eval", 1), ("recalibrated", 2)])
-def test_a_slice_costs_its_points_and_two_to_learn_from(mode, passes, monkeypatch):
+def test_a_slice_costs_its_points_and_two_recorded_evaluations(mode, passes, monkeypatch):
     monkeypatch.setattr(Counted, "build", lambda self: setattr(self, "bn", nn.BatchNorm1d(3)))
     module = Counted()
     CALLS.clear()
@@ -224,7 +224,7 @@ def test_plain_modules_need_only_a_loss():
     assert net.training
 
 
-def test_writing_to_what_an_objective_hands_out_does_no_harm():
+def test_writing_to_returned_weights_and_gradients_changes_nothing():
     module = Step()
     at = {"net.0.bias": torch.ones(4)}
     with unchanged(module), probing(module, module.inputs(), at=at) as objective:
@@ -237,7 +237,7 @@ def test_writing_to_what_an_objective_hands_out_does_no_harm():
     assert at["net.0.bias"].tolist() == [1] * 4
 
 
-def test_an_objective_is_of_no_use_outside_its_context():
+def test_an_objective_raises_outside_its_context():
     module = Step()
     with probing(module, module.inputs()) as objective:
         along = objective.along(direction_of(module))
@@ -361,7 +361,7 @@ class Carries(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def test_a_loss_of_a_class_of_its_own_is_a_number_all_the_same():
+def test_a_loss_may_be_of_a_tensor_subclass():
     class Returns(Step):
         def write(self, loss, batch):
             return loss.as_subclass(Carries)
@@ -382,7 +382,7 @@ class PerSample(Step):
         return loss + sum(gradient.square().mean() for gradient in gradients.values())
 
 
-def test_a_step_that_takes_gradients_of_each_sample_is_measured():
+def test_a_step_with_gradients_per_sample_is_measured():
     module = PerSample()
     expected = [module.training_step(batch, i).item() for i, batch in enumerate(module.inputs())]
     with unchanged(module), probing(module, module.inputs()) as objective:

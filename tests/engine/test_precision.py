@@ -80,7 +80,7 @@ def test_on_a_gpu_training_is_bit_identical_down_to_its_random_numbers(module, o
 
 
 @pytest.mark.tried("precision", "a plain Precision that somebody gave an autocast of their own")
-def test_a_context_given_to_a_plain_plugin_is_the_context_of_an_evaluation():
+def test_a_context_set_on_the_precision_plugin_is_used():
     plugin = Precision()
     trainer = SimpleNamespace(precision_plugin=plugin)
     with precision_context(trainer):
@@ -91,7 +91,7 @@ def test_a_context_given_to_a_plain_plugin_is_the_context_of_an_evaluation():
 
 
 @pytest.mark.tried("precision", "a step that the GradScaler skips, gradients having overflowed")
-def test_a_step_that_the_scaler_skips_is_said_to_have_no_update(caplog):
+def test_a_step_that_the_scaler_skips_is_reported_as_no_update(caplog):
     caplog.set_level("INFO")
     plugins = []
 
@@ -268,13 +268,13 @@ def test_a_compiled_module_is_probed_on_batches_of_any_shape(kind):
 
 
 @pytest.mark.parametrize("kind", [Submodule, InPlace, Function])
-def test_what_is_compiled_is_known_to_be(kind):
+def test_a_compiled_module_is_detected(kind):
     # its losses are taken with a graph too: else it would be run as it is written
     assert is_compiled(kind())
     assert not is_compiled(Classifier())
 
 
-def test_a_method_compiled_in_its_class_is_known_to_be():
+def test_a_method_compiled_in_its_class_is_detected():
     class Decorated(Classifier):
         @torch.compile(backend="eager")
         def loss(self, batch):

@@ -47,7 +47,7 @@ def test_the_hostile_module_leaves_no_trace():
         assert objective.losses(direction_of(module), 0.5).equal(first)
 
 
-def test_at_is_where_it_stands():
+def test_at_gives_the_weights_at_alpha_0():
     module = Tied()
     shifted = {name: p.detach() + 0.5 for name, p in module.named_parameters()}
     with unchanged(module), probing(module, module.inputs(), at=shifted) as objective:
@@ -62,7 +62,7 @@ def test_at_is_where_it_stands():
         assert differences(there, (objective.losses(), objective.gradient()[1])) == []
 
 
-def test_at_may_name_some_and_frozen_ones_in_another_dtype():
+def test_at_may_name_some_weights_and_frozen_ones_in_another_dtype():
     module = Teacher()
     at = {
         "net.0.weight": torch.zeros(4, 3, dtype=torch.float64),
@@ -79,7 +79,7 @@ def test_at_may_name_some_and_frozen_ones_in_another_dtype():
         assert objective.losses().equal(start)
 
 
-def test_views_of_weights_are_no_reason_to_warn():
+def test_views_of_weights_cause_no_warning():
     module = Tied()
     with unchanged(module), probing(module, module.inputs()) as objective:
         for alpha in (0.0, 1.0):
@@ -87,7 +87,7 @@ def test_views_of_weights_are_no_reason_to_warn():
         objective.losses({"net.0.weight": torch.ones(4, 3)}, 1.0)
 
 
-def test_a_probe_elsewhere_goes_on_after_another():
+def test_a_probe_at_other_weights_resumes_after_another_probe():
     module = BatchNorm()
     at = {"net.0.weight": torch.ones(4, 3)}
     with probing(module, module.inputs(), at=at) as outer:
@@ -98,7 +98,7 @@ def test_a_probe_elsewhere_goes_on_after_another():
         assert outer.losses().equal(expected)
 
 
-def test_two_probes_of_one_module_at_once():
+def test_two_open_probes_of_one_module_do_not_disturb_each_other():
     module = BatchNorm()
     direction, (first, second) = direction_of(module), module.inputs()
     alone = []
@@ -122,7 +122,7 @@ def test_two_probes_of_one_module_at_once():
     assert values == alone
 
 
-def test_probes_of_two_modules_at_once_do_not_meet():
+def test_open_probes_of_two_modules_are_independent():
     a, b = Dropout(), Dropout()
     b.net[0].bias.data.add_(1)
     expected = []
@@ -146,7 +146,7 @@ def test_batches_are_copied_before_anything_else():
     assert batches[1]["x"].equal(module.inputs()[1]["x"])
 
 
-def test_clones_share_nothing():
+def test_copies_of_a_batch_share_nothing():
     @dataclasses.dataclass(frozen=True)
     class Pair:
         x: torch.Tensor
@@ -278,7 +278,7 @@ def test_bad_input_gets_a_clear_error(name):
     assert rng_fingerprint() == rng
 
 
-def test_what_is_not_looked_into_is_named_when_everything_is_verified():
+def test_verify_always_names_what_is_not_searched():
     module = Step()
     module.stream = open(os.devnull)  # noqa: SIM115
     with (
@@ -303,7 +303,7 @@ class HoldsMuch(Step):
 
 
 @pytest.mark.parametrize("writes", ["tensor", "array", "few"])
-def test_what_is_too_large_to_be_copied_is_not_written_unseen(writes, monkeypatch):
+def test_a_write_to_what_is_too_large_to_copy_is_reported(writes, monkeypatch):
     monkeypatch.setattr(saved_state, "MOST_BYTES", 20)
     module = HoldsMuch()
     module.writes = writes
@@ -385,7 +385,7 @@ def test_an_iterator_is_not_read_however_it_is_held(how):
 
 
 @pytest.mark.parametrize("where", ["loader", "sampler"])
-def test_a_loader_that_is_iterated_anew_has_its_generator_as_before(where):
+def test_the_generator_of_a_loader_in_the_module_is_restored(where):
     class Iterates(Step):
         def build(self):
             generator = torch.Generator().manual_seed(3)
@@ -404,7 +404,7 @@ def test_a_loader_that_is_iterated_anew_has_its_generator_as_before(where):
     assert list(module.loader) == list(other.loader)
 
 
-def test_an_iterator_that_cannot_be_hidden_is_told_of():
+def test_an_iterator_that_cannot_be_hidden_raises():
     module = Step()
     module.draw = lambda it=iter([3, 4]): next(it)  # noqa: B008
     with (

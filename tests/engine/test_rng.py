@@ -10,7 +10,7 @@ from lightning_landscape.engine.rng import differing_rng, rng_states, seed_all, 
 
 
 @given(st.integers(0, 2**70))
-def test_the_states_a_seed_gives_are_those_that_are_read_next(seed):
+def test_seeding_returns_the_states_that_are_read_next(seed):
     with unchanged_rng():
         np.random.standard_normal(1)  # leaves one of a pair for the next call
         states = seed_all(seed)

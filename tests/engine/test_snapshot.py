@@ -159,7 +159,7 @@ CASES = {
         lambda x: x[0]["a"].append(1),
     ),
     "list inside a tuple inside a dict": (lambda: {"a": (1, [2])}, lambda x: x["a"][1].append(3)),
-    "list of another length than is looked into": (lambda: [0] * 10_001, lambda x: x.append(1)),
+    "list longer than what is searched": (lambda: [0] * 10_001, lambda x: x.append(1)),
     "dict item": (lambda: {"a": 1}, lambda x: x.update(a=2)),
     "dict order": (lambda: {"a": 1, "b": 2}, lambda x: x.update(a=x.pop("a"))),
     "OrderedDict order": (
@@ -327,7 +327,7 @@ def list_items(value):
 
 @pytest.mark.parametrize("prepared", [False, True], ids=["restore", "restorer"])
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_written_is_seen_named_and_put_back(name, prepared):
+def test_a_write_is_found_named_and_restored(name, prepared):
     make, write = CASES[name]
     held = make()
     snapshot = Snapshot([("it", {"held": held})])
@@ -339,7 +339,7 @@ def test_what_is_written_is_seen_named_and_put_back(name, prepared):
     assert changes
     assert all(told.startswith("it") for told in snapshot.describe(changes))
     restore = snapshot.restorer(changes) if prepared else [lambda: snapshot.restore(changes)]
-    for _ in range(2):  # what was put back once can be put back again
+    for _ in range(2):  # restoring works a second time
         for call in restore:
             call()
         assert seen(held) == before
@@ -349,7 +349,7 @@ def test_what_is_written_is_seen_named_and_put_back(name, prepared):
     assert not snapshot.changed()
 
 
-def test_a_name_says_where():
+def test_a_name_is_the_path_to_the_change():
     net = module()
     net.meters = {"loss": types.SimpleNamespace(total=0)}
     snapshot = Snapshot([("", net)])
@@ -378,7 +378,7 @@ ITERATED = {
 
 
 @pytest.mark.parametrize("name", ITERATED)
-def test_who_iterates_while_an_entry_is_put_back_goes_on(name):
+def test_a_loop_over_a_container_continues_while_an_entry_is_restored(name):
     make, values = ITERATED[name]
     held = make("abcd")
     if isinstance(held, dict):  # with a hole, as where an entry was deleted
@@ -393,7 +393,7 @@ def test_who_iterates_while_an_entry_is_put_back_goes_on(name):
 
 
 @given(st.sets(st.integers(0, 50), min_size=1))
-def test_a_set_that_elements_were_taken_from_has_its_order_again(held):
+def test_the_order_of_a_set_is_restored_after_elements_were_removed(held):
     before = list(held)
     snapshot = Snapshot([("held", held)])
     held.discard(before[0])
@@ -415,7 +415,7 @@ def test_identity_is_kept():
 
 
 @pytest.mark.parametrize("prepared", [False, True], ids=["restore", "restorer"])
-def test_a_layer_is_of_its_class_again(prepared):
+def test_the_class_of_a_layer_is_restored(prepared):
     net = module()
     x = torch.ones(2, 2)
     before = net[0](x).tolist()
@@ -432,7 +432,7 @@ def test_a_layer_is_of_its_class_again(prepared):
     assert not snapshot.changed()
 
 
-def test_a_layer_has_its_parametrizations_again():
+def test_parametrizations_of_a_layer_are_restored():
     net = nn.utils.parametrizations.orthogonal(nn.Linear(2, 2))
     before = net.weight.tolist()
     snapshot = Snapshot([("", net)])
@@ -470,7 +470,7 @@ def test_a_kept_graph_can_still_go_backward():
     assert weight.grad.tolist() == [2, 2]
 
 
-def test_what_is_not_written_does_not_differ():
+def test_without_a_write_nothing_differs():
     tensors = [
         torch.tensor([float("nan"), -0.0]),
         torch.full((2, 2), float("nan")).to_sparse(),
@@ -494,7 +494,7 @@ def test_compressed_sparse_tensors():
     assert held.to_dense().tolist() == [[1, 0], [0, 1]]
 
 
-def test_inference_tensors_go_back_too():
+def test_inference_tensors_are_restored():
     with torch.inference_mode():
         held = torch.zeros(2)
     snapshot = Snapshot([("it", [held])])
@@ -507,7 +507,7 @@ def test_inference_tensors_go_back_too():
     assert held.tolist() == [0, 0]
 
 
-def test_under_suspicion_nothing_is_joined_to_be_compared(monkeypatch):
+def test_assuming_writes_concatenates_no_tensors(monkeypatch):
     held = [torch.zeros(2), torch.ones(2)]
     snapshot = Snapshot([("it", held)])
     held[0].data.add_(1)
@@ -516,7 +516,7 @@ def test_under_suspicion_nothing_is_joined_to_be_compared(monkeypatch):
     assert [tensor.tolist() for tensor in held] == [[0, 0], [1, 1]]
 
 
-def test_what_somebody_else_looks_after_is_left_out():
+def test_contents_of_hooks_only_tensors_are_not_saved():
     net = nn.Linear(2, 2)
     net.again = [net.weight]
     snapshot = Snapshot([("", net)], hooks_only=list(net.parameters()))
@@ -524,7 +524,7 @@ def test_what_somebody_else_looks_after_is_left_out():
     assert not snapshot.changed()
 
 
-def test_more_can_be_included():
+def test_further_objects_can_be_included():
     first, second = [1], [torch.zeros(1)]
     snapshot = Snapshot([("first", first)])
     second.append(2)
@@ -566,7 +566,7 @@ def test_same_bits(a, b, same):
     assert same_bits(b, a) is same
 
 
-def test_put_back_writes_where_the_tensor_is():
+def test_put_back_keeps_the_memory_of_a_tensor():
     owner = torch.zeros(2, 3)
     view = owner[:, 1]
     put_back([view], [torch.tensor([1.0, 2.0])])
@@ -580,7 +580,7 @@ def test_changes_are_sets():
     assert not a.without(a)
 
 
-def test_attributes_go_back_where_an_object_was_given_a_new_dict():
+def test_attributes_are_restored_in_an_object_with_a_new_dict():
     meter = Running()
     snapshot = Snapshot([("it", meter)])
     before = dict(vars(meter))

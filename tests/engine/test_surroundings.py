@@ -10,7 +10,7 @@ from lightning_landscape import probing
 from lightning_landscape.measures.slices import evaluate_slice, symmetric_grid
 
 
-def test_an_accelerator_nobody_has_woken_is_not_seeded():
+def test_an_accelerator_that_is_not_initialised_is_not_seeded():
     module = Step()
     torch.manual_seed(7)
     queued = torch.cuda._lazy_seed_tracker.get_calls()
@@ -21,7 +21,7 @@ def test_an_accelerator_nobody_has_woken_is_not_seeded():
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_grad_modes_around_do_not_matter(around):
+def test_grad_modes_around_a_probe_do_not_matter(around):
     module = BatchNorm()
     direction = direction_of(module)
     with probing(module, module.inputs()) as objective:
@@ -55,7 +55,7 @@ def test_a_grad_mode_that_a_step_leaves_reaches_no_other_evaluation():
 
 @pytest.mark.tried("steps", "a step that freezes or unfreezes a layer where the loss is high")
 @pytest.mark.parametrize("trained", [True, False])
-def test_what_a_step_freezes_at_some_weights_is_no_other_at_the_next(trained):
+def test_what_one_evaluation_freezes_is_restored_in_the_next(trained):
     class Freezes(Step):
         def build(self):
             self.net[2].bias.requires_grad_(trained)
@@ -77,7 +77,7 @@ def test_what_a_step_freezes_at_some_weights_is_no_other_at_the_next(trained):
 
 
 @pytest.mark.tried("precision", "probing inside a region of autocast, which keeps cast weights")
-def test_casts_kept_by_an_autocast_around_are_those_of_no_other_weights():
+def test_an_outer_autocast_keeps_no_casts_of_moved_weights():
     module = Step()
     direction, grid = direction_of(module), symmetric_grid(0.5, 5)
     batches = module.inputs()

@@ -262,7 +262,7 @@ KEPT = Key()
 
 @pytest.mark.filterwarnings("ignore:.*prototype")
 @pytest.mark.parametrize("name", HIDDEN)
-def test_what_is_hidden_is_found_and_put_back_beside_others(name):
+def test_state_in_unusual_places_is_found_and_restored(name):
     make, write, shown = HIDDEN[name]
     holder = types.SimpleNamespace(hidden=make(), beside=[1])
     before = copy.deepcopy(shown(holder.hidden))
@@ -280,7 +280,7 @@ def test_what_is_hidden_is_found_and_put_back_beside_others(name):
 
 
 @pytest.mark.parametrize("folder", ["code", "profile", "queue", "signal", "platform"])
-def test_a_project_folder_may_be_called_as_a_module_of_python_is(folder, monkeypatch, tmp_path):
+def test_a_project_folder_may_have_the_name_of_a_python_module(folder, monkeypatch, tmp_path):
     (tmp_path / f"{folder}.py").write_text("class Meter:\n    n = 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, folder, raising=False)
@@ -297,7 +297,7 @@ class Stubborn(random.Random):
         raise RuntimeError("never")
 
 
-def test_what_cannot_be_put_back_is_given_up_alone_and_named():
+def test_only_what_cannot_be_restored_is_given_up_and_named():
     held = {"stubborn": Stubborn(0), "list": [1], "n": np.zeros(1)}
     snapshot = Snapshot([("it", held)])
     held["stubborn"].random()
@@ -309,7 +309,7 @@ def test_what_cannot_be_put_back_is_given_up_alone_and_named():
     assert "RuntimeError: never (test_walk.py, line" in snapshot.given_up["it"]
 
 
-def test_what_is_not_looked_into_is_listed_with_the_reason():
+def test_what_is_not_searched_is_listed_with_the_reason():
     holder = types.SimpleNamespace(lock=threading.Lock(), each=iter([1]), loader=DataLoader([1]))
     outside = Snapshot([("it", holder)]).outside
     assert outside["it.loader"] == "a data loader"
@@ -327,12 +327,12 @@ class Unbound(Run):
         raise RuntimeError("working outside of a run")
 
 
-def test_what_is_left_to_others_is_not_asked_for_its_class():
+def test_the_class_property_of_a_proxy_is_not_read():
     holder = types.SimpleNamespace(proxy=Unbound())
     assert "logging service" in Snapshot([("it", holder)]).outside["it.proxy"]
 
 
-def test_a_thread_that_runs_is_not_looked_into():
+def test_a_running_thread_is_not_searched():
     worker = Worker()
     worker.start()
     assert "another thread" in Snapshot([("it", worker)]).outside["it"]
@@ -373,7 +373,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_has_a_life_of_its_own_keeps_it(name):
+def test_objects_in_use_elsewhere_are_not_restored(name):
     make, use, was_used = FOREIGN[name]
     net = nn.Linear(1, 1)
     net.foreign = foreign = make()
@@ -385,7 +385,7 @@ def test_what_has_a_life_of_its_own_keeps_it(name):
     assert was_used(foreign)
 
 
-def test_lazy_modules_are_passed_over():
+def test_lazy_modules_are_skipped():
     net = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())
     assert not Snapshot([("", net)]).changed()
 

@@ -43,7 +43,7 @@ def test_moving_together_gives_the_bits_of_moving_one_by_one(dtype, sizes, seed,
 
 
 @pytest.mark.parametrize("n", [3, 5000])
-def test_what_a_direction_leaves_alone_keeps_even_its_negative_zeros(n):
+def test_unmoved_weights_keep_even_negative_zeros(n):
     module = module_of(torch.full((n,), -0.0), torch.ones(n))
     weights = Weights(module)
     weights.move(weights.path({"p0": torch.zeros(n), "p1": torch.ones(n)}), 1.0)
@@ -51,12 +51,12 @@ def test_what_a_direction_leaves_alone_keeps_even_its_negative_zeros(n):
     assert torch.equal(module.p1, torch.full((n,), 2.0))
 
 
-def test_a_direction_that_moves_nothing_moves_nothing():
+def test_a_direction_of_zeros_moves_nothing():
     weights = Weights(module_of(torch.ones(3)))
     assert weights.path({"p0": torch.zeros(3)}).moving == frozenset()
 
 
-def test_from_one_direction_to_another_the_first_is_undone():
+def test_a_move_along_one_direction_undoes_that_along_another():
     module = module_of(torch.ones(3), torch.ones(5000), torch.ones(2))
     weights = Weights(module)
     weights.move(weights.path({"p0": torch.ones(3), "p1": torch.ones(5000)}), 2.0)
@@ -65,7 +65,7 @@ def test_from_one_direction_to_another_the_first_is_undone():
 
 
 @pytest.mark.parametrize("n", [3, 5000])
-def test_back_at_the_start_even_a_negative_zero_is_what_it_was(n):
+def test_at_the_start_even_a_negative_zero_is_restored(n):
     # -0 + 0 * step is +0: who computes the start does not come back to it
     module = module_of(torch.full((n,), -0.0), torch.full((4, n), -0.0).mT)
     weights = Weights(module)
@@ -75,7 +75,7 @@ def test_back_at_the_start_even_a_negative_zero_is_what_it_was(n):
         assert all(bool(p.signbit().all()) is not bool(alpha) for p in module.parameters())
 
 
-def test_a_direction_of_another_type_is_walked_in_the_type_of_the_weights():
+def test_a_direction_of_another_dtype_moves_in_that_of_the_weights():
     module = module_of(torch.ones(3))
     weights = Weights(module)
     weights.move(weights.path({"p0": torch.ones(3, dtype=torch.float64)}), 0.5)
@@ -96,7 +96,7 @@ def test_a_parameter_that_was_given_other_storage_is_still_moved(n):
 
 @pytest.mark.parametrize("n", [3, 5000])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_a_single_bit_that_somebody_else_wrote_is_seen(n, alpha):
+def test_a_single_bit_written_by_other_code_is_found(n, alpha):
     module = module_of(torch.ones(n), torch.ones(n), torch.ones(n))
     weights = Weights(module)
     path = weights.path({"p0": torch.ones(n), "p1": torch.ones(n)})
@@ -109,11 +109,11 @@ def test_a_single_bit_that_somebody_else_wrote_is_seen(n, alpha):
     assert weights.not_at_start() == ([1, 2] if alpha == 0 else [2])
 
 
-# --------------------------------------------------------------------------------------- standing
+# ------------------------------------------------------------------------------- starting elsewhere
 
 
 @pytest.mark.parametrize("own", [nn.Module.named_parameters, nn.Module.state_dict])
-def test_the_weights_to_stand_at_may_be_the_modules_own(own):
+def test_the_weights_to_start_at_may_be_the_modules_own(own):
     # they are the memory that moves: from a start that moves along, no way leads back
     net = nn.Linear(2, 1, bias=False)
     nn.init.ones_(net.weight)
@@ -146,7 +146,7 @@ def test_a_direction_may_be_the_live_weights_themselves(n):
         lambda t: torch._foreach_add_([t], 1.0),
     ],
 )
-def test_whoever_writes_to_the_point_of_an_objective_writes_to_a_copy(write):
+def test_a_write_to_the_point_of_an_objective_goes_to_a_copy(write):
     net = nn.Linear(2, 1, bias=False)
     before = net.weight.detach().clone()
     loss = lambda m, x: m(x).square().mean()  # noqa: E731
@@ -239,7 +239,7 @@ def test_nan_is_nan_and_a_negative_zero_is_not_zero():
 
 
 @pytest.mark.parametrize("kind", ["float", "bfloat16", "complex", "bool", "count", "strided"])
-def test_many_are_overwritten_often(kind):
+def test_a_prepared_call_copies_back_repeatedly(kind):
     place, content = KINDS[kind](), KINDS[kind]()
     write = copier([place], [content])
     for new in (changed(content), content.clone()):
@@ -248,7 +248,7 @@ def test_many_are_overwritten_often(kind):
         assert torch.equal(place, new)
 
 
-def test_what_was_overwritten_may_still_be_resized_by_its_owner():
+def test_a_tensor_can_be_resized_after_it_was_copied_back():
     place = torch.zeros(3)
     copier([place], [torch.ones(3)])()
     place.resize_(1000)
@@ -272,7 +272,7 @@ def test_a_buffer_can_grow_after_a_probe_as_it_could_before():
     assert net.running_mean[:2].tolist() == [0.0, 0.0]
 
 
-# ------------------------------------------------------------------ what people do to their weights
+# ------------------------------------------------------------------------ unusual parameters
 
 
 def square(module, x):
@@ -347,7 +347,7 @@ def test_a_parameter_of_any_class_may_be_given_other_storage_by_every_step(kind)
     assert found == [1.0, 2.0, 3.0, 2.0]
 
 
-def test_an_expanded_parameter_is_moved_as_the_one_number_that_it_is():
+def test_an_expanded_parameter_is_moved_as_a_single_number():
     net = nn.Module()
     net.gain = nn.Parameter(torch.ones(1).expand(3))
     loss = lambda module, x: (module.gain * x).mean()  # noqa: E731

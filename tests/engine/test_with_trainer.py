@@ -70,7 +70,7 @@ def test_after_fit_the_step_still_has_its_trainer(logs, tmp_path):
     trainer.validate(module, loader(module), verbose=False)
 
 
-def test_inside_validate():
+def test_a_probe_inside_a_validation_gives_the_same_numbers():
     class Probing(BatchNorm):
         def validation_step(self, batch, batch_idx):
             assert torch.is_inference_mode_enabled()
@@ -119,7 +119,7 @@ def test_numbers_are_those_of_training(precision):
         assert differences(probed, real) == []
 
 
-def test_what_is_measured_in_fit_can_be_measured_again(tmp_path):
+def test_a_measurement_in_fit_can_be_repeated_after_it(tmp_path):
     class Kept(Dropout):
         def write(self, loss, batch):
             return loss * (1 + torch.rand(()))
@@ -196,7 +196,7 @@ def test_a_step_that_reads_its_trainer_is_refused_without_one():
         raise AssertionError("unreachable")
 
 
-def test_a_step_whose_helpers_read_the_trainer_is_told_what_to_do():
+def test_the_error_of_a_step_that_needs_a_trainer_says_what_to_do():
     module = ReadsTrainerElsewhere()
     with (
         unchanged(module),
@@ -223,7 +223,7 @@ class Meddles(Step):
 FOLDERS = []
 
 
-def test_a_logger_stays_where_it_is_and_settings_of_the_trainer_go_back(tmp_path):
+def test_a_logger_keeps_its_folder_and_trainer_settings_are_restored(tmp_path):
     module = Meddles()
     logger = CSVLogger(tmp_path, name="mine", version=3)
     trainer = Trainer(max_epochs=1, **{**QUIET, "logger": logger})
@@ -238,7 +238,7 @@ def test_a_logger_stays_where_it_is_and_settings_of_the_trainer_go_back(tmp_path
 
 
 @pytest.mark.parametrize("callback", [SWA(), AsymmetryMonitor(), GradientBreakdownMonitor()])
-def test_a_callback_of_fabric_says_to_use_probing(callback):
+def test_a_callback_given_to_fabric_says_to_use_probing(callback):
     fabric = Fabric(accelerator="cpu", callbacks=[callback])
     with pytest.raises(ConfigurationError, match=r"Got Fabric.*use `with probing"):
         fabric.call("setup", fabric, Step(), "fit")
