@@ -70,9 +70,9 @@ def agree(failure: Exception | None, device: torch.device) -> None:
         RuntimeError: On the other ranks.
     """
     if not everybody(failure is None, device):
-        told = gather_objects("" if failure is None else repr(failure))
+        messages = gather_objects("" if failure is None else repr(failure))
         if failure is None:
-            who = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(told) if what)
+            who = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(messages) if what)
             raise RuntimeError(f"the probe failed on {who}")
     if failure is not None:
         raise failure

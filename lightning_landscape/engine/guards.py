@@ -34,14 +34,14 @@ def describe_error(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:
-        told = f"{kind}, whose message cannot be read"
+        described = f"{kind}, whose message cannot be read"
     else:
-        told = f"{kind}: {text}" if text.strip() else f"{kind}, without a message"
-    place = _place(error)
-    return f"{told} ({place})" if place else told
+        described = f"{kind}: {text}" if text.strip() else f"{kind}, without a message"
+    place = _raised_at(error)
+    return f"{described} ({place})" if place else described
 
 
-def _place(error: BaseException) -> str:
+def _raised_at(error: BaseException) -> str:
     frames = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)]
     own = [(file, line) for file, line in frames if _is_of_the_user(file)]
     if not frames:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_PLACES = (  # modules of such iterators; not those of files or cursors
+_ITERATOR_MODULES = (  # not those of files or cursors
     *("builtins", "itertools", "torch.utils.data.dataloader"),
     *("lightning.pytorch.utilities.combined_loader", "pytorch_lightning.utilities.combined_loader"),
 )
@@ -69,7 +69,7 @@ class Unreadable:
 def is_read_once(value: object) -> bool:
     """Return whether an object is an iterator whose position cannot be restored."""
     cls = type(value)
-    return cls.__module__ in _PLACES and hasattr(cls, "__next__")
+    return cls.__module__ in _ITERATOR_MODULES and hasattr(cls, "__next__")
 
 
 def without(content: Any, stand_ins: dict[int, Unreadable]) -> Any:

@@ -123,6 +123,7 @@ class Isolation:
         self._undo.run()
 
     def _begin(self) -> None:
+        # closing undoes all this in reverse order: it compares and restores state, then weights
         undo = self._undo
         undo.enter(torch.inference_mode(False))
         undo.enter(compiling_nothing())

@@ -102,9 +102,9 @@ class Lockstep:
         dist.all_reduce(flag, group=self._group)
         if float(flag):
             self._failed = True
-            told = _Messages(self._group, "")
-            told.work.wait()
-            raise RuntimeError(f"it failed on {told}")
+            messages = _Messages(self._group, "")
+            messages.work.wait()
+            raise RuntimeError(f"it failed on {messages}")
 
     def do(self, action: Callable[[], T]) -> T:
         """Call an action without collectives; raise on all ranks if it fails on one."""
@@ -166,8 +166,8 @@ class Lockstep:
         flag = torch.ones(1)
         self._sent = [work for work in self._sent if not work[0].is_completed()]
         self._sent.append((dist.all_reduce(flag, group=self._group, async_op=True), flag))
-        told = _Messages(self._group, describe_error(error))
-        self._sent.append((told.work, told))
+        messages = _Messages(self._group, describe_error(error))
+        self._sent.append((messages.work, messages))
 
 
 class _Messages:

@@ -112,10 +112,10 @@ def copier(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> Callable[[]
         fits = is_dense(tensor) and tensor.shape == content.shape and tensor.dtype == content.dtype
         (plain if fits else odd).append((tensor, content))
     dense, written = [tensor for tensor, _ in plain], [content for _, content in plain]
-    places, data = _places(dense), [tensor.data for tensor in dense]
+    places, data = _memory_of(dense), [tensor.data for tensor in dense]
 
     def copy() -> None:
-        if _places(dense) != places:
+        if _memory_of(dense) != places:
             put_back(tensors, contents)
             return
         if dense:
@@ -197,7 +197,8 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     return [getattr(tensor, name)() for name in _PARTS[tensor.layout]]
 
 
-def _places(tensors: list[Tensor]) -> tuple[list[object], ...]:
+def _memory_of(tensors: list[Tensor]) -> tuple[list[object], ...]:
+    """Return the addresses, shapes, types and strides of tensors."""
     return (
         [t.data_ptr() for t in tensors],
         [t.shape for t in tensors],

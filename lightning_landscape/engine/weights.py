@@ -24,7 +24,7 @@ _PIECE = 2**18  # elements compared at a time, so that no comparison copies a wh
 # in these types a sum has the same bits alone and in a block; half types round the tails otherwise
 _BLOCK_TYPES = (torch.float32, torch.float64)
 
-_Kind: TypeAlias = tuple[torch.dtype, torch.device]
+_BlockKey: TypeAlias = tuple[torch.dtype, torch.device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class Weights:
         """Prepare a direction: its steps, on the devices of the weights and in their types."""
         steps = {self.index[name]: step for name, step in direction.items()}
         single: list[tuple[int, Tensor]] = []
-        kinds: dict[_Kind, list[int]] = {}
+        groups: dict[_BlockKey, list[int]] = {}
         for i, step in steps.items():
             start = self.start[i]
             if step.requires_grad:
@@ -118,12 +118,12 @@ class Weights:
                 steps[i] = step = step.to(start)
             if _storage(step) in self._storages:
                 steps[i] = step = self._copy_as_opened(step)
-            kind = self._kinds[i]
-            if kind:
-                kinds.setdefault(kind, []).append(i)
+            key = self._block_keys[i]
+            if key:
+                groups.setdefault(key, []).append(i)
             elif _moves(step):
                 single.append((i, step))
-        blocks = [block for own in kinds.values() for block in self._moving(own, steps)]
+        blocks = [block for indices in groups.values() for block in self._moving(indices, steps)]
         moving = frozenset([i for i, _ in single]).union(*(block.indices for block, _ in blocks))
         ends: Params = getattr(direction, "end", {})
         placed = {self.index[name]: end for name, end in ends.items()}
@@ -139,16 +139,14 @@ class Weights:
         if self.written_by_step and not all(map(self._fits, self.written_by_step)):
             self.restore_start(self.written_by_step)  # a parameter has another shape or type now
             self._alias()
-        elif [tensor.data_ptr() for tensor in self._plain] != self._places:
+        elif [tensor.data_ptr() for tensor in self._plain] != self._addresses:
             self._alias()  # a parameter has other storage now
         moving = path.moving if alpha else frozenset()
-        away = self.displaced
-        if away is not moving or self.written_by_step:
-            if (
-                away is path.moving and not self.written_by_step
-            ):  # they hold what the last move wrote
+        away, written = self.displaced, self.written_by_step
+        if away is not moving or written:
+            if away is path.moving and not written:  # the last move was along this path
                 away = self._retrace(path)
-            self.restore_start((away | self.written_by_step) - moving)
+            self.restore_start((away | written) - moving)
         self.displaced = moving
         if not alpha:
             return
@@ -232,29 +230,29 @@ class Weights:
         self._data = [tensor.data for tensor in self.tensors]
         self._is_dense = [is_dense(tensor) for tensor in self.tensors]
         self._plain = list(compress(self.tensors, self._is_dense))
-        self._places = [tensor.data_ptr() for tensor in self._plain]
-        self._kinds = [_kind_of_small(tensor) for tensor in self.tensors]
-        if len(self._kinds) - self._kinds.count(None) < _MANY:
-            self._kinds = [None] * len(self._kinds)
+        self._addresses = [tensor.data_ptr() for tensor in self._plain]
+        self._block_keys = [_block_key(tensor) for tensor in self.tensors]
+        if len(self._block_keys) - self._block_keys.count(None) < _MANY:
+            self._block_keys = [None] * len(self._block_keys)
         for block in self._blocks.values():
             block.set_targets([self._data[i] for i in block.indices])
 
-    def _moving(self, own: list[int], steps: dict[int, Tensor]) -> list[tuple[_Block, Tensor]]:
+    def _moving(self, indices: list[int], steps: dict[int, Tensor]) -> list[tuple[_Block, Tensor]]:
         """Return the block of those small tensors that a direction moves, and their flat step."""
         with torch.no_grad():
-            flat = torch.cat([steps[i].reshape(-1) for i in own])
-        sizes = [steps[i].numel() for i in own]
+            flat = torch.cat([steps[i].reshape(-1) for i in indices])
+        sizes = [steps[i].numel() for i in indices]
         # all at once: a test of each tensor would cost more than moving it
         moved = np.logical_or.reduceat(flat.cpu().numpy() != 0, np.cumsum([0, *sizes[:-1]]))
         if not moved.all():
-            own = [i for i, moves in zip(own, moved, strict=True) if moves]
-            if not own:
+            indices = [i for i, moves in zip(indices, moved, strict=True) if moves]
+            if not indices:
                 return []
             with torch.no_grad():
-                flat = torch.cat([steps[i].reshape(-1) for i in own])
-        key = tuple(own)
+                flat = torch.cat([steps[i].reshape(-1) for i in indices])
+        key = tuple(indices)
         if key not in self._blocks:
-            targets, start = [self._data[i] for i in own], [self.start[i] for i in own]
+            targets, start = [self._data[i] for i in indices], [self.start[i] for i in indices]
             self._blocks[key] = _Block(key, targets, start)
         return [(self._blocks[key], flat)]
 
@@ -295,7 +293,7 @@ def _moves(step: Tensor) -> bool:
     return any(bool(piece.any()) for piece in pieces)
 
 
-def _kind_of_small(tensor: Tensor) -> _Kind | None:
+def _block_key(tensor: Tensor) -> _BlockKey | None:
     small = is_dense(tensor) and 0 < tensor.numel() <= _SMALL and tensor.dtype in _BLOCK_TYPES
     return (tensor.dtype, tensor.device) if small else None
 
