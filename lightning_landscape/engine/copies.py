@@ -26,7 +26,7 @@ from lightning_landscape.engine.walk import ATOMS
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _SHARED = (nn.Module, weakref.ref, types.ModuleType, types.CodeType, type, *_FUNCTIONS)
-_RUNNING = (types.GeneratorType, types.CoroutineType, types.FrameType)  # they reach everything
+_RUNNING = (types.GeneratorType, types.CoroutineType, types.FrameType)  # they refer to everything
 _MAPPINGS: tuple[Any, ...] = (defaultdict, OrderedDict, dict)
 
 

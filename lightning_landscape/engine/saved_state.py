@@ -57,17 +57,21 @@ class SavedState:
         self._bytes = 0
         self._hooks_only = {id(tensor): tensor for tensor in hooks_only}
         self._seen: dict[int, Any] = {}  # by id; held, so that no id is reused
+        # of each tensor: the version counter, a copy, `requires_grad`
         self._tensors: list[Tensor] = []
         self._versions: list[int] = []
         self._contents: list[Tensor] = []
         self._tracked: list[bool] = []
+        # containers, arrays, generators and the like, each with its contents
         self._values: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []  # containers; most are empty, which is quick to compare
+        self._empty: list[Any] = []  # containers: most are, and quickly compared
+        # tensors with hooks, and their hooks, a list per kind of hook
         self._hooked: list[Tensor] = []
         self._hooks: tuple[list[Any], ...] = tuple([] for _ in HOOKS_OF_TENSORS)
+        # objects with their attributes; of each object: the class, the size of its `__dict__`
         self._namespaces: list[tuple[Any, dict[str, Any]]] = []
         self._classes: list[type] = []
-        self._sizes: list[int] = []  # of their `__dict__`; -1 if they have slots
+        self._sizes: list[int] = []  # -1 for an object with slots
         self._names: dict[str, list[str]] = {
             kind: [] for kind in ("tensors", "values", "filled", "hooks", "keys")
         }

@@ -262,7 +262,7 @@ class Snapshot(SavedState):
             space = space_of(owner)
             present = [key for _, key in own if key in space]
             known = {key: saved[key] for key in present if key in saved}
-            size = len(space) - len(present) + len(known)  # without what was added
+            size = len(space) - len(present) + len(known)  # without keys that were added
             size = -1 if has_slots(type(owner)) else size
             rows.append((i, owner, known, saved, size))
 

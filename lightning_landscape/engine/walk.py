@@ -136,7 +136,7 @@ def is_opaque(value: Any) -> bool:
 @cache
 def _of_class(cls: type) -> str | None:
     if issubclass(cls, threading.local):
-        return None  # the values of this thread
+        return None  # it shows the values of this thread
     if issubclass(cls, (type, types.ModuleType)):
         return "a class or a module"
     if issubclass(cls, BaseException):

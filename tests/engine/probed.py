@@ -1,4 +1,4 @@
-"""Modules whose steps write to what a probe restores, and what sees that nothing has changed."""
+"""Modules whose steps write to what a probe restores, and a check that nothing has changed."""
 
 import collections
 import contextlib
@@ -19,7 +19,7 @@ MODES = ("train", "eval", "recalibrated")
 
 
 class Step(LightningModule):
-    """A small network whose step can be given something to do."""
+    """A small network; a subclass defines what its step writes."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ class MutatedBatch(Step):
 
 
 class Adversarial(Step):
-    """Goes backward itself and reads the gradients that leaves."""
+    """Calls `backward` in its step and reads the gradients."""
 
     def write(self, loss, batch):
         batch.requires_grad_()
@@ -175,7 +175,7 @@ class Adversarial(Step):
 
 
 class HiddenLeaf(Step):
-    """Leaves gradients where no optimizer of the module would look."""
+    """Leaves gradients in a tensor that no optimizer has."""
 
     def build(self):
         self.scale = torch.ones(1, requires_grad=True)
@@ -235,7 +235,7 @@ class Freezing(Step):
 
 
 class Memory(Step):
-    """Writes into a plain tensor with the graph attached."""
+    """Writes into a plain tensor, which then has a graph."""
 
     def build(self):
         self.memory = torch.zeros(2)
@@ -286,7 +286,7 @@ class Reentrant(Checkpointed):
 
 
 class CheckpointedBackward(Checkpointed):
-    """Goes backward itself besides, and uses the gradients that have piled up."""
+    """Calls `backward` in its step too, and uses the accumulated gradients."""
 
     def write(self, loss, batch):
         if torch.is_grad_enabled():
@@ -353,7 +353,7 @@ def direction_of(module, scale=0.3, seed=0):
 
 
 def everything(module):
-    """Return all that may not change, as copies."""
+    """Return copies of everything that must not change."""
     return {
         "weights": {name: p.detach().clone() for name, p in module.named_parameters()},
         "buffers": {name: b.clone() for name, b in module.named_buffers()},
@@ -367,7 +367,7 @@ def everything(module):
 
 
 def plain_attributes(module):
-    """Return what the attributes of all submodules hold, in a form that compares."""
+    """Return the attributes of all submodules in a form that can be compared."""
     return {
         f"{name}.{key}": seen(value)
         for name, child in module.named_modules()

@@ -1,4 +1,4 @@
-"""Batch-norm statistics estimated anew: by the pass of the training, without its dropout."""
+"""Batch-norm statistics are estimated by the forward pass of training, without its dropout."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_batch_norms_of_a_frozen_module_are_estimated():
 
 
 class Shared:
-    """Cannot be copied, so that batches share it with the training."""
+    """Cannot be copied, so batches share it with training."""
 
     n = 0
 

@@ -1,4 +1,4 @@
-"""Copies of batches: private, complete, and made without a call of the user's containers."""
+"""Copies of batches are private and complete, and call no method of the user's containers."""
 
 import collections
 import functools
@@ -187,7 +187,7 @@ def test_the_error_of_a_class_that_refuses_to_be_copied_is_raised():
 
 
 class Single:
-    """There is one of it, and it is made again by being asked for."""
+    """A singleton: the class returns its only object."""
 
     only = None
 

@@ -1,4 +1,4 @@
-"""Whatever goes wrong inside a probe, and whoever looks in the middle of one: nothing was moved."""
+"""After a failure in a probe, and for code that runs in the middle of one, nothing was moved."""
 
 import random
 import signal
@@ -208,7 +208,7 @@ def test_a_failure_while_opening_leaves_no_trace(k, error, monkeypatch):
 
 
 class NoRoom(random.Random):
-    """Memory is out when it is read."""
+    """Raises an out-of-memory error when it is read."""
 
     def getstate(self):
         raise MemoryError("mine")
@@ -251,7 +251,7 @@ def test_without_memory_to_compare_everything_is_restored(failing, monkeypatch):
 
 
 class Sometimes(Step):
-    """Writes here and there, but only far from where it started."""
+    """Writes to its state only at weights far from the start."""
 
     def build(self):
         self.register_buffer("worst", torch.zeros(()))
@@ -288,7 +288,7 @@ def test_a_write_at_later_weights_is_restored_and_named_once():
 
 
 class SometimesSlower(Sometimes):
-    """Lets what it wrote far away come back in the loss."""
+    """Uses in its loss what it wrote at weights far from the start."""
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) + self.worst
@@ -338,7 +338,7 @@ def test_a_failure_causes_no_further_warning():
 
 
 class Saves(BatchNorm):
-    """Has its state saved in the middle of its step, when told how."""
+    """Saves its state in the middle of its step."""
 
     def build(self):
         super().build()
@@ -472,7 +472,7 @@ def test_a_state_dict_taken_during_a_probe_does_not_change(trained):
 
 
 class Poisoned(HostileModule):
-    """Fails in some of the calls that a probe makes, never in those of the training."""
+    """Fails in some evaluations of a probe, never in training."""
 
     def training_step(self, batch, batch_idx):
         output = super().training_step(batch, batch_idx)

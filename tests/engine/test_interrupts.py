@@ -1,4 +1,4 @@
-"""Ctrl-C at any line of a probe: nothing was moved, and no later probe moves anything."""
+"""After Ctrl-C at any line of a probe nothing was moved, and later probes restore everything."""
 
 import contextlib
 import gc
@@ -35,7 +35,7 @@ def probe(module, seed=0):
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at one executed line of the package; counts lines without."""
+    """Raises KeyboardInterrupt at the n-th executed line of the package, or counts the lines."""
 
     def __init__(self, at=None):
         self.at, self.n = at, 0

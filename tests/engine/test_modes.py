@@ -1,4 +1,4 @@
-"""A module is run in the mode that was asked for, with the batch-norm statistics of that mode."""
+"""A module runs in the mode of the objective, with the batch-norm statistics of that mode."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_recalibrating_keeps_a_batch_that_the_step_writes_to():
 
 
 class Merging(Step):
-    """Keeps its own books in `train`, and merges weights there, as LoRA does."""
+    """Merges weights in its own `train`, as LoRA does, and counts how often."""
 
     def build(self):
         self.merged, self.switches = False, 0
@@ -73,7 +73,7 @@ class Merging(Step):
 
 @pytest.mark.parametrize("evaluating", [False, True])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_a_module_with_its_own_train_method(mode, evaluating):
+def test_a_train_method_that_merges_weights_leaves_the_losses_right(mode, evaluating):
     expected = [Merging().training_step(batch, 0).item() for batch in Merging().inputs()]
     module = Merging()
     module.train(not evaluating)
@@ -86,7 +86,7 @@ def test_a_module_with_its_own_train_method(mode, evaluating):
 
 
 class Notes(nn.Tanh):
-    """Notes what is set on it."""
+    """Notes the attributes that are set on it."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ def test_the_setattr_of_a_layer_is_never_called(mode):
 
 
 class SlopeOverNorm(BatchNorm):
-    """Takes a gradient it has no use for."""
+    """Takes a gradient in its step and does not use it."""
 
     def write(self, loss, batch):
         torch.autograd.grad(loss, self.net[0].weight, retain_graph=True)

@@ -154,7 +154,7 @@ def test_a_reentrant_checkpoint_has_the_gradient_of_a_plain_one(kinds):
     assert objective.n_evaluations == 1 + 4  # two for losses, two for gradients
 
 
-def test_unused_and_frozen_parameters():
+def test_unused_parameters_have_a_gradient_and_frozen_ones_none():
     module = OddParameters()
     module.scalar.requires_grad_(False)
     with probing(module, module.inputs()) as objective:
@@ -352,7 +352,7 @@ def test_any_seed_can_be_used(seed):
 
 
 class Carries(torch.Tensor):
-    """A tensor whose class has its own mind about most that is done to it, as MONAI's has."""
+    """A tensor whose class overrides most operations, like MONAI's."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):

@@ -43,7 +43,7 @@ def tried(what, value, *marks):
 
 
 def scaled(scale=2.0**10):
-    """Return what trains in 16-mixed on a CPU, with a real GradScaler."""
+    """Return a plugin for 16-mixed precision on a CPU, with a real GradScaler."""
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
     return MixedPrecision("16-mixed", "cpu", scaler=scaler)
 
@@ -111,7 +111,7 @@ def test_a_step_that_the_scaler_skips_is_reported_as_no_update(caplog):
 
 
 class Compares(Classifier):
-    """Probes the batch it is about to train on, and keeps the gradient that training then has."""
+    """Probes the next training batch, and keeps the gradient of training on it."""
 
     def build(self):
         self.net = nn.Sequential(nn.Linear(8, 64), *(nn.Linear(64, 64) for _ in range(4)))

@@ -1,4 +1,4 @@
-"""An objective made from a module: opened, kept apart from others, closed; and nothing stays."""
+"""An objective made from a module leaves no trace, alone or beside others."""
 
 import collections
 import contextlib

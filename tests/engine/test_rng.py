@@ -1,4 +1,4 @@
-"""The global random streams start where a seed says, and are read as they are."""
+"""The global random streams are seeded, read and restored."""
 
 import numpy as np
 import pytest

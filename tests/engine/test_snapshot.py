@@ -1,4 +1,4 @@
-"""What a snapshot sees, what it puts back, and what it leaves alone."""
+"""What a snapshot finds, restores and leaves as it is."""
 
 import argparse
 import collections
@@ -59,7 +59,7 @@ class AddingCounter(collections.Counter):
 
 
 class Lazily(dict):
-    """Hands out something else than it holds."""
+    """Returns another object than it holds."""
 
     def values(self):
         return [object() for _ in self]
@@ -86,7 +86,7 @@ class History(list):
 
 
 class Proxy:
-    """Says that it is a dict, as proxies of one do."""
+    """A proxy whose `__class__` is dict."""
 
     def __init__(self):
         self.kept = 1
@@ -270,7 +270,7 @@ CASES = {
 
 
 def seen(value, known=None):
-    """Return all that a person could tell about an object, as something that compares."""
+    """Return everything visible about an object in a form that can be compared."""
     known = set() if known is None else known
     if isinstance(value, torch.Tensor):
         plain = value.detach().to_dense() if value.layout is torch.sparse_coo else value.detach()
@@ -401,7 +401,7 @@ def test_the_order_of_a_set_is_restored_after_elements_were_removed(held):
     assert list(held) == before
 
 
-def test_identity_is_kept():
+def test_containers_remain_the_same_objects():
     items = [object(), object()]
     holder = types.SimpleNamespace(items=items, pair=(items, items))
     first = list(items)
@@ -485,7 +485,7 @@ def test_without_a_write_nothing_differs():
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_compressed_sparse_tensors():
+def test_compressed_sparse_tensors_are_restored():
     held = torch.eye(2).to_sparse_csr()
     snapshot = Snapshot([("it", held)])
     assert not snapshot.changed()

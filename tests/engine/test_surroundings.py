@@ -144,7 +144,7 @@ def test_a_graph_kept_across_batches_survives():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.tried("precision", "a plain module compiled as a whole, probed without a Trainer")
-def test_compiled_as_a_whole():
+def test_a_compiled_module_gives_the_numbers_of_the_plain_one():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     compiled = torch.compile(net, backend="eager")
     loss_fn = lambda module, batch: module(batch).square().mean()  # noqa: E731

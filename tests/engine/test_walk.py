@@ -1,4 +1,4 @@
-"""What a probe looks into, wherever it is hidden, and what it leaves to others."""
+"""What a snapshot searches, in unusual places too, and what it does not search."""
 
 import array
 import copy
@@ -25,7 +25,7 @@ from lightning_landscape.engine.tensors import same_bits
 
 
 class Run:
-    """As a logger's run object is."""
+    """Like the run object of a logger."""
 
     __module__ = "wandb.sdk.wandb_run"
 
@@ -65,7 +65,7 @@ class SlottedModule(nn.Module):
 
 
 class Equal:
-    """Refuses to be compared."""
+    """Raises on `==`."""
 
     def __init__(self):
         self.seen = 0
@@ -318,7 +318,7 @@ def test_what_is_not_searched_is_listed_with_the_reason():
 
 
 class Unbound(Run):
-    """A proxy of nothing yet, which refuses to say of what class it is."""
+    """An unbound proxy whose `__class__` raises."""
 
     __module__ = "wandb.sdk.wandb_run"
 

@@ -1,4 +1,4 @@
-"""Weights move along a direction and come back, to the bit, whatever they are made of."""
+"""Weights of any kind are moved along a direction and restored bit for bit."""
 
 import pytest
 import torch
@@ -297,7 +297,7 @@ def test_a_direction_may_be_the_modules_own_weights(n_layers):
 
 
 class Restless(nn.Module):
-    """Does something to its weights after every pass."""
+    """Changes its weights after every pass."""
 
     def __init__(self, change, n_layers):
         super().__init__()
@@ -331,7 +331,7 @@ def test_weights_that_a_step_leaves_in_another_form_are_still_moved(change, n_la
 
 
 class Own(nn.Parameter):
-    """A parameter of a class of its own."""
+    """A parameter of a user's class."""
 
 
 @pytest.mark.parametrize("kind", [nn.Parameter, Own])

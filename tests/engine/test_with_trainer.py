@@ -1,4 +1,4 @@
-"""A module that has a Trainer, or wants one, or is wrapped by Fabric."""
+"""Modules that have a Trainer, need one, or are wrapped by Fabric."""
 
 import pytest
 import torch
@@ -207,7 +207,7 @@ def test_the_error_of_a_step_that_needs_a_trainer_says_what_to_do():
 
 
 class Meddles(Step):
-    """Sets this and that on its trainer, and reads where its logger writes."""
+    """Sets attributes on its trainer, and reads the folder of its logger."""
 
     def build(self):
         self.folders = []
