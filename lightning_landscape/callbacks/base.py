@@ -62,7 +62,7 @@ class Monitor(Named):
         verbose: bool,
         name: str,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, verbose)
         with as_configuration():
             self.mode: Mode = check_choice("mode", mode, get_args(Mode))
             self.on_error: OnError = check_choice("on_error", on_error, get_args(OnError))
@@ -73,7 +73,6 @@ class Monitor(Named):
         self.schedule = schedule
         self.max_overhead: MaxOverhead = max_overhead
         self.details = details
-        self.verbose = verbose
         self.loss_fn = check_loss_fn(loss_fn)
         self.budget = Budget()
         self._is_probed = False  # no batch was trained on since the last probe
@@ -201,18 +200,9 @@ class Monitor(Named):
             self.tell()
             self._write_page(trainer)
 
-    @abstractmethod
-    def summary(self) -> str:
-        """Say in words what the last probe showed, at which step, and what one can do."""
-
     def _write_page(self, trainer: Any) -> None:
         page = self.output(trainer, self.n_steps).page
         self.guarded(page, "Writing the page", spends="figures")
-
-    def tell(self) -> None:
-        """Print the summary at the end of fit, on the first process."""
-        if self.verbose:
-            rank_zero_info(f"\n{self.summary()}")
 
     def skipped(self, outputs: Any) -> bool:
         """Return whether the step gave no loss for the batch that just ended."""

@@ -6,7 +6,7 @@ import weakref
 from abc import abstractmethod
 from typing import Any
 
-from lightning_landscape._lightning import ConfigurationError, rank_zero_warn
+from lightning_landscape._lightning import ConfigurationError, rank_zero_info, rank_zero_warn
 from lightning_landscape.callbacks.before_steps import BeforeSteps
 from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
 from lightning_landscape.reporting.output import Output, WarnOnce
@@ -18,6 +18,7 @@ class Named(BeforeSteps):
 
     Args:
         name: Different from the names of the others in the same Trainer.
+        verbose: Whether to print the summary at the end of fit.
 
     Attributes:
         n_steps: Optimizer steps so far, one for each batch that advanced the trainer.
@@ -26,11 +27,12 @@ class Named(BeforeSteps):
         ConfigurationError: If it is empty; at the start of fit if another has it too.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, verbose: bool) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.name = name
+        self.verbose = verbose
         self.n_steps = 0
         self._last_global_step = 0
         self._module: weakref.ref[Any] | None = None
@@ -112,6 +114,15 @@ class Named(BeforeSteps):
         if self._shared is not None:
             self._shared.close()
         self._shared = None
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Say in words what was found so far, and what one can do."""
+
+    def tell(self) -> None:
+        """Print the summary, on the first process, if a person wants it."""
+        if self.verbose:
+            rank_zero_info(f"\n{self.summary()}")
 
     def output(self, trainer: Any, step: int, **options: Any) -> Output:
         """Return where the results of one probe go."""

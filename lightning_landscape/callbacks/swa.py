@@ -122,7 +122,7 @@ class SWA(SWAHooks):
         loss_fn: LossFn | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, verbose)
         self.start = checked_start(start)
         self.schedule = Schedule.of(every_n_epochs, every_n_steps)
         self.average: Average = checked_average(average, decay)
@@ -135,7 +135,6 @@ class SWA(SWAHooks):
         self.loss_fn = check_loss_fn(loss_fn)
         self.apply_at_end = apply_at_end
         self.save_at_end = save_at_end
-        self.verbose = verbose
         self._forget()
 
     def _forget(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,12 +76,11 @@ class SWAHooks(Named):
     bn_batches: int
     apply_at_end: bool
     save_at_end: bool
-    verbose: bool
     loss_fn: LossFn | None
     averaging: WeightAverage
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, verbose: bool) -> None:
+        super().__init__(name, verbose)
         self._copied = False  # copies and pickles do not know what module they averaged
         self._progress = Progress()
 
@@ -214,16 +212,12 @@ class SWAHooks(Named):
             if self.apply_at_end:
                 self._guarded(lambda: self.averaging.apply_to(pl_module))
 
-    @abstractmethod
-    def summary(self) -> str:
-        """Say in words what the average does."""
-
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Say what the average does, and that it is on no disk: all checkpoints are written now."""
         progress = self._progress
         averaged = self.n_averaged > progress.n_before
-        if self.verbose and averaged and not progress.is_watched:
-            rank_zero_info(f"\n{self.summary()}")
+        if averaged and not progress.is_watched:
+            self.tell()
         if averaged and self.n_averaged > progress.n_saved and not trainer.fast_dev_run:
             rank_zero_info(
                 f"{self.state_key}: no checkpoint holds the final average. Save one now with "
