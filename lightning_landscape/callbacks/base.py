@@ -28,7 +28,7 @@ from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.lockstep import Lockstep
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.probing import opened
-from lightning_landscape.engine.steps import LossFn, check_loss_fn, loss_step
+from lightning_landscape.engine.steps import LossFn, loss_step
 from lightning_landscape.params import Params
 from lightning_landscape.reporting.output import Output
 
@@ -62,7 +62,7 @@ class Monitor(Named):
         verbose: bool,
         name: str,
     ) -> None:
-        super().__init__(name, verbose)
+        super().__init__(name, schedule, loss_fn, verbose)
         with as_configuration():
             self.mode: Mode = check_choice("mode", mode, get_args(Mode))
             self.on_error: OnError = check_choice("on_error", on_error, get_args(OnError))
@@ -70,10 +70,8 @@ class Monitor(Named):
             self.seed = check_whole("seed", seed, least=0)
             if max_overhead != "auto":
                 check_share("max_overhead", max_overhead)
-        self.schedule = schedule
         self.max_overhead: MaxOverhead = max_overhead
         self.details = details
-        self.loss_fn = check_loss_fn(loss_fn)
         self.budget = Budget()
         self._is_probed = False  # no batch was trained on since the last probe
 

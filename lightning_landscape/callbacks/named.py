@@ -8,7 +8,9 @@ from typing import Any
 
 from lightning_landscape._lightning import ConfigurationError, rank_zero_info, rank_zero_warn
 from lightning_landscape.callbacks.before_steps import BeforeSteps
+from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
+from lightning_landscape.engine.steps import LossFn, check_loss_fn
 from lightning_landscape.reporting.output import Output, WarnOnce
 from lightning_landscape.reporting.run_records import RunRecords
 
@@ -18,6 +20,8 @@ class Named(BeforeSteps):
 
     Args:
         name: Different from the names of the others in the same Trainer.
+        schedule: When to act.
+        loss_fn: Runs a batch in the place of `training_step`.
         verbose: Whether to print the summary at the end of fit.
 
     Attributes:
@@ -27,11 +31,15 @@ class Named(BeforeSteps):
         ConfigurationError: If it is empty; at the start of fit if another has it too.
     """
 
-    def __init__(self, name: str, verbose: bool) -> None:
+    def __init__(
+        self, name: str, schedule: Schedule, loss_fn: LossFn | None, verbose: bool
+    ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"`name` must be a word that is not empty. Got {name!r}.")
         self.name = name
+        self.schedule = schedule
+        self.loss_fn = check_loss_fn(loss_fn)
         self.verbose = verbose
         self.n_steps = 0
         self._last_global_step = 0

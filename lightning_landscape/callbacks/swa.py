@@ -26,7 +26,7 @@ from lightning_landscape.callbacks.swa_settings import (
     checked_start,
 )
 from lightning_landscape.checks import check_whole
-from lightning_landscape.engine.steps import LossFn, check_loss_fn
+from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.words import describe_line
 from lightning_landscape.measures.words_answers import answer_averaging
@@ -122,9 +122,8 @@ class SWA(SWAHooks):
         loss_fn: LossFn | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__(name, verbose)
+        super().__init__(name, Schedule.of(every_n_epochs, every_n_steps), loss_fn, verbose)
         self.start = checked_start(start)
-        self.schedule = Schedule.of(every_n_epochs, every_n_steps)
         self.average: Average = checked_average(average, decay)
         self.decay = decay
         self.validate = validate
@@ -132,7 +131,6 @@ class SWA(SWAHooks):
             self.window = check_whole("window", window)
             self.bn_batches = check_whole("bn_batches", bn_batches)
         self.device = checked_device(device)
-        self.loss_fn = check_loss_fn(loss_fn)
         self.apply_at_end = apply_at_end
         self.save_at_end = save_at_end
         self._forget()

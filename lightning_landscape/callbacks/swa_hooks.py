@@ -18,7 +18,6 @@ from lightning_landscape._lightning import (
     validation_loader,
 )
 from lightning_landscape.callbacks.average import WeightAverage
-from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.named import Named
 from lightning_landscape.callbacks.swa_files import save_average, state_key
 from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
@@ -26,7 +25,7 @@ from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolv
 from lightning_landscape.callbacks.swa_validation import SecondPass
 from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.guards import describe_error
-from lightning_landscape.engine.steps import LossFn, user_step
+from lightning_landscape.engine.steps import user_step
 from lightning_landscape.measures.averaging import MetricSplit
 from lightning_landscape.ranks import n_ranks
 
@@ -71,18 +70,13 @@ class SWAHooks(Named):
     """
 
     start: int | float
-    schedule: Schedule
     validate: bool
     bn_batches: int
     apply_at_end: bool
     save_at_end: bool
-    loss_fn: LossFn | None
     averaging: WeightAverage
-
-    def __init__(self, name: str, verbose: bool) -> None:
-        super().__init__(name, verbose)
-        self._copied = False  # copies and pickles do not know what module they averaged
-        self._progress = Progress()
+    _progress: Progress
+    _copied: bool = False  # copies and pickles do not know what module they averaged
 
     def _forget(self) -> None:
         self._progress = Progress()
