@@ -78,7 +78,7 @@ def line_chart(
         *labels(x_label, y_label, _TOP, _HEIGHT - BOTTOM),
         *(_mark(xs, x, label) for x, label in marks if xs.contains(x)),
         *(_band(line, xs, ys) for line in lines if line.band),
-        *(_path(line, xs, ys) for line in lines),
+        *(_stroke(_track(line.x, line.y, xs, ys), line, line.opacity) for line in lines),
         *(_legend(line, _HEIGHT + 18 * k) for k, line in enumerate(named)),
     ]
     return drawing(parts, title, _HEIGHT + 18 * len(named))
@@ -176,10 +176,6 @@ def _mark(xs: _Axis, x: float, label: str) -> str:
         'stroke="currentColor" stroke-opacity="0.6" stroke-dasharray="2 3"/>'
         + text(at + 3, _TOP + 9, label, "start")
     )
-
-
-def _path(line: Line, xs: _Axis, ys: _Axis) -> str:
-    return _stroke(_track(line.x, line.y, xs, ys), line, line.opacity)
 
 
 def _stroke(commands: str, line: Line, opacity: float) -> str:
