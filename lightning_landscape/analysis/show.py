@@ -13,7 +13,7 @@ from lightning_landscape.analysis.planes import Plane
 from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.measures.plane import PlaneBasis
 from lightning_landscape.reporting.html import page
-from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.records import Record, latest
 from lightning_landscape.reporting.runs import read_run
 from lightning_landscape.reporting.style import Figure, png
 
@@ -159,11 +159,10 @@ def last_words(records: list[Record]) -> str:
         >>> print(last_words([record]))
         At step 7, summary: All is well.
     """
-    last = {record.tag: record for record in sorted(records, key=lambda record: record.step)}
     said = [
-        f"At step {record.step}, {record.name}: {words}"
-        for record in sorted(last.values(), key=lambda record: record.kind != "words")
-        if (words := record.data.get("text" if record.kind == "words" else "words"))
+        f"At step {record.step}, {record.name}: {record.words}"
+        for record in sorted(latest(records), key=lambda record: record.kind != "words")
+        if record.words
     ]
     return "\n\n".join(said) or "The monitors of this run said nothing in words."
 

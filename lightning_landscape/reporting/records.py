@@ -73,6 +73,11 @@ class Record:
         """The tag of its events; records of one tag differ only in their step."""
         return f"{self.monitor}/record/{self.kind}/{self.name}".replace("@", "-")
 
+    @property
+    def words(self) -> str:
+        """What it says in words; `""` if it says nothing."""
+        return str(self.data.get("text" if self.kind == "words" else "words", ""))
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
         head = {"version": VERSION, "kind": self.kind, "name": self.name}
@@ -122,6 +127,12 @@ def read_events(folder: str | Path) -> tuple[list[Record], list[str]]:
     folder = Path(folder)
     paths = sorted(folder.glob("*tfevents*")) if folder.is_dir() else [folder]
     return collect(content for path in paths for content in _contents(path))
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """Return the last record of each tag."""
+    last = {record.tag: record for record in sorted(records, key=lambda record: record.step)}
+    return list(last.values())
 
 
 def evenly(n: int, n_most: int) -> set[int]:

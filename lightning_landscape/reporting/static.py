@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lightning_landscape.measures.notebook import breakdown_chart
-from lightning_landscape.reporting.records import Record
+from lightning_landscape.reporting.records import Record, latest
 from lightning_landscape.reporting.svg_map import heat_map
 from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
 
@@ -20,24 +20,20 @@ def describe(run: str, records: Sequence[Record]) -> str:
         run: The name of the run.
         records: Its records, in any order.
     """
-    latest: dict[str, Record] = {}
-    for record in sorted(records, key=lambda record: record.step):
-        latest[record.tag] = record
+    last = latest(records)
     parts = [
         f"<section><h3>{title} {html.escape(record.name)}, step {record.step}</h3>"
         f"{_words(record)}{draw(record.data)}</section>"
         for kind, (title, draw) in _SECTIONS.items()
-        for record in latest.values()
+        for record in last
         if record.kind == kind
     ]
-    said = [_words(record) for record in latest.values() if record.kind == "words"]
+    said = [_words(record) for record in last if record.kind == "words"]
     return f"<article><h2>{html.escape(run)}</h2>{''.join(said + parts)}</article>"
 
 
 def _words(record: Record) -> str:
-    field = "text" if record.kind == "words" else "words"
-    lines = str(record.data.get(field, "")).splitlines()
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    return "".join(f"<p>{html.escape(line)}</p>" for line in record.words.splitlines())
 
 
 def _family(data: dict[str, Any]) -> str:
