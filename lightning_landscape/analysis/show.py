@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_landscape.analysis.planes import Plane
 from lightning_landscape.analysis.report import Line, Report
 from lightning_landscape.measures.plane import PlaneBasis
 from lightning_landscape.reporting.html import page
-from lightning_landscape.reporting.records import Record, latest
+from lightning_landscape.reporting.records import Record, floats, latest
 from lightning_landscape.reporting.runs import read_run
 from lightning_landscape.reporting.style import Figure, png
 
@@ -137,17 +137,17 @@ def last_numbers(records: list[Record]) -> dict[str, list[float]]:
     for record in sorted(records, key=lambda record: record.step):
         data, name = record.data, f"{record.monitor}/{record.name}"
         if record.kind == "family":
-            found[f"{name}/area"] = _floats(data["area"])
+            found[f"{name}/area"] = floats(data["area"])
             rate = data["rate"]
-            found[f"{name}/rate"] = _floats(rate[key] for key in ("rate", "low", "high"))
+            found[f"{name}/rate"] = floats(rate[key] for key in ("rate", "low", "high"))
         elif record.kind == "line":
             for kind in ("train", "validation"):
                 if data.get(kind):
                     score = data[kind]["score"]
-                    found[f"{name}/{kind} gap"] = _floats([score["gap"]])
+                    found[f"{name}/{kind} gap"] = floats([score["gap"]])
         elif record.kind == "breakdown":
             for key in ("descent_limit", "break_even"):
-                found[f"{name}/{key}"] = _floats([data[key]])
+                found[f"{name}/{key}"] = floats([data[key]])
     return found
 
 
@@ -194,10 +194,6 @@ def _cell(numbers: list[float] | None) -> str:
         return "-"
     value, *interval = [f"{number:.3g}" for number in numbers]
     return f"{value} [{', '.join(interval)}]" if interval else value
-
-
-def _floats(values: Iterable[Any]) -> list[float]:
-    return [float(value) for value in values]  # records write nan and infinity as words
 
 
 def write_figures(figures: dict[str, Figure], folder: str) -> None:

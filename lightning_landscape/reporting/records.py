@@ -135,6 +135,11 @@ def latest(records: Iterable[Record]) -> list[Record]:
     return list(last.values())
 
 
+def floats(values: Iterable[Any]) -> list[float]:
+    """Return numbers of a record, in which nan and infinity are words."""
+    return [float(value) for value in values]
+
+
 def evenly(n: int, n_most: int) -> set[int]:
     """Return at most `n_most` of `n` places, evenly spaced, with the first and the last.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lightning_landscape.measures.notebook import breakdown_chart
-from lightning_landscape.reporting.records import Record, latest
+from lightning_landscape.reporting.records import Record, floats, latest
 from lightning_landscape.reporting.svg_map import heat_map
 from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
 
@@ -47,7 +47,7 @@ def _family(data: dict[str, Any]) -> str:
         ("loss at the current weights", _show(data["median"][data["alphas"].index(0)])),
     ]  # fmt: skip
     alphas = data["alphas"]
-    lines = [Line(alphas, _floats(y), width=0.8, opacity=0.4) for y in data["slices"]]
+    lines = [Line(alphas, floats(y), width=0.8, opacity=0.4) for y in data["slices"]]
     lines.append(_median(data, alphas, "median direction, with its 95 % interval", BLUE))
     if data.get("validation"):
         median = _median(data["validation"], alphas, "the same on validation batches", ORANGE)
@@ -71,7 +71,7 @@ def _line(data: dict[str, Any]) -> str:
         rows.append((f"loss of the average minus current, {name}", gap))
         rows.append((f"lowest loss at t, {name}", _show(score["minimum"])))
     lines = [
-        Line(data["alphas"], _floats(part["mean"]), name, colour, band=_error_band(part))
+        Line(data["alphas"], floats(part["mean"]), name, colour, band=_error_band(part))
         for (name, part), colour in zip(sets, (BLUE, ORANGE), strict=False)
     ]
     chart = line_chart(
@@ -92,12 +92,12 @@ def _breakdown(data: dict[str, Any]) -> str:
         ("break-even", _relative(data, data["break_even"])),
         ("trust_lr of deep relative trust (model)", _show(data["trust_lr"])),
     ]
-    layers = dict(zip(data["names"], map(_floats, data["breakdown"]), strict=True))
-    return _table(rows) + breakdown_chart(data["etas"], layers, _floats(data["model"]))
+    layers = dict(zip(data["names"], map(floats, data["breakdown"]), strict=True))
+    return _table(rows) + breakdown_chart(data["etas"], layers, floats(data["model"]))
 
 
 def _plane(data: dict[str, Any]) -> str:
-    values = [_floats(column) for column in data["mean"]]
+    values = [floats(column) for column in data["mean"]]
     known = sorted(value for column in values for value in column if math.isfinite(value))
     rows = [(f"at {name}", f"({_show(x)}, {_show(y)})") for name, (x, y) in _points(data).items()]
     if known:
@@ -117,7 +117,7 @@ def _plane(data: dict[str, Any]) -> str:
 
 
 def _points(data: dict[str, Any]) -> dict[str, list[float]]:
-    return {name: _floats(place) for name, place in (data.get("points") or {}).items()}
+    return {name: floats(place) for name, place in (data.get("points") or {}).items()}
 
 
 # in this order
@@ -130,12 +130,12 @@ _SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def _median(part: dict[str, Any], alphas: list[float], label: str, colour: str) -> Line:
-    band = (_floats(part["low"]), _floats(part["high"]))
-    return Line(alphas, _floats(part["median"]), label, colour, 2.4, band=band)
+    band = (floats(part["low"]), floats(part["high"]))
+    return Line(alphas, floats(part["median"]), label, colour, 2.4, band=band)
 
 
 def _error_band(part: dict[str, Any]) -> tuple[list[float], list[float]]:
-    both = list(zip(_floats(part["mean"]), _floats(part["stderr"]), strict=True))
+    both = list(zip(floats(part["mean"]), floats(part["stderr"]), strict=True))
     return [mean - error for mean, error in both], [mean + error for mean, error in both]
 
 
@@ -144,10 +144,6 @@ def _relative(data: dict[str, Any], eta: Any) -> str:
     if math.isinf(float(eta)):
         return f"beyond {_show(data['etas'][-1] * unit)}"
     return _show(float(eta) * unit)
-
-
-def _floats(values: Iterable[Any]) -> list[float]:
-    return [float(value) for value in values]
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
@@ -168,7 +164,7 @@ def _show(value: Any, sign: str = "") -> str:
 
 
 def _interval(values: Sequence[Any]) -> str:
-    middle, low, high = _floats(values)
+    middle, low, high = floats(values)
     if math.isnan(low):
         return _two_digits(middle)
     return f"{_two_digits(middle)}, 95 % interval {_two_digits(low)} to {_two_digits(high)}"
