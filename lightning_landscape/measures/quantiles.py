@@ -98,18 +98,15 @@ def student(freedom: int, confidence: float = 0.95) -> float:
     return math.sqrt(freedom) * math.tan(_bisected(falls_short, math.pi / 2))
 
 
-def median_interval(
-    values: Sequence[float], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return the median and an interval for it from order statistics, whatever the distribution.
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median and its 95 % interval from order statistics, whatever the distribution.
 
     The k-th smallest and k-th largest value, with the largest k for which the binomial chance that
-    the median of independent trials lies outside is at most `1 - confidence`. Values that are nan
-    are left out; with fewer than 6 others no such interval exists at 95 % and the ends are nan.
+    the median of independent trials lies outside is at most 5 %. Values that are nan are left out;
+    with fewer than 6 others no such interval exists and the ends are nan.
 
     Args:
         values: One value a direction.
-        confidence: Coverage of the interval.
 
     Returns:
         The median, the lower end and the upper end.
@@ -123,7 +120,7 @@ def median_interval(
     outside, k = 0.0, 0
     while k < n // 2:
         outside += 2 * math.comb(n, k) / 2**n
-        if outside > 1 - confidence:
+        if outside > 1 - 0.95:
             break
         k += 1
     middle = median(known) if known else math.nan
