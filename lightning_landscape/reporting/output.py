@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -53,6 +54,7 @@ class WarnOnce:
             self(kind, message.replace("{error}", repr(error)))
 
 
+@dataclass(frozen=True, eq=False)
 class Output:
     """Hands the results of one probe to the loggers, to other callbacks and to files.
 
@@ -60,7 +62,7 @@ class Output:
     them. Figures, texts and files are written by rank zero alone. A logger or a disk that fails
     costs one warning, never the training.
 
-    Args:
+    Attributes:
         trainer: Whose loggers and folder these are.
         name: The callback's name: the first part of every tag.
         step: The training step that the results are of.
@@ -69,24 +71,17 @@ class Output:
         figures: Which loggers get figures: all, `"tensorboard"`, or all the `"others"`.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        name: str,
-        step: int,
-        warn_once: WarnOnce,
-        run_records: RunRecords,
-        *,
-        figures: Literal["all", "tensorboard", "others"] = "all",
-    ) -> None:
-        self.name = name
-        self.step = step
-        self._figures = figures
-        self._trainer = trainer
-        # for figures, texts and files: rank zero alone has some
-        self._loggers: list[Any] = trainer.loggers if trainer.is_global_zero else []
-        self._warn_once = warn_once
-        self._run_records = run_records
+    trainer: Any
+    name: str
+    step: int
+    warn_once: WarnOnce
+    run_records: RunRecords
+    figures: Literal["all", "tensorboard", "others"] = "all"
+
+    @property
+    def _loggers(self) -> list[Any]:
+        """The loggers for figures, texts and files: rank zero alone has some."""
+        return self.trainer.loggers if self.trainer.is_global_zero else []
 
     @property
     def plots(self) -> bool:
@@ -95,9 +90,9 @@ class Output:
 
     def _plotting(self) -> list[Any]:
         """Return the loggers that get figures."""
-        if self._figures == "all":
+        if self.figures == "all":
             return self._loggers
-        wanted = self._figures == "tensorboard"
+        wanted = self.figures == "tensorboard"
         return [one for one in self._loggers if _is_tensorboard(one) == wanted]
 
     def tag(self, tag: str) -> str:
@@ -113,13 +108,13 @@ class Output:
             scalars: All of them reach other callbacks, through `trainer.callback_metrics`.
             logged: Says of a relative tag whether it reaches the loggers; by default all do.
         """
-        self._trainer.callback_metrics.update(
+        self.trainer.callback_metrics.update(
             {self.tag(tag): torch.tensor(value) for tag, value in scalars.items()}
         )
         named = {self.tag(tag): value for tag, value in scalars.items() if logged(tag)}
-        self._run_records.unlogged |= {self.tag(tag) for tag in scalars} - named.keys()
+        self.run_records.unlogged |= {self.tag(tag) for tag in scalars} - named.keys()
         about = {self.tag(tag): describe(written(tag)) for tag in scalars}
-        for logger in self._trainer.loggers:
+        for logger in self.trainer.loggers:
             writer = None
             with self._forgiving(logger):
                 writer = board.torch_writer(logger)
@@ -174,9 +169,9 @@ class Output:
             "A landscape result could not be recorded: {error}. Training goes on; the tab and the "
             "page lack it, and further ones are not reported."
         )
-        with self._warn_once.guard("record", message):
+        with self.warn_once.guard("record", message):
             record = Record(kind, name, self.step, dict(data), self.name)
-            self._run_records.add(record)
+            self.run_records.add(record)
             for logger in self._loggers:
                 with self._forgiving(logger):
                     if (writer := board.torch_writer(logger)) is not None:
@@ -188,11 +183,11 @@ class Output:
         Nothing is written without a record since the last page, without a logger, and in a fast
         development run.
         """
-        kept = self._run_records
-        if kept.is_shown or self._trainer.fast_dev_run or not self._loggers:
+        kept = self.run_records
+        if kept.is_shown or self.trainer.fast_dev_run or not self._loggers:
             return
         kept.is_shown = True
-        run = name_of_run(self._trainer)
+        run = name_of_run(self.trainer)
         content = page({run: kept.all()}, title=f"Loss landscape of {run}")
         self._write("report.html", content.encode)
         for logger in self._loggers:
@@ -203,13 +198,13 @@ class Output:
         folder = None
         for logger in self._loggers[:1]:
             with self._forgiving(logger):
-                folder = folder_of_run(self._trainer)
+                folder = folder_of_run(self.trainer)
         if folder is None:
             return
         try:
             write_into(folder, written(name).replace("/", "-"), content())
         except OSError as error:
-            self._warn_once(
+            self.warn_once(
                 f"folder {folder}",
                 f"Could not write {name} to {folder}: {error}. Training goes on without this file; "
                 "further failures in this folder are not reported.",
@@ -219,21 +214,21 @@ class Output:
         """Arrange the charts that there are by now in Custom Scalars, unless the user did."""
         if writer is None or not self._loggers:
             return
-        shown = self._trainer.callback_metrics.keys() - self._run_records.unlogged
+        shown = self.trainer.callback_metrics.keys() - self.run_records.unlogged
         layout = board.chart_layout(shown)
-        if layout and self._warn_once.first(f"{writer.log_dir} {layout}"):
+        if layout and self.warn_once.first(f"{writer.log_dir} {layout}"):
             board.write_layout(writer, layout)
 
     @contextmanager
     def _forgiving(self, logger: Any) -> Iterator[None]:
         """Warn once about a logger that raises."""
         kind = type(logger).__name__
-        which = f"logger {kind} {self._trainer.loggers.index(logger)}"
+        which = f"logger {kind} {self.trainer.loggers.index(logger)}"
         message = (
             f"{kind} failed to log a landscape result: {{error}}. Training goes on; this logger is "
             "not warned about again."
         )
-        with self._warn_once.guard(which, message):
+        with self.warn_once.guard(which, message):
             yield
 
 

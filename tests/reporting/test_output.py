@@ -70,7 +70,7 @@ def test_scalars_reach_every_logger_and_the_callback_metrics(tmp_path):
     output = make_output(tmp_path, *loggers)
     output.scalars({"uniform@norm/area": 2.0})
     assert [logger.rows for logger in loggers] == [[({"landscape/uniform-norm/area": 2.0}, 3)]] * 2
-    assert output._trainer.callback_metrics["landscape/uniform-norm/area"] == 2.0
+    assert output.trainer.callback_metrics["landscape/uniform-norm/area"] == 2.0
 
 
 def test_tensorboard_gets_an_image(tmp_path):
@@ -212,7 +212,7 @@ def test_a_logger_that_raises_costs_one_warning_and_no_other_logger(tmp_path):
         output.scalars({"a": 1.0})
     output.scalars({"a": math.nan})  # a second warning would be an error
     assert len(good.rows) == 2
-    assert torch.isnan(output._trainer.callback_metrics["landscape/a"])
+    assert torch.isnan(output.trainer.callback_metrics["landscape/a"])
 
 
 def test_what_was_warned_about_survives_a_pickle():
