@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_landscape._lightning import as_configuration, rank_zero_info
+from lightning_landscape._lightning import as_configuration, rank_zero_info, rank_zero_warn
 from lightning_landscape.callbacks.asymmetry_report import (
     LandscapeProbe,
     add_rises,
@@ -32,6 +32,7 @@ from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, secon
 from lightning_landscape.callbacks.kept import KeptBatches
 from lightning_landscape.callbacks.swa import SWA
 from lightning_landscape.checks import check_choice, check_whole
+from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.steps import LossFn
@@ -87,7 +88,7 @@ class AsymmetryMonitor(Monitor):
             `"swa"`, where it cannot be handed over, as in a YAML file.
         n_batches: Training batches to keep and evaluate: the first of the fit, also of a resumed
             one, or as many as its first epoch has.
-        validation: Whether to keep and evaluate as many validation batches too.
+        validation: Whether to evaluate as many validation batches too, if the training step can.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
             optimisation and `dataloader_iter`.
@@ -253,46 +254,60 @@ class AsymmetryMonitor(Monitor):
 
     def summary(self) -> str:
         """Say in words what the last probe showed, at which step, and what one can do."""
+        swa = [] if self._swa is None else [self._swa.summary()]
         if self.last is None:
-            return f"{self.title} has measured nothing yet."
-        parts = [self.last.describe(), "" if self._swa is None else self._swa.summary()]
-        parts.append(answer_cost(self.budget.total(), self.budget.overhead()))
-        return "\n".join(filter(None, parts))
+            return "\n".join([f"{self.title} has measured nothing.", *swa])
+        cost = answer_cost(self.budget.total(), self.budget.overhead())
+        return "\n".join(filter(None, [self.last.describe(), *swa, cost]))
 
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:
         """Measure the slices and the line, then report them."""
-        began, began_probes = self.budget.total(), self.budget.spent_on("probe")
+        began = self.budget.total()
         self._moving = tuple(family for family in self.families if moves_now(family, module))
         kept = self.kept.on_every_rank(module.device)
         if not kept.train or not self.n_least:
             return 0
-        if self.validation and not kept.validation:
+        if self.validation and not kept.validation and not self.kept.leaves_out_validation:
             self.inform_once(
                 "no validation batch",
                 f"{self.title}: validation=True, and no validation batch was seen yet: this probe "
                 "is on training batches only.",
             )
-        with (
-            self.kept.replaced_on_failure(self._tell_of_replaced),
-            self.opened(trainer, module, kept.all) as objective,
-        ):
+        measure = partial(self._measure, trainer, module, step, is_last)
+        with self.kept.replaced_on_failure(self._tell_of_replaced):
+            result, n_made = self.kept.attempt(measure, kept, self._tell_of_left_out)
+        if result is not None:
+            self._report(trainer, result, began)
+        return n_made
+
+    def _measure(
+        self, trainer: Any, module: Any, step: int, is_last: bool, kept: KeptBatches
+    ) -> tuple[LandscapeProbe | None, int]:
+        """Return what was found, None if the budget affords nothing, and how many evaluations."""
+        began = self.budget.spent_on("probe")
+        with self.opened(trainer, module, kept.all) as objective:
             objective.prepare()
-            opening = self.budget.spent_on("probe") - began_probes
+            opening = self.budget.spent_on("probe") - began
             n_most = self._affordable(trainer, module, objective, is_last=is_last)
             if not n_most:
-                return 0
+                return None, 0
             announce = partial(self._announce, objective, module, opening, n_most)
             timed: Any = TimedObjective(objective, announce)
-            result = self._measure(timed, module, step, n_most, kept.is_validation)
-            n_made = objective.n_evaluations
-        self._report(trainer, result, began)
-        return n_made
+            found = self._survey(timed, module, step, n_most, kept.is_validation)
+            return found, objective.n_evaluations
 
     def _tell_of_replaced(self) -> None:
         self.inform_once(
             "batches are replaced",
             f"{self.title}: a probe failed on the batches it had kept. The next ones that are "
             "trained on take their place, now and whenever it fails again.",
+        )
+
+    def _tell_of_left_out(self, error: Exception) -> None:
+        rank_zero_warn(
+            f"{self.title}: the training step fails on validation batches, so this fit is measured "
+            f"on training batches only: {describe_error(error)}. Use a `loss_fn` that takes both "
+            "kinds, or validation=False."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,7 +357,7 @@ class AsymmetryMonitor(Monitor):
         seconds = opening + plan.seconds(direction, objective.seconds, moved)
         self.announce([plan.n_least, plan.n_evaluations], seconds)
 
-    def _measure(
+    def _survey(
         self, objective: Objective, module: Any, step: int, n_most: int, validation: list[bool]
     ) -> LandscapeProbe:
         surveys = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from lightning_landscape.engine.batches import KeptBatch, keep_batch
 from lightning_landscape.engine.guards import MEMORY
 from lightning_landscape.params import Params
 from lightning_landscape.ranks import lowest_of_each
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -23,11 +25,13 @@ class KeptBatches:
         n: How many to keep of each kind.
         train: Training batches.
         validation: Validation batches.
+        leaves_out_validation: Whether the step was found to fail on validation batches.
     """
 
     n: int
     train: list[KeptBatch] = field(default_factory=list)
     validation: list[KeptBatch] = field(default_factory=list)
+    leaves_out_validation: bool = False
     _trained_in: int = field(default=-1, repr=False)  # the epoch that training batches are from
     _validated_at: int = field(default=-1, repr=False)  # the step of the pass they are from
 
@@ -67,6 +71,8 @@ class KeptBatches:
 
     def wants_validation(self, step: int) -> bool:
         """Return whether to keep a validation batch: of one pass alone, for none to come twice."""
+        if self.leaves_out_validation:
+            return False
         if not self.validation:
             self._validated_at = step
         return len(self.validation) < self.n and step == self._validated_at
@@ -75,6 +81,34 @@ class KeptBatches:
         """Let go of the last training batch, if it had this index: the step gave no loss for it."""
         if self.train and self.train[-1].index == index:
             self.train.pop()
+
+    def attempt(
+        self,
+        measure: Callable[[KeptBatches], T],
+        kept: KeptBatches,
+        tell: Callable[[Exception], None],
+    ) -> T:
+        """Measure on batches; without those of validation if it succeeds only without them.
+
+        Validation batches may be of another structure than `training_step` expects.
+
+        Args:
+            measure: What to do with batches; fails on all ranks if it does on one.
+            kept: The batches of every rank.
+            tell: Is told the failure, once validation batches are left out.
+        """
+        try:
+            return measure(kept)
+        except MEMORY:
+            raise
+        except Exception as error:
+            if not kept.validation:
+                raise
+            found = measure(replace(kept, validation=[]))
+            self.validation.clear()
+            self.leaves_out_validation = True
+            tell(error)
+            return found
 
     @contextmanager
     def replaced_on_failure(self, tell: Callable[[], None]) -> Iterator[None]:
