@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_landscape._lightning import as_configuration
+from lightning_landscape._lightning import as_configuration, rank_zero_warn
 from lightning_landscape.callbacks.average import Average, WeightAverage
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.swa_hooks import SWAHooks
@@ -251,15 +251,30 @@ class SWA(SWAHooks):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to go on as if uninterrupted."""
-        last_epoch = self._progress.last_epoch
-        return {**super().state_dict(), **self.averaging.state_dict(), "last_epoch": last_epoch}
+        return {
+            **super().state_dict(),
+            **self.averaging.state_dict(),
+            "last_epoch": self._progress.last_epoch,
+            "average": self._kind,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; tensors find their device at the next update."""
-        super().load_state_dict(state_dict)
-        self.averaging.load_state_dict(state_dict)
+        state = {"average": self._kind, **state_dict}
+        super().load_state_dict(state)
+        if state["average"] == self._kind:
+            self.averaging.load_state_dict(state)
+        else:
+            rank_zero_warn(
+                f"{self.state_key}: the checkpoint has average={state['average']!r}, this fit "
+                f"{self._kind!r}. Averaging begins anew."
+            )
         self._progress.last_epoch = state_dict.get("last_epoch", -1)
         self._progress.n_saved = self.n_averaged
+
+    @property
+    def _kind(self) -> str:
+        return self.average if isinstance(self.average, str) else "a function"
 
     def _check_not_empty(self) -> None:
         if not self.n_averaged:

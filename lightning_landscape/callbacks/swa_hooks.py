@@ -127,6 +127,14 @@ class SWAHooks(Named):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count steps from here; let checkpoints that follow the average wait for it."""
         super().on_train_start(trainer, pl_module)
+        if self.n_averaged and not self._reached(trainer):
+            rank_zero_warn(
+                f"{self.state_key}: {self.n_averaged} sets of weights were averaged before "
+                f"start={self.start} of this fit is reached, by a shorter one. They are left out: "
+                "averaging begins anew at the start."
+            )
+            self.averaging.load_state_dict({})
+            self._progress.n_before = self._progress.n_saved = 0
         for callback in trainer.checkpoint_callbacks:
             name = str(getattr(callback, "monitor", None))
             if name.startswith(f"{self.name}/"):  # a missing metric would stop the fit
@@ -199,12 +207,9 @@ class SWAHooks(Named):
                 f"{self.state_key} averaged nothing: the fit ended before start={self.start}. The "
                 "trained weights are as they are. Start earlier, or train longer."
             )
-        self._lead(lambda group: group.refresh(pl_module))
-        if self.n_averaged > self._progress.n_before:
-            if self.save_at_end:
-                self._guarded(lambda: self._save(trainer))
-            if self.apply_at_end:
-                self._guarded(lambda: self.averaging.apply_to(pl_module))
+        self._finish(trainer, pl_module)
+        if self.apply_at_end and self.n_averaged > self._progress.n_before:
+            self._guarded(lambda: self.averaging.apply_to(pl_module))
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Say what the average does, and that it is on no disk: all checkpoints are written now."""
@@ -217,6 +222,14 @@ class SWAHooks(Named):
                 f"{self.state_key}: no checkpoint holds the final average. Save one now with "
                 "trainer.save_checkpoint(path), or train with SWA(save_at_end=True)."
             )
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Save the average if asked to, and say what it does, if a person has ended the fit."""
+        ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
+        if ended and n_ranks() == 1:
+            self._finish(trainer, pl_module)
+            self.on_fit_end(trainer, pl_module)
+        super().on_exception(trainer, pl_module, exception)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save batch-norm statistics with the average they belong to."""
@@ -263,6 +276,12 @@ class SWAHooks(Named):
     def _compare(self, trainer: Any, outcome: Outcome) -> None:
         self._progress.splits = outcome.splits(self.name, trainer)
         self._progress.splits_at = (self.n_averaged, logger_step(trainer))
+
+    def _finish(self, trainer: Any, module: Any) -> None:
+        """Bring the statistics of averages that are kept up to date, and save this average."""
+        self._lead(lambda group: group.refresh(module))
+        if self.save_at_end and self.n_averaged > self._progress.n_before:
+            self._guarded(lambda: self._save(trainer))
 
     def _save(self, trainer: Any) -> None:
         folder, state = trainer.log_dir or trainer.default_root_dir, self.state_dict()
