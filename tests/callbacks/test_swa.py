@@ -305,7 +305,7 @@ def test_a_resumed_run_has_the_average_of_the_uninterrupted_one(tmp_path, option
         assert torch.equal(resumed.weights[name], tensor)
 
 
-@pytest.mark.parametrize("key", list(SWA().state_dict()))
+@pytest.mark.parametrize("key", sorted(SWA().state_dict().keys() - {"average"}))
 def test_a_checkpoint_that_lacks_a_key_is_loaded_with_a_warning(key):
     swa, older = SWA(0), SWA(0)
     train(swa)

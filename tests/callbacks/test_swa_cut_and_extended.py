@@ -69,9 +69,7 @@ def test_a_longer_fit_leaves_out_what_was_averaged_before_its_start(tmp_path):
     (path,) = tmp_path.rglob("*.ckpt")
     swa, weights = SWA(start=0.5), Weights()
     with pytest.warns(UserWarning, match="2 sets of weights were averaged before start=0.5"):
-        train(
-            swa, weights, module=Plain, max_epochs=12, ckpt_path=path, **checkpoints(tmp_path / "2")
-        )
+        train(swa, weights, module=Plain, max_epochs=12, ckpt_path=path, **checkpoints(tmp_path))
     assert short.n_averaged == 2
     assert swa.n_averaged == 6
     mean = torch.stack(weights.seen[-6:]).double().mean(0)
@@ -86,7 +84,7 @@ def test_a_fit_that_is_resumed_after_its_start_keeps_its_average(tmp_path, recwa
         module=Plain,
         max_epochs=5,
         ckpt_path=path,
-        **checkpoints(tmp_path / "2"),
+        **checkpoints(tmp_path),
     )
     assert swa.n_averaged == 4
     assert not [w for w in recwarn if "were averaged before" in str(w.message)]
@@ -97,7 +95,7 @@ def test_an_average_of_another_kind_begins_anew(tmp_path):
     (path,) = tmp_path.rglob("*.ckpt")
     ema = SWA(start=0, average="ema")
     with pytest.warns(UserWarning, match="the checkpoint has average='equal', this fit 'ema'"):
-        train(ema, module=Plain, max_epochs=5, ckpt_path=path, **checkpoints(tmp_path / "2"))
+        train(ema, module=Plain, max_epochs=5, ckpt_path=path, **checkpoints(tmp_path))
     assert ema.n_averaged == 2
 
 
