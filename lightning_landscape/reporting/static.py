@@ -22,14 +22,18 @@ def describe(run: str, records: Sequence[Record]) -> str:
     """
     last = latest(records)
     parts = [
-        f"<section><h3>{title} {html.escape(record.name)}, step {record.step}</h3>"
-        f"{_words(record)}{draw(record.data)}</section>"
+        f"<section><h3>{_title(title, record)}</h3>{_words(record)}{draw(record.data)}</section>"
         for kind, (title, draw) in _SECTIONS.items()
         for record in last
         if record.kind == kind
     ]
     said = [_words(record) for record in last if record.kind == "words"]
     return f"<article><h2>{html.escape(run)}</h2>{''.join(said + parts)}</article>"
+
+
+def _title(title: str, record: Record) -> str:
+    name = "" if record.name == record.kind else f": {html.escape(record.name)}"
+    return f"{title}{name}" + (f", step {record.step}" if record.step else "")
 
 
 def _words(record: Record) -> str:
@@ -87,11 +91,12 @@ def _line(data: dict[str, Any]) -> str:
 def _breakdown(data: dict[str, Any]) -> str:
     unit = float(data["relative_step"])
     rows = [
-        ("step measured (eta = 1), as a relative step", _show(unit)),
         ("descent limit", _relative(data, data["descent_limit"])),
         ("break-even", _relative(data, data["break_even"])),
         ("trust_lr of deep relative trust (model)", _show(data["trust_lr"])),
     ]
+    if 1 in data["etas"]:
+        rows.insert(0, ("step measured (eta = 1), as a relative step", _show(unit)))
     layers = dict(zip(data["names"], map(floats, data["breakdown"]), strict=True))
     return _table(rows) + breakdown_chart(data["etas"], layers, floats(data["model"]))
 
@@ -122,10 +127,10 @@ def _points(data: dict[str, Any]) -> dict[str, list[float]]:
 
 # in this order
 _SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "line": ("Line to the average:", _line),
-    "breakdown": ("Gradient breakdown:", _breakdown),
-    "family": ("Directions:", _family),
-    "plane": ("Plane:", _plane),
+    "line": ("Line to the average", _line),
+    "breakdown": ("Gradient breakdown", _breakdown),
+    "family": ("Directions", _family),
+    "plane": ("Plane", _plane),
 }
 
 

@@ -167,7 +167,7 @@ def test_the_record_of_a_plane_round_trips_with_its_points():
     assert record.data["mean"] == [[2, 1, 2], [1, 0, 1], [2, 1, 2]]
     assert record.data["points"] == {"SWA": [0.5, -0.5]}
     assert "SWA lies at (0.5, -0.5)" in record.data["words"]
-    assert "Plane: plane, step 0" in html.unescape(plane._repr_html_())
+    assert "<h3>Plane</h3>" in html.unescape(plane._repr_html_())
 
 
 def test_a_file_that_is_no_plane_is_named(tmp_path):

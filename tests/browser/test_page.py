@@ -6,6 +6,7 @@ import pytest
 from made_up_runs import plane, records
 
 from lightning_landscape.reporting.html import frame, page
+from lightning_landscape.reporting.records import Record
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,114 @@ def test_the_viewer_runs_inside_a_notebooks_frame(screen, tmp_path, runs):
     screen.driver.switch_to.frame(screen.one("iframe"))
     screen.wait(lambda: "step 300" in screen.text(".step"))
     screen.press("\ue012")
+    assert screen.errors() == []
+
+
+@pytest.fixture
+def show(screen, tmp_path):
+    """Open a page of some runs in a window of some width."""
+
+    def show(runs, width=1280):
+        path = tmp_path / "page.html"
+        path.write_text(page(runs), encoding="utf-8")
+        metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        screen.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        screen.open(path.as_uri())
+        screen.wait(lambda: screen.all(".card h3") and not screen.all(".card.waiting"))
+        return screen
+
+    yield show
+    screen.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_at_a_glance_every_run_is_inside_the_card(show, width):
+    runs = {f"folder/of_runs/version_{k}": records(2, seed=k) for k in range(3)}
+    screen = show(runs, width)
+    assert len(screen.all(".glance .chip")) == 3 * 5
+    outside = screen.run("""
+        const { left, right } = document.querySelector(".glance").getBoundingClientRect();
+        return [...document.querySelectorAll(".glance *")].map((e) => e.getBoundingClientRect())
+          .filter((box) => box.left < left || box.right > right).length;
+    """)
+    assert outside == 0
+
+
+def test_at_a_glance_the_step_of_an_earlier_probe_is_named(show):
+    screen = show({"early": records(2), "late": records(3)})
+    whose = {cell.text for cell in screen.all(".glance .whose")}
+    assert whose == {"early (step 100)", "late"}
+    assert "early (step 100): this probe of landscape took" in screen.text(".glance")
+
+
+def breakdown(**changes):
+    data = next(record.data for record in records(1) if record.kind == "breakdown")
+    return Record("breakdown", "gradient", 9, {**data, "words": "", **changes})
+
+
+def test_what_lies_beyond_the_last_eta_is_said_so(show):
+    changes = {"descent_limit": "Infinity", "relative_step": 0.5, "answer": ""}
+    screen = show({"cnn": [breakdown(**changes)]})
+    assert "descent beyond 2" in screen.text(".glance")  # the last eta is 4
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(1.0, True), (0.1, False)])
+def test_a_step_is_named_where_a_whole_one_was_measured(show, factor, shown):
+    etas = [factor * eta for eta in (0.25, 0.5, 1.0, 2.0, 3.0)]
+    screen = show({"cnn": [breakdown(etas=etas)]})
+    assert ("step measured (eta = 1)" in screen.text("main")) == shown
+    without_scripts = screen.one("#report").get_attribute("textContent")
+    assert ("step measured (eta = 1), as a relative step" in without_scripts) == shown
+
+
+@pytest.mark.parametrize(("share", "written"), [(0.125, "12 %"), (0.375, "38 %"), (0.256, "26 %")])
+def test_percentages_are_rounded_as_in_the_sentences(show, share, written):
+    data = records(1)[0].data
+    rate = {**data["rate"], "off_minimum": share}
+    screen = show({"cnn": [Record("family", "gaussian", 1, {**data, "rate": rate})]})
+    assert f"off their minimum {written}" in screen.text(".numbers")
+    assert written == f"{100 * share:.0f} %"
+
+
+def test_a_page_of_one_probe_has_no_slider_and_says_everything_once(show):
+    family, line = (
+        r for r in records(1) if (r.kind, r.name) in {("family", "sign"), ("line", "swa")}
+    )
+    lines = ["train mode.", f"sign: {family.data['words']}", line.data["words"]]
+    found = [Record(r.kind, r.name, 0, r.data) for r in (family, line)]
+    screen = show({"Net": [Record("words", "summary", 0, {"text": "\n".join(lines)}), *found]})
+    assert not screen.one(".landscape .bar").find_element("css selector", ".time").is_displayed()
+    assert screen.text(".glance").startswith("At a glance\n")
+    assert "Net: train mode." in screen.text(".glance")
+    for said in (family.data["words"], *line.data["words"].splitlines()):
+        assert screen.text("main").count(said) == 1
+
+
+def test_the_titles_of_a_plane_say_what_it_is(show):
+    screen = show({"plane": [plane("plane")]})
+    assert [title.text for title in screen.all(".card.wide h3, .card.wide h4")] == [
+        "Plane", "Loss on the plane", "Slices through the chosen point"]  # fmt: skip
+    assert "Where is the loss least? ●" in screen.text(".glance")
+
+
+def not_finite(value):
+    """Replace all measured numbers by nan, in lists and in scores."""
+    if isinstance(value, dict):
+        return {
+            k: v if k in ("alphas", "etas", "rate", "n_batches") else not_finite(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [not_finite(each) for each in value]
+    return "NaN" if isinstance(value, float | int) else value
+
+
+def test_where_nothing_is_finite_no_chart_is_empty(show):
+    screen = show({"cnn": [Record(r.kind, r.name, 9, not_finite(r.data)) for r in records(1)]})
+    assert [chart for chart in screen.all(".u-wrap") if chart.is_displayed()] == []
+    assert screen.text("main").count("Nothing to plot: the values are not finite.") == 5
+    assert screen.text(".glance").count("loss is not finite") == 5
+    assert not re.search("[^0-9] ± ", screen.text("main"))
     assert screen.errors() == []
 
 

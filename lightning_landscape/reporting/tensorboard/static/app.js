@@ -1,7 +1,7 @@
 // The viewer: puts the controls and the cards together and keeps them up to date.
 
 import { BreakdownCard } from "./breakdown.js";
-import { Colours, show } from "./format.js";
+import { Colours, show, titled } from "./format.js";
 import { Controls } from "./controls.js";
 import { FamilyCard } from "./family.js";
 import { LineCard } from "./line.js";
@@ -99,7 +99,7 @@ export class App {
       const monitors = new Set(keys.map(({ monitor }) => monitor));
       for (const { key, monitor, name } of keys) {
         if (this.cards.has(key)) continue;
-        const title = `${TITLES[kind]}${name}${monitors.size > 1 ? ` (${monitor})` : ""}`;
+        const title = `${titled(TITLES[kind], kind, name)}${monitors.size > 1 ? ` (${monitor})` : ""}`;
         const card = new Kind(this, { key, name, title });
         card.order = KINDS.findIndex(([other]) => other === kind);
         this.cards.set(key, card);
@@ -119,7 +119,7 @@ export class App {
   }
 }
 
-const TITLES = { line: "Line to the average: ", family: "Directions: ", breakdown: "Gradient breakdown: ", plane: "Plane: " };
+const TITLES = { line: "Line to the average", family: "Directions", breakdown: "Gradient breakdown", plane: "Plane" };
 
 /** Return the place of the latest step that is not after one, or of the first. */
 function before(steps, step) {

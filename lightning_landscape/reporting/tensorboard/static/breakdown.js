@@ -3,7 +3,7 @@
 import { Card, named } from "./card.js";
 import { Chart } from "./chart.js";
 import { HeatMap } from "./heatmap.js";
-import { number, show } from "./format.js";
+import { number, relativeStep, show } from "./format.js";
 import { fill, h, table } from "./dom.js";
 
 /** Colours from the first layer, dark, to the last, light. */
@@ -13,14 +13,10 @@ const layerColour = (k, n) => {
   const [from, to, at] = share < 0.5 ? [ends[0], ends[1], 2 * share] : [ends[1], ends[2], 2 * share - 1];
   return `#${from.map((x, i) => Math.round(x + (to[i] - x) * at).toString(16).padStart(2, "0")).join("")}`;
 };
-const relative = (data, eta) => {
-  const last = data.etas[data.etas.length - 1] * number(data.relative_step);
-  return number(eta) === Infinity ? `beyond ${show(last)}` : show(number(eta) * number(data.relative_step));
-};
 const NUMBERS = {
-  "step measured (eta = 1)": (data) => show(data.relative_step),
-  "descent limit": (data) => relative(data, data.descent_limit),
-  "break-even": (data) => relative(data, data.break_even),
+  "step measured (eta = 1)": (data) => (data.etas.includes(1) ? show(data.relative_step) : null),
+  "descent limit": (data) => relativeStep(data, data.descent_limit),
+  "break-even": (data) => relativeStep(data, data.break_even),
   "trust_lr of deep relative trust (model)": (data) => show(data.trust_lr),
 };
 const MOST_NAMED = 8; // layers in the legend
@@ -52,7 +48,8 @@ export class BreakdownCard extends Card {
   }
 
   fillNumbers(shown) {
-    const rows = Object.entries(NUMBERS).map(([label, write]) => [label, ...shown.map(({ record }) => write(record.data))]);
+    const rows = Object.entries(NUMBERS).map(([label, write]) => [label, ...shown.map(({ record }) => write(record.data))])
+      .filter(([, ...cells]) => cells.some((cell) => cell !== null)).map((row) => row.map((cell) => cell ?? "not measured"));
     fill(this.numbers, table(["as relative steps, ‖D‖ / ‖W‖", ...shown.map(named)], rows));
   }
 

@@ -20,6 +20,7 @@ export class Chart {
     this.shape = "";
     this.tip = h("div", { className: "tip", hidden: true });
     this.stage = h("div", { className: "stage" }, this.tip);
+    this.missing = h("p", { className: "note", hidden: true });
     this.marker = h("div", { className: "now", hidden: true });
     this.values = h("div", { className: "values", hidden: true });
     this.legend = h("div", { className: "legend" });
@@ -30,7 +31,7 @@ export class Chart {
       button("CSV", "save the numbers", () => saveCsv(this)),
       button("Table", "show the numbers", () => this.toggleValues()),
     ));
-    this.element = h("figure", { role: "group", "aria-label": this.name }, this.head, this.stage, this.legend, this.values);
+    this.element = h("figure", { role: "group", "aria-label": this.name }, this.head, this.missing, this.stage, this.legend, this.values);
     // a hidden tab has no width
     new ResizeObserver(() => this.resize()).observe(this.stage);
   }
@@ -41,6 +42,9 @@ export class Chart {
     this.axes = axes;
     this.grid = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
     this.element.hidden = !lines.length;
+    this.missing.textContent = this.whyEmpty();
+    this.missing.hidden = !this.missing.textContent;
+    this.stage.hidden = this.legend.hidden = !this.missing.hidden;
     if (lines.length) this.draw();
     if (!this.values.hidden) this.fillValues();
   }
@@ -59,6 +63,14 @@ export class Chart {
       this.fillLegend();
     }
     this.moveMarker();
+  }
+
+  /** Say why no line can be seen; "" where one can. */
+  whyEmpty() {
+    const values = this.lines.flatMap(({ y }) => y);
+    if (!values.length || values.some((value) => this.visible(value) !== null)) return "";
+    const finite = values.every((value) => drawable(value) !== null);
+    return finite ? "Nothing to plot: no value is above 0, and the axis is logarithmic." : "Nothing to plot: the values are not finite.";
   }
 
   /** Draw again with the colours of another theme. */

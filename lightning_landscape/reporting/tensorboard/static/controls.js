@@ -26,7 +26,8 @@ export class Controls {
     this.runs = h("div", { className: "runs", role: "group", "aria-label": "runs" });
     this.compare = h("div", { className: "compare", role: "group", "aria-label": "difference of two runs" });
     this.options = h("div", { className: "options", role: "group", "aria-label": "how curves are drawn" });
-    this.element = h("header", { className: "bar" }, h("div", { className: "time" }, this.play, this.slider, this.label), this.runs, this.compare, this.options);
+    this.time = h("div", { className: "time" }, this.play, this.slider, this.label);
+    this.element = h("header", { className: "bar" }, this.time, this.runs, this.compare, this.options);
     document.addEventListener("keydown", (event) => this.onKey(event));
   }
 
@@ -72,7 +73,7 @@ export class Controls {
     const { steps, place, step } = this.context;
     this.slider.max = Math.max(steps.length - 1, 0);
     this.slider.value = place;
-    this.slider.disabled = this.play.disabled = steps.length < 2;
+    this.time.hidden = steps.length < 2; // nowhere to go
     const text = steps.length ? `step ${step} · probe ${place + 1} of ${steps.length}` : "no probe";
     this.label.textContent = text;
     this.slider.setAttribute("aria-valuetext", text);

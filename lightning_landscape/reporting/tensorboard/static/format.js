@@ -25,6 +25,15 @@ export function show(value, digits = 3) {
 /** Write a number with its sign. */
 export const signed = (value) => (number(value) > 0 ? `+${show(value)}` : show(value));
 
+/** Write a place along a direction as a relative step; one that was not reached is beyond the last that was measured. */
+export function relativeStep({ etas, relative_step: unit }, eta) {
+  const reached = number(eta) !== Infinity;
+  return `${reached ? "" : "beyond "}${show((reached ? number(eta) : etas[etas.length - 1]) * number(unit))}`;
+}
+
+/** Write a name after what it is the name of; nothing where it says no more, as in "Plane: plane". */
+export const titled = (what, kind, name, before = ": ", after = "") => (name === kind ? what : `${what}${before}${name}${after}`);
+
 /** Write a score between −1 and 1 with two decimals and its sign. */
 export function score(value) {
   const x = number(value);
@@ -39,7 +48,13 @@ export function interval([middle, low, high], write = score) {
   return known ? `${write(middle)} [${write(low)}, ${write(high)}]` : write(middle);
 }
 
-export const percent = (share) => (Number.isFinite(number(share)) ? `${Math.round(100 * number(share))} %` : "–");
+/** Write a share in whole percent; a half goes to the even number, as in the sentences: 12.5 is 12. */
+export function percent(share) {
+  const x = 100 * number(share);
+  if (!Number.isFinite(x)) return "–";
+  const nearest = Math.round(x);
+  return `${nearest - x === 0.5 && nearest % 2 ? nearest - 1 : nearest} %`;
+}
 
 /** Write the share of asymmetric directions with its interval. */
 export function rate(found) {

@@ -1,49 +1,67 @@
-// What the step shows at a glance: a row for each run, a verdict in each cell.
+// What the step shows at a glance: the questions, and below each a line for every run that was measured.
 
-import { interval, percent, show, signed } from "./format.js";
-import { h, table } from "./dom.js";
+import { interval, number, percent, relativeStep, show, signed, titled } from "./format.js";
+import { h } from "./dom.js";
 import { swatch } from "./chart.js";
 
 const QUESTIONS = {
-  line: (name) => `Would averaging help now? (${name})`,
-  breakdown: (name) => `Is the step too large? (${name})`,
-  family: (name) => `Is one side steeper? (${name})`,
-  plane: (name) => `Where is the loss least? (${name})`,
+  line: "Would averaging help now?",
+  breakdown: "Is the step too large?",
+  family: "Is one side steeper?",
+  plane: "Where is the loss least?",
 };
 
 const SIGNS = { good: "✔", bad: "▲", plain: "●", none: "○" };
 
 /** Return the heading, the table and the legend of what is shown at the step. */
-export function glance({ store, runs, step, colours }) {
+export function glance(context) {
+  const { store, runs, step } = context;
   if (!runs.length || step === undefined) {
     return [h("h3", { textContent: "Nothing to show yet" }), h("p", { textContent: store.runs.size ? "Choose a run above." : "No probe has been written. The first one comes when the monitors have measured for the first time." })];
   }
-  const head = ["", ...runs.map((run) => h("span", {}, swatch({ colour: colours.of(run) }), run))];
-  const rows = Object.entries(QUESTIONS).flatMap(([kind, question]) => store.keys(kind).map(({ key, name }) => [
-    h("span", {}, question(name)), ...runs.map((run) => chip(kind, store.at(run, key, step))),
-  ]));
+  const rows = Object.entries(QUESTIONS).flatMap(([kind, question]) => (
+    store.keys(kind).flatMap(({ key, name }) => answers(context, { kind, key, question: titled(question, kind, name, " (", ")") }))));
   return [
-    h("h3", { textContent: `At a glance: step ${step}` }),
-    rows.length ? table(head, rows) : null,
+    h("h3", { textContent: step ? `At a glance: step ${step}` : "At a glance" }),
+    rows.length ? h("table", {}, h("tbody", {}, rows)) : null,
     ...remarks(store, runs, step),
     h("p", { className: "note" }, `${SIGNS.good} better · ${SIGNS.bad} worse · ${SIGNS.plain} neither good nor bad by itself · ${SIGNS.none} no verdict`),
   ];
 }
 
+/** Return the rows of a question: one for each run that was measured, with the step where it is an earlier one. */
+function answers({ store, runs, step, colours }, { kind, key, question }) {
+  const found = runs.map((run) => ({ run, record: store.at(run, key, step) })).filter(({ record }) => record);
+  return found.map(({ run, record }, k) => h("tr", { className: k ? "" : "first" },
+    k ? null : h("th", { scope: "rowgroup", rowSpan: found.length, textContent: question }),
+    h("td", { className: "whose" }, runs.length > 1 ? [swatch({ colour: colours.of(run) }), run] : null, late(record, step)),
+    h("td", {}, chip(kind, record.data))));
+}
+
+const late = (record, step) => (record.step < step ? ` (step ${record.step})` : "");
+
 /** What monitors said in words of their own, and what the probe cost. */
 function remarks(store, runs, step) {
   const of = (kind) => store.keys(kind).flatMap(({ key, monitor }) => runs.map((run) => ({ run, monitor, record: store.at(run, key, step) })));
-  const said = of("words").filter(({ record }) => record).map(({ run, record }) => `${run}: ${record.data.text}`);
-  const costs = of("cost").filter(({ record }) => record).map(({ run, monitor, record: { data } }) => {
+  const said = of("words").filter(({ record }) => record).map(({ run, record }) => `${run}${late(record, step)}: ${untold(store, run, record)}`);
+  const costs = of("cost").filter(({ record }) => record).map(({ run, monitor, record }) => {
+    const { data } = record;
     const share = data.overhead === undefined ? "" : `, ${percent(data.overhead)} of the training time so far`;
-    return `${run}: this probe of ${monitor} took ${show(data.seconds)} s${share}.`;
+    return `${run}${late(record, step)}: this probe of ${monitor} took ${show(data.seconds)} s${share}.`;
   });
   return [...said.map((textContent) => h("p", { className: "said", textContent })), ...costs.map((textContent) => h("p", { className: "note", textContent }))];
 }
 
-function chip(kind, record) {
-  if (!record) return h("span", { className: "chip none", textContent: "not measured" });
-  const { tone, text } = VERDICTS[kind](record.data);
+/** Return the lines of a text that no card says as well. */
+function untold(store, run, { step, data }) {
+  const cards = Object.keys(QUESTIONS).flatMap((kind) => store.keys(kind)).map(({ key }) => store.at(run, key, step));
+  const told = new Set(cards.filter((record) => record?.data.words).flatMap((record) => (
+    record.data.words.split("\n").flatMap((line) => [line, `${record.name}: ${line}`]))));
+  return data.text.split("\n").filter((line) => !told.has(line)).join("\n");
+}
+
+function chip(kind, data) {
+  const { tone, text } = VERDICTS[kind](data);
   return h("span", { className: `chip ${tone}` }, h("i", { "aria-hidden": "true", textContent: SIGNS[tone] }), ` ${text}`);
 }
 
@@ -51,6 +69,7 @@ const VERDICTS = {
   line(data) {
     const set = data.validation ? "validation" : "train";
     const { score: found, verdict } = data[set];
+    if (!Number.isFinite(number(found.gap))) return { tone: "none", text: `no verdict: the ${set} loss is not finite` };
     const by = `${show(Math.abs(Number(found.gap)))} ± ${show(found.gap_stderr)}`;
     if (verdict === "no verdict") return { tone: "none", text: `no verdict: ${signed(found.gap)} ± ${show(found.gap_stderr)} ${set} loss` };
     if (set === "train") return { tone: "plain", text: `its train loss is ${verdict} by ${by}; validation was not measured` };
@@ -60,6 +79,7 @@ const VERDICTS = {
   family(data) {
     const off = Number(data.rate.off_minimum);
     const unresolved = Number(data.rate.unresolved);
+    if (!data.median.some((value) => Number.isFinite(number(value)))) return { tone: "none", text: "no verdict: the loss is not finite" };
     if (off > 0.5) return { tone: "none", text: "no verdict: the loss still falls along most directions" };
     if (unresolved > 0.5) return { tone: "none", text: `no verdict: the batches differ too much, area ${interval(data.area)}` };
     const [, low, high] = data.area.map(Number);
@@ -69,8 +89,10 @@ const VERDICTS = {
   },
   breakdown(data) {
     const limit = Number(data.descent_limit);
-    if (Number.isNaN(limit)) return { tone: "none", text: "no verdict: not finite" };
-    if (!data.etas.includes(1)) return { tone: "plain", text: `descent up to ${show(limit * Number(data.relative_step))}` };
+    if (Number.isNaN(limit)) return { tone: "none", text: "no verdict: the loss is not finite" };
+    if (!data.etas.includes(1) || limit === Infinity && !data.answer) {
+      return { tone: "plain", text: `descent ${limit === Infinity ? "" : "up to "}${relativeStep(data, limit)}` };
+    }
     if (data.answer) return { tone: data.answer === "No verdict" ? "none" : "plain", text: data.answer };
     return { tone: "plain", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
   },
@@ -79,7 +101,7 @@ const VERDICTS = {
     mean.forEach((row, i) => row.forEach((value, j) => {
       if (Number(value) < least) [least, at] = [Number(value), [alphas1[i], alphas2[j]]];
     }));
-    if (!at) return { tone: "none", text: "no verdict: not finite" };
+    if (!at) return { tone: "none", text: "no verdict: the loss is not finite" };
     const far = ([, [x, y]]) => Math.hypot(x - at[0], y - at[1]);
     const [near] = Object.entries(points ?? {}).sort((a, b) => far(a) - far(b));
     const where = near ? `, ${show(far(near))} from ${near[0]}` : "";

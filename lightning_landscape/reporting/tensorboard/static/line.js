@@ -2,11 +2,11 @@
 
 import { Card, isWhole, named, span } from "./card.js";
 import { Chart } from "./chart.js";
-import { show, signed } from "./format.js";
+import { number, show, signed } from "./format.js";
 import { fill, h, table } from "./dom.js";
 
 const NUMBERS = {
-  "loss of the average minus current": ({ gap, gap_stderr: stderr }) => `${signed(gap)} ± ${show(stderr)}`,
+  "loss of the average minus current": ({ gap, gap_stderr: stderr }) => (Number.isFinite(number(gap)) ? `${signed(gap)} ± ${show(stderr)}` : "not finite"),
   "lowest loss at t": ({ minimum }) => show(minimum),
 };
 

@@ -54,7 +54,7 @@ export class PlaneCard extends Card {
       if (!this.maps.has(run)) {
         const { state } = this.context;
         const onchoose = (x, y) => state.set({ chosen: { ...state.chosen, [this.key]: [x, y] } });
-        const map = new PlaneMap({ title: `Loss on the plane of ${run}`, of: this.title, onchoose });
+        const map = new PlaneMap({ title: this.context.runs.length > 1 ? `Loss on the plane: ${run}` : "Loss on the plane", of: this.title, onchoose });
         this.maps.set(run, map);
         this.parts.push(map);
         this.place.insertBefore(map.element, this.chart.element);
