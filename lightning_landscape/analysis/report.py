@@ -13,8 +13,9 @@ from lightning_landscape.measures.breakdown import GradientBreakdown
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.survey import Survey, survey_of
-from lightning_landscape.measures.words import describe_line, describe_surveys
+from lightning_landscape.measures.words import describe_surveys
 from lightning_landscape.measures.words_answers import answer_valley
+from lightning_landscape.measures.words_line import describe_line
 from lightning_landscape.reporting.arrays import (
     npz_content,
     read_arrays,

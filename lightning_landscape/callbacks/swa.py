@@ -28,13 +28,13 @@ from lightning_landscape.callbacks.swa_settings import (
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.line import LineScore
-from lightning_landscape.measures.words import describe_line
 from lightning_landscape.measures.words_answers import answer_averaging
 from lightning_landscape.measures.words_average import (
     average_verdict,
     describe_average,
     describe_latest,
 )
+from lightning_landscape.measures.words_line import describe_line
 from lightning_landscape.params import Params
 from lightning_landscape.sharding import full
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_landscape.measures.quantiles import standard_error
-from lightning_landscape.measures.words import describe_line, describe_survey, number
+from lightning_landscape.measures.words import describe_survey, number
+from lightning_landscape.measures.words_line import describe_line
 from lightning_landscape.svg import BLUE, ORANGE, Line, line_chart
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from lightning_landscape.measures.quantiles import student
 
 if TYPE_CHECKING:
-    from lightning_landscape.measures.line import LineScore
     from lightning_landscape.measures.survey import Survey
 
 LEAST_BATCHES = 3  # with fewer an error estimated from batches says nothing
@@ -52,6 +51,38 @@ def share(value: float) -> str:
         '62 %'
     """
     return f"{100 * value:.0f} %"
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number of things, in the plural where it is not one.
+
+    Example:
+        >>> counted(1, "batch"), counted(3, "validation batch"), counted(0, "cosine")
+        ('1 batch', '3 validation batches', '0 cosines')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}{'es' if what.endswith('ch') else 's'}"
+
+
+def too_few(n_batches: int) -> str:
+    """Return that so few batches carry no verdict, as a part of a sentence."""
+    are = "is" if n_batches == 1 else "are"
+    return f"{counted(n_batches, 'batch')} {are} too few to tell a difference from noise"
+
+
+def error_interval(
+    difference: float, stderr: float, n_batches: int, confidence: float = 0.95
+) -> str:
+    """Return the interval that decides whether a mean over batches differs from 0, in words.
+
+    Its ends are Student's quantile times the standard error away from the mean.
+
+    Example:
+        >>> error_interval(0.11, 0.018, 3)
+        '95 % interval 0.0326 to 0.187'
+    """
+    half = student(n_batches - 1, confidence) * stderr
+    ends = f"{number(difference - half)} to {number(difference + half)}"
+    return f"{100 * confidence:.3g} % interval {ends}"
 
 
 def is_resolved(difference: float, stderr: float, n_batches: int, confidence: float = 0.95) -> bool:
@@ -96,7 +127,8 @@ def describe_survey(found: Survey) -> str:
     if _is_constant(found):
         n = len(found.slices)
         return f"Nothing moves: along all {n} directions the loss is the same at every point."
-    of = f"{int(found.rate['n'])} directions, {found.slices[0].losses.shape[1]} batches"
+    n, n_batches = int(found.rate["n"]), found.slices[0].losses.shape[1]
+    of = f"{counted(n, 'direction')}, {counted(n_batches, 'batch')}"
     numbers = f"The median area is {_interval(*found.area)} (+1: the + side is steep; {of})."
     reason = _no_verdict(found)
     if reason:
@@ -113,7 +145,7 @@ def _no_verdict(found: Survey) -> str:
     """Return why nothing may be said of a family, and what one can do; empty if something may."""
     n, n_batches = len(found.slices), found.slices[0].losses.shape[1]
     if n_batches < LEAST_BATCHES:
-        return f"{_too_few(n_batches)}: take at least {LEAST_BATCHES} (n_batches)."
+        return f"{too_few(n_batches)}: take at least {LEAST_BATCHES} (n_batches)."
     if n < LEAST_DIRECTIONS:
         return (
             f"{n} direction{'s are' if n > 1 else ' is'} too few for an interval: take at least "
@@ -235,150 +267,3 @@ def _interval(middle: float, low: float, high: float) -> str:
     if math.isnan(low):
         return f"{number(middle)} (no interval)"
     return f"{number(middle)} [{number(low)}, {number(high)}]"
-
-
-# -- the line to an average ------------------------------------------------------------------------
-
-
-def flat_side(score: LineScore) -> int:
-    """Return 1 if the average is on the flat side, -1 if the current weights are, 0 if unclear.
-
-    A side is called where the loss rises beyond both ends, the ratios near (t = -1 and 2) and far
-    (the ends of the grid) agree, and the two rises differ by more than their error.
-
-    Example:
-        >>> import torch
-        >>> from lightning_landscape import Slice, compare_ends
-        >>> t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-        >>> batch = torch.tensor([5.0, 1.0, 0.5, 1.5])
-        >>> flat_side(compare_ends(Slice(t, torch.stack([batch, batch + 1, batch - 1], dim=1))))
-        1
-    """
-    return 0 if _no_side(score) else 1 if score.outward_ratio > 1 else -1
-
-
-def _no_side(score: LineScore) -> str:
-    """Return why no side may be called flat; empty if one may."""
-    far, near = score.outward_ratio, score.outward_ratio_near
-    if not 0 < far < math.inf:
-        return "the loss does not rise beyond both ends of the line, or not to a finite value"
-    if math.isnan(near):
-        return "near the ends, at t = -1 and 2, the loss does not rise or was not measured"
-    if score.n_batches < LEAST_BATCHES:
-        return f"{_too_few(score.n_batches)} (at least {LEAST_BATCHES})"
-    if (far > 1) != (near > 1):
-        return (
-            f"it depends on how far one goes: the ratio is {number(near)} at t = -1 and 2, and "
-            f"{number(far)} at the ends of the grid"
-        )
-    lean = score.rise_behind - score.rise_beyond
-    if not is_resolved(lean, score.outward_stderr, score.n_batches, 0.99):
-        return "the two rises differ by less than their error over the batches"
-    return ""
-
-
-def describe_line(train: LineScore, validation: LineScore | None = None) -> str:
-    """Say what the line from the current weights to an average shows, and no more.
-
-    A difference of losses counts from Student's quantile of standard errors on, with 95 %
-    confidence for all of them together.
-
-    Args:
-        train: The line on train batches.
-        validation: The line on validation batches, if there are any.
-
-    Returns:
-        A few sentences, one a line.
-
-    Example:
-        >>> import torch
-        >>> from lightning_landscape import Slice, compare_ends
-        >>> t = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-        >>> some = [[5.0, 1.0, 1.5, 2.5], [5.1, 1.0, 1.6, 2.5], [5.0, 1.0, 1.4, 2.5]]
-        >>> print(describe_line(compare_ends(Slice(t, torch.tensor(some).T, distance=3.0))))
-        The average is 3 (L2) from the current weights.
-        Its training loss is higher by 0.5 ± 0.058 (3 batches).
-        It is on the flat side: outward, the training loss rises 4.03 times as much behind the \
-current weights as beyond the average (4.03 times at t = -1 and 2).
-        No verdict on whether averaging helps, because no validation batches were measured.
-    """
-    confidence = 0.95 if validation is None else 0.975
-    signs = (
-        ""
-        if math.isnan(train.sign_agreement)
-        else f"; {share(train.sign_agreement)} of the weights have the same sign at both"
-    )
-    sentences = [
-        f"The average is {number(train.distance)} (L2) from the current weights{signs}.",
-        _say_gap("training", train, confidence),
-        _say_flat_side(train),
-    ]
-    if validation is None:
-        sentences.append(
-            "No verdict on whether averaging helps, because no validation batches were measured."
-        )
-    else:
-        sentences += [
-            _say_gap("validation", validation, confidence),
-            f"Along the line the training loss is least {_where(train)} and the validation loss "
-            f"{_where(validation)}.",
-            _say_what_to_do(train, validation, confidence),
-        ]
-    return "\n".join(filter(None, sentences))
-
-
-def _too_few(n_batches: int) -> str:
-    batches = "1 batch is" if n_batches == 1 else f"{n_batches} batches are"
-    return f"{batches} too few to tell a difference from noise"
-
-
-def _say_gap(which: str, score: LineScore, confidence: float) -> str:
-    gap = f"{number(abs(score.gap))} ± {number(score.gap_stderr, 2)} ({score.n_batches} batches)"
-    if is_resolved(score.gap, score.gap_stderr, score.n_batches, confidence):
-        return f"Its {which} loss is {'higher' if score.gap > 0 else 'lower'} by {gap}."
-    differs = f"No verdict on its {which} loss, which differs by {number(score.gap)}, because"
-    if not math.isfinite(score.gap):
-        return f"{differs} a loss is not finite."
-    if score.n_batches < LEAST_BATCHES:
-        return f"{differs} {_too_few(score.n_batches)} (at least {LEAST_BATCHES})."
-    error = number(score.gap_stderr, 2)
-    return (
-        f"{differs} that is within its error ({error} a standard error, {score.n_batches} batches)."
-    )
-
-
-def _say_flat_side(score: LineScore) -> str:
-    reason = _no_side(score)
-    if reason:
-        return f"No verdict on the flat side, because {reason}."
-    far, near = score.outward_ratio, score.outward_ratio_near
-    if far > 1:
-        side, where = "flat", "behind the current weights as beyond the average"
-    else:
-        side, where = "steep", "beyond the average as behind the current weights"
-        far, near = 1 / far, 1 / near
-    return (
-        f"It is on the {side} side: outward, the training loss rises {number(far)} times as much "
-        f"{where} ({number(near)} times at t = -1 and 2)."
-    )
-
-
-def _where(score: LineScore) -> str:
-    return "beyond the grid" if math.isnan(score.minimum) else f"at t = {number(score.minimum)}"
-
-
-def _say_what_to_do(train: LineScore, validation: LineScore, confidence: float) -> str:
-    helps, costs = (
-        is_resolved(score.gap, score.gap_stderr, score.n_batches, confidence)
-        and math.copysign(1, score.gap) == sign
-        for score, sign in ((validation, -1), (train, 1))
-    )
-    shifted = validation.minimum > train.minimum  # never where one is beyond the grid
-    if helps and costs and shifted and flat_side(train) == 1:
-        return (
-            "This is the picture of an asymmetric valley (He et al., 2019): the current weights "
-            f"stand on its steep side. {KEEP_THE_AVERAGE}"
-        )
-    if helps:
-        return f"The average has the lower validation loss on these batches. {KEEP_THE_AVERAGE}"
-    return ""

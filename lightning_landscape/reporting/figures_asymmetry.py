@@ -16,7 +16,8 @@ import lightning_landscape.reporting.style as style
 from lightning_landscape.measures.line import LineScore, compare_ends, rise_stderr
 from lightning_landscape.measures.slices import Slice, grid_index
 from lightning_landscape.measures.survey import Survey
-from lightning_landscape.measures.words import family_verdict, flat_side
+from lightning_landscape.measures.words import family_verdict
+from lightning_landscape.measures.words_line import flat_side
 from lightning_landscape.reporting.svg_map import cell_borders
 
 _UNITS = {

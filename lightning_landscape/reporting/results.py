@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from lightning_landscape.measures.slices import Slice
 from lightning_landscape.measures.steps import StepSizes
 from lightning_landscape.measures.survey import MEDIANS, Survey
 from lightning_landscape.measures.words import (
+    LEAST_BATCHES,
     UNITS,
-    describe_line,
     describe_survey,
+    error_interval,
     family_verdict,
-    is_resolved,
 )
 from lightning_landscape.measures.words_answers import judge_step
+from lightning_landscape.measures.words_line import describe_line, gap_confidence, gap_verdict
 
 
 def family_data(found: Survey) -> dict[str, Any]:
@@ -48,8 +50,9 @@ def line_data(train: Slice, validation: Slice | None = None) -> dict[str, Any]:
     """Return what a record of the line to an average holds.
 
     Each set of batches has `mean` and `stderr`, `[n_points]`, over its batches, `rise_stderr`, that
-    of the rise above 0, its `score`, and the `verdict` on its gap: `"lower"`, `"higher"` or
-    `"no verdict"`.
+    of the rise above 0, its `score`, and the `verdict` on its gap: `"lower"`, `"higher"`,
+    `"the same"` or `"no verdict"`, with the `interval` that decides it, in words; empty where
+    there is none.
 
     Args:
         train: The line on train batches.
@@ -57,11 +60,10 @@ def line_data(train: Slice, validation: Slice | None = None) -> dict[str, Any]:
     """
     score = compare_ends(train)
     validated = None if validation is None else compare_ends(validation)
-    confidence = 0.95 if validation is None else 0.975  # as in the words
     return {
         "alphas": train.alphas,
-        "train": _line(train, score, confidence),
-        "validation": validation and validated and _line(validation, validated, confidence),
+        "train": _line(train, score, validated),
+        "validation": validation and validated and _line(validation, validated, score),
         "mode": train.mode,
         "words": describe_line(score, validated),
     }
@@ -109,16 +111,16 @@ def _directions(slices: Sequence[Slice]) -> dict[str, Any]:
     return {"slices": means, **medians, "n_nonfinite": n_nonfinite}
 
 
-def _line(line: Slice, score: LineScore, confidence: float) -> dict[str, Any]:
-    n = line.losses.shape[1]
-    verdict = "no verdict"
-    if is_resolved(score.gap, score.gap_stderr, n, confidence):
-        verdict = "lower" if score.gap < 0 else "higher"
+def _line(line: Slice, score: LineScore, other: LineScore | None) -> dict[str, Any]:
+    n, interval = line.losses.shape[1], ""
+    if n >= LEAST_BATCHES and math.isfinite(score.gap):
+        interval = error_interval(score.gap, score.gap_stderr, n, gap_confidence(other))
     return {
         "mean": line.mean,
         "stderr": standard_error(line.losses),
         "rise_stderr": rise_stderr(line),
         "n_batches": n,
         "score": score.to_dict(),
-        "verdict": verdict,
+        "verdict": gap_verdict(score, other),
+        "interval": interval,
     }

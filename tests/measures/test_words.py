@@ -20,17 +20,17 @@ from lightning_landscape import (
     symmetric_grid,
 )
 from lightning_landscape.measures.words import (
-    describe_line,
     describe_survey,
     describe_surveys,
+    error_interval,
     family_verdict,
-    flat_side,
     is_resolved,
 )
 from lightning_landscape.measures.words_breakdown import (
     describe_critical_rate,
     describe_successive_steps,
 )
+from lightning_landscape.measures.words_line import describe_line, flat_side, gap_verdict
 
 
 def measured(loss, family="uniform", n_batches=3, **options):
@@ -173,17 +173,47 @@ def score(**changes):
 
 def test_a_gap_beyond_its_error_is_said_with_its_error_and_batches():
     text = describe_line(score(gap=0.4), score(gap=-0.5))
-    assert "Its training loss is higher by 0.4 ± 0.05 (4 batches)." in text
-    assert "Its validation loss is lower by 0.5 ± 0.05 (4 batches)." in text
+    # t of 3 degrees of freedom is 3.182
+    assert "training loss is higher by 0.4 (95 % interval 0.241 to 0.559, 4 batches)." in text
+    assert "validation loss is lower by 0.5 (95 % interval 0.341 to 0.659, 4 batches)." in text
     assert "97 % of the weights have the same sign at both" in text
 
 
 def test_a_gap_within_its_error_is_no_verdict():
     # t of 3 degrees of freedom is 3.18: three standard errors of four batches are not enough
     text = describe_line(score(gap=-0.15))
-    assert "No verdict on its training loss, which differs by -0.15, because that is within" in text
+    because = "which differs by -0.15, because the 95 % interval -0.309 to 0.00912 contains 0"
+    assert f"No verdict on its training loss, {because} (4 batches)." in text
     assert "lower by" not in text
     assert "lower by 0.16" in describe_line(score(gap=-0.16))
+
+
+def test_the_less_clear_of_two_gaps_counts_only_beside_a_clear_one():
+    # of three batches 95 % are 4.303 standard errors, 97.5 % are 6.205
+    faint, clear = score(gap=0.3, n_batches=3), score(gap=0.4, n_batches=3)
+    assert "is lower by 0.3 (95 %" in describe_line(clear, score(gap=-0.3, n_batches=3))
+    alone = describe_line(faint, faint)
+    assert alone.count("because the 97.5 % interval -0.0103 to 0.61 contains 0 (3 batches)") == 2
+    assert [gap_verdict(faint, one) for one in (clear, faint, None)] == [
+        "higher",
+        "no verdict",
+        "higher",
+    ]
+
+
+def test_two_equal_ends_are_said_to_be_the_same():
+    text = describe_line(score(gap=0.0, gap_stderr=0.0), score(gap=0.0, gap_stderr=0.0))
+    assert "Its training loss is the same (4 batches)." in text
+    assert "Its validation loss is the same (4 batches)." in text
+    assert gap_verdict(score(gap=0.0, gap_stderr=0.0), None) == "the same"
+    same = describe_line(score(distance=0.0, gap=0.0, gap_stderr=0.0))
+    assert same == "The average is equal to the current weights: there is no line between them."
+
+
+def test_an_interval_holds_what_it_promises_and_is_the_one_said():
+    for n, t in ((3, 4.302653), (4, 3.182446), (20, 2.093024)):
+        between = error_interval(1.0, 0.1, n)
+        assert between == f"95 % interval {1 - 0.1 * t:.3g} to {1 + 0.1 * t:.3g}"
 
 
 @pytest.mark.parametrize(("n", "words"), [(1, "1 batch is too few"), (2, "2 batches are too few")])
@@ -197,15 +227,17 @@ def test_fewer_than_three_batches_have_no_gap_and_no_side(n, words):
 
 def test_a_gap_that_is_not_finite_is_no_verdict():
     text = describe_line(score(gap=math.nan, gap_stderr=math.nan))
-    assert "differs by nan, because a loss is not finite" in text
+    assert "No verdict on its training loss, because a loss is not finite." in text
 
 
 def test_the_flat_side_is_named_where_both_ratios_agree():
     assert flat_side(score()) == 1
-    assert "on the flat side: outward, the training loss rises 3 times" in describe_line(score())
+    outward = "outward to the ends of the line, the training loss rises"
+    assert f"on the flat side: {outward} 3 times as much behind" in describe_line(score())
+    assert "outward by the distance between the two, 2 times." in describe_line(score())
     other = score(outward_ratio=0.25, outward_ratio_near=0.5, rise_behind=1.0, rise_beyond=4.0)
     assert flat_side(other) == -1
-    assert "on the steep side: outward, the training loss rises 4 times" in describe_line(other)
+    assert f"on the steep side: {outward} 4 times as much beyond" in describe_line(other)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +245,9 @@ def test_the_flat_side_is_named_where_both_ratios_agree():
     [
         ({"outward_ratio": math.nan}, "does not rise beyond both ends"),
         ({"outward_ratio": math.inf}, "does not rise beyond both ends"),
-        ({"outward_ratio_near": math.nan}, "near the ends, at t = -1 and 2, the loss does not"),
-        ({"outward_ratio_near": 0.5}, "it depends on how far one goes: the ratio is 0.5 at t = -1"),
-        ({"outward_stderr": 2.0}, "differ by less than their error"),
+        ({"outward_ratio_near": math.nan}, "between the two (t = -1 and 2) the loss does not"),
+        ({"outward_ratio_near": 0.5}, "between the two, 0.5 times."),
+        ({"outward_stderr": 2.0}, "the two rises differ by 2, and the 99 % interval"),
     ],
 )
 def test_else_no_side_is_named_and_why(changes, because):

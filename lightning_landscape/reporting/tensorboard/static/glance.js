@@ -68,13 +68,15 @@ function chip(kind, data) {
 const VERDICTS = {
   line(data) {
     const set = data.validation ? "validation" : "train";
-    const { score: found, verdict } = data[set];
+    const { score: found, verdict, interval: between, n_batches: n } = data[set];
     if (!Number.isFinite(number(found.gap))) return { tone: "none", text: `no verdict: the ${set} loss is not finite` };
-    const by = `${show(Math.abs(Number(found.gap)))} ± ${show(found.gap_stderr)}`;
-    if (verdict === "no verdict") return { tone: "none", text: `no verdict: ${signed(found.gap)} ± ${show(found.gap_stderr)} ${set} loss` };
-    if (set === "train") return { tone: "plain", text: `its train loss is ${verdict} by ${by}; validation was not measured` };
-    if (verdict === "lower") return { tone: "good", text: `yes: its validation loss is lower by ${by}` };
-    return { tone: "bad", text: `no: its validation loss is higher by ${by}` };
+    const batches = `${n} ${set} ${n === 1 ? "batch" : "batches"}`;
+    const by = `${signed(found.gap)} (${between || `± ${show(found.gap_stderr)}`}; ${batches})`;
+    if (verdict === "the same") return { tone: "plain", text: `no difference: its ${set} loss is the same (${batches})` };
+    if (verdict === "no verdict") return { tone: "none", text: `no verdict: its ${set} loss differs by ${by}` };
+    if (set === "train") return { tone: "plain", text: `its train loss is ${verdict}: ${by}; validation was not measured` };
+    if (verdict === "lower") return { tone: "good", text: `yes, its validation loss is lower: ${by}` };
+    return { tone: "bad", text: `no, its validation loss is higher: ${by}` };
   },
   family(data) {
     const off = Number(data.rate.off_minimum);
