@@ -19,7 +19,7 @@ from lightning_landscape.engine.probing import probing
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.measures.slices import as_plain
-from lightning_landscape.objective import Objective, mode_of
+from lightning_landscape.objective import Objective, losses_at, mode_of
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
 from lightning_landscape.reporting.arrays import npz_content, read_arrays, written_by
@@ -43,6 +43,8 @@ class Plane:
         losses: The loss on each batch, float64 `[n1, n2, n_batches]`. Non-finite ones are kept.
         mode: How the network was run.
         distances: L2 norms of the two directions: what one unit of each alpha is in weight space.
+        point_losses: The loss on each batch at the very weights that the plane goes through,
+            float64 `[n_points, n_batches]`; None where only the grid was evaluated.
     """
 
     alphas1: Tensor
@@ -50,6 +52,7 @@ class Plane:
     losses: Tensor
     mode: str = "function"
     distances: tuple[float, float] = (1.0, 1.0)
+    point_losses: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -63,8 +66,7 @@ class Plane:
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain numbers, lists and strings."""
-        names = ("alphas1", "alphas2", "losses", "mean", "mode", "distances", "n_nonfinite")
-        return as_plain(self, names)
+        return as_plain(self, (*(field.name for field in fields(self)), "mean", "n_nonfinite"))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Plane:
@@ -80,7 +82,9 @@ class Plane:
             for name in ("alphas1", "alphas2", "losses")
         )
         first, second = map(float, content["distances"])
-        return cls(one, two, losses, str(content["mode"]), (first, second))
+        exact = content.get("point_losses")  # planes of earlier versions lack it
+        exact = None if exact is None else torch.as_tensor(exact, dtype=torch.float64)
+        return cls(one, two, losses, str(content["mode"]), (first, second), exact)
 
     def record(
         self, points: Mapping[str, Sequence[float]] | None = None, name: str = "plane"
@@ -107,7 +111,11 @@ class Plane:
         return frame({"plane": [self.record()]})
 
     def summary(self, points: Mapping[str, Sequence[float]] | None = None) -> str:
-        """Say where the least loss of the plane lies, and where its points are."""
+        """Say where the least loss of the grid lies, where the points are, and their own loss.
+
+        Args:
+            points: Where the points lie, by name, in the order of `point_losses`.
+        """
         mean = torch.where(self.mean.isfinite(), self.mean, math.inf)
         n1, n2 = mean.shape
         i, j = divmod(int(mean.argmin()), n2)
@@ -116,11 +124,12 @@ class Plane:
             f"Its least loss is {float(mean[i, j]):.4g}, at ({float(self.alphas1[i]):.3g}, "
             f"{float(self.alphas2[j]):.3g}).",
         ]
-        for name, (x, y) in (points or {}).items():
-            near = mean[(self.alphas1 - x).abs().argmin(), (self.alphas2 - y).abs().argmin()]
-            lines.append(
-                f"{name} lies at ({x:.3g}, {y:.3g}); at the nearest grid point: {near:.4g}."
-            )
+        points = points or {}
+        exact = [] if self.point_losses is None else self.point_losses.mean(dim=1).tolist()
+        said = [f"; the loss there is {loss:.4g}." for loss in exact]
+        ends = said if len(said) == len(points) else ["."] * len(points)
+        for (name, (x, y)), end in zip(points.items(), ends, strict=True):
+            lines.append(f"{name} lies at ({x:.3g}, {y:.3g}){end}")
         if self.n_nonfinite:
             lines.append(f"{self.n_nonfinite} losses are not finite.")
         return "\n".join(lines)
@@ -128,7 +137,8 @@ class Plane:
     def save(self, path: str | Path) -> None:
         """Write everything to one `.npz` file, without pickle; all of it or nothing."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_whole(Path(path), npz_content(arrays, compressed=True))
+        own = {name: value for name, value in arrays.items() if value is not None}
+        write_whole(Path(path), npz_content(own, compressed=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Plane:
@@ -211,8 +221,9 @@ def measure_plane(
 ) -> tuple[Plane, PlaneBasis]:
     """Evaluate a module's loss on the plane through three sets of weights.
 
-    Costs `n * n` evaluations, and two to find out what an evaluation writes. Several processes
-    share out the rows, each with the same batches: the numbers are those of one process.
+    Costs `n * n` evaluations, one at each of the three points themselves, which the grid may miss,
+    and two to find out what an evaluation writes. Several processes share out the rows, each with
+    the same batches: the numbers are those of one process.
 
     Args:
         module: A LightningModule, or any module when `loss_fn` is given.
@@ -236,27 +247,40 @@ def measure_plane(
     batches = list(batches)
     basis = plane_through(*points)
     xs, ys = _axes(basis, n)
-    mine = range(rank(), n, n_ranks())
+    mine, own = range(rank(), n, n_ranks()), range(rank(), len(points), n_ranks())
     found: dict[int, Tensor] = {}
+    exact: dict[int, Tensor] = {}
     failure: Exception | None = None
+    total = len(mine) * n + len(own)
+    stand: dict[str, Any] = {"trainer": trainer, "loss_fn": loss_fn, "mode": mode, "seed": seed}
     try:
         with (
             alone(),  # the others evaluate other rows
-            probing(
-                module, batches, at=basis.origin, trainer=trainer, loss_fn=loss_fn, mode=mode,
-                seed=seed,
-            ) as objective,
-            progress_bar(objective, len(mine) * n, len(batches), "plane", shown=progress) as bar,
-        ):  # fmt: skip
+            probing(module, batches, at=basis.origin, **stand) as objective,
+            progress_bar(objective, total, len(batches), "plane", shown=progress) as bar,
+        ):
             d1, d2 = (_trained(direction, objective) for direction in (basis.d1, basis.d2))
-            own = {"folder": rows, "advance": bar.update, "indices": mine}
-            found = evaluate_rows(objective, d1, d2, xs, ys, **own)
+            kept: dict[str, Any] = {"folder": rows, "advance": bar.update, "indices": mine}
+            found = evaluate_rows(objective, d1, d2, xs, ys, **kept)
+            exact = {k: _losses_of(objective, points[k]) for k in own}
+            bar.update(len(own))
     except Exception as error:  # told to the others first: they wait for these rows
         failure = error
     agree(failure, next(module.parameters()).device)
-    joined = {i: row for part in gather_objects(found) for i, row in part.items()}
-    losses = torch.stack([joined[i] for i in range(n)])
-    return Plane(xs, ys, losses, mode), basis
+    return Plane(xs, ys, _joined(found), mode, point_losses=_joined(exact)), basis
+
+
+def _losses_of(objective: Objective, point: Params) -> Tensor:
+    """Return the losses at some weights themselves, `[n_batches]`; one evaluation."""
+    params = {name: point[name].to(tensor) for name, tensor in objective.params.items()}
+    there = objective.at(params)
+    return losses_at(objective, there.along({}), [0.0])[0]
+
+
+def _joined(mine: dict[int, Tensor]) -> Tensor:
+    """Return the tensors that all processes hold by index, as one, in the order of the indices."""
+    joined = {i: tensor for part in gather_objects(mine) for i, tensor in part.items()}
+    return torch.stack([joined[i] for i in sorted(joined)])
 
 
 def _trained(direction: Params, objective: Objective) -> Params:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_landscape import FunctionObjective, probing, sample_direction, symmetric_grid
-from lightning_landscape.analysis.planes import Plane, evaluate_plane
+from lightning_landscape.analysis.planes import Plane, evaluate_plane, measure_plane
 from lightning_landscape.measures.plane import plane_through
+from lightning_landscape.reporting.arrays import npz_content
 from lightning_landscape.reporting.records import Record
 
 
@@ -168,6 +169,40 @@ def test_the_record_of_a_plane_round_trips_with_its_points():
     assert record.data["points"] == {"SWA": [0.5, -0.5]}
     assert "SWA lies at (0.5, -0.5)" in record.data["words"]
     assert "<h3>Plane</h3>" in html.unescape(plane._repr_html_())
+
+
+def test_the_loss_said_of_a_point_is_that_of_its_very_weights(tmp_path):
+    net, x = nn.Linear(2, 1, bias=False), torch.eye(2)
+    corners = [{"weight": torch.tensor([w])} for w in ([3.0, 4.0], [0.0, 0.0], [10.0, 0.0])]
+    plane, basis = measure_plane(net, [x, 2 * x], corners, n=2, loss_fn=square)
+    # the mean of (s w1)^2 and (s w2)^2 is s^2 |w|^2 / 2
+    assert plane.point_losses.tolist() == [[12.5, 50.0], [0.0, 0.0], [50.0, 200.0]]
+    names = dict(zip(("last", "swa", "other"), basis.points.tolist(), strict=True))
+    words = plane.summary(names)
+    assert "last lies at (0, 0); the loss there is 31.25." in words
+    assert "swa lies at (5, 0); the loss there is 0." in words
+    assert "other lies at (-1, 8); the loss there is 125." in words
+    plane.save(tmp_path / "plane.npz")
+    assert Plane.load(tmp_path / "plane.npz").summary(names) == words
+
+
+def test_the_cost_of_a_plane_counts_its_points(capsys):
+    corners = [{"weight": torch.tensor([w])} for w in ([3.0, 4.0], [0.0, 0.0], [10.0, 0.0])]
+    net = nn.Linear(2, 1, bias=False)
+    measure_plane(net, [torch.eye(2)], corners, n=2, loss_fn=square, progress=True)
+    assert "7 evaluations of 1 batches" in capsys.readouterr().err
+
+
+def test_a_plane_without_exact_losses_says_none_of_its_points(tmp_path):
+    grid = symmetric_grid(1.0, 3)
+    plane = Plane(grid, grid, torch.ones(3, 3, 2, dtype=torch.float64))
+    assert plane.summary({"a": (0.4, 0.4)}).endswith("\na lies at (0.4, 0.4).")
+    old = {name: getattr(plane, name) for name in ("alphas1", "alphas2", "losses", "mode")}
+    content = npz_content(
+        {**old, "distances": (1.0, 1.0)}
+    )  # as it was written before points had losses
+    (tmp_path / "old.npz").write_bytes(content)
+    assert Plane.load(tmp_path / "old.npz").to_dict() == plane.to_dict()
 
 
 def test_a_file_that_is_no_plane_is_named(tmp_path):
