@@ -64,7 +64,7 @@ class AsymmetryMonitor(Monitor):
     - `landscape/<family>/area`, `area_low`, `area_high`: the median over the directions of the
       score of `score_asymmetry`, and its 95 % interval from 6 directions on;
     - with `swa`, the line from the current weights to the average, under `landscape/swa/`;
-    - figures of the slices and of their history, a summary in words, the slices as `.npz`;
+    - figures of slices and history, a summary in words, the slices as `.npz`;
     - `landscape/seconds` and `landscape/overhead`: what it cost, and as a share of the fit so far.
 
     One probe costs `len(families) * n_directions * n_points` evaluations (312 by default), 31 more
@@ -75,9 +75,8 @@ class AsymmetryMonitor(Monitor):
     Args:
         every_n_epochs: Probe after every so many epochs.
         every_n_steps: Or after every so many optimizer steps. By default as often as `max_overhead`
-            affords. The last weights of a fit are probed whatever the schedule and the budget say;
-            where that takes more than both the budget and ten seconds, along fewer directions, 3 at
-            least.
+            affords. The last weights of a fit are always probed; where that takes more than both
+            the budget and ten seconds, along fewer directions, 3 at least.
         families: How directions are sampled: `"<distribution>[@<group>]"`, see `sample_direction`.
         n_directions: Directions a family; `"auto"` for as many as `precision` needs, 17 to 104 at
             the default. The first 8 are evaluated whole; all but the rate is of them.
@@ -101,8 +100,7 @@ class AsymmetryMonitor(Monitor):
         precision: With `n_directions="auto"`, half of the width that the interval of the rate shall
             have, from 0.03 up; otherwise of no effect.
         details: Whether loggers get every number as a scalar, and not only `rate`, `area` and their
-            intervals, the line's `gap`, and `overhead`. Other callbacks, such as ModelCheckpoint,
-            always see all of them.
+            intervals, the line's `gap`, and `overhead`. Other callbacks always see all of them.
         figures: `"last"`: TensorBoard gets those of the last probe, other loggers those of every
             probe; `"all"`: every logger those of every probe; False: none.
         verbose: Whether to say at the end of fit what the last probe showed.
@@ -397,4 +395,6 @@ class AsymmetryMonitor(Monitor):
         output.scalars({**scalars, **cost}, logged=lambda tag: self.details or is_one_of_few(tag))
         for record in (*probe_data(found.surveys, found.line), ("cost", "probe", cost)):
             output.record(*record)
+        if self._swa is not None and (said := "\n".join(self._swa.on_metrics())):
+            output.record("words", "swa", {"text": said})
         output.text("summary", as_markdown(self.summary()))

@@ -194,7 +194,7 @@ class Monitor(Named):
         """Tell what was measured, and write the page, if a person has ended the fit."""
         super().on_exception(trainer, pl_module, exception)
         ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
-        if ended:
+        if ended and self.budget.spent["probe"]:
             self.tell()
             self._write_page(trainer)
 

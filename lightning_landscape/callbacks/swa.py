@@ -211,19 +211,11 @@ class SWA(SWAHooks):
         """
         if not self.n_averaged:
             return f"{self.state_key} has averaged nothing yet."
-        splits = self._progress.splits[:_MOST_METRICS]
-        found = [
-            answer_averaging({split.name: average_verdict(split) for split in splits}),
-            f"{self.state_key} has averaged {self.n_averaged} sets of weights.",
+        found = self.on_metrics() or [
+            answer_averaging({}),
+            "No verdict on the validation metrics: no validation of the average ran.",
         ]
-        if splits:
-            n, step = self._progress.splits_at
-            found.append(f"In the validation at step {step}, with {n} sets averaged:")
-            found += [describe_average(split) for split in splits]
-            if self.average == "latest" and average_verdict(splits[0]) in ("better", "worse"):
-                found.append(describe_latest(splits[0]))
-        else:
-            found.append("No verdict on the validation metrics: no validation of the average ran.")
+        found.insert(1, f"{self.state_key} has averaged {self.n_averaged} sets of weights.")
         if self.line:
             n, step = self._line_at
             found.append(f"At step {step}, with {n} sets of weights averaged:")
@@ -240,6 +232,21 @@ class SWA(SWAHooks):
                 "follows it. Use AsymmetryMonitor(swa=swa, validation=True)."
             )
         return "\n".join(found)
+
+    def on_metrics(self) -> list[str]:
+        """Return sentences on the last validation: an answer first; none before a validation."""
+        splits = self._progress.splits[:_MOST_METRICS]
+        if not splits:
+            return []
+        n, step = self._progress.splits_at
+        found = [
+            answer_averaging({split.name: average_verdict(split) for split in splits}),
+            f"In the validation at step {step}, with {n} sets averaged:",
+            *map(describe_average, splits),
+        ]
+        if self.average == "latest" and average_verdict(splits[0]) in ("better", "worse"):
+            found.append(describe_latest(splits[0]))
+        return found
 
     def remember_line(self, scores: list[LineScore], step: int) -> None:
         """Keep the line to the average, on train and validation batches, for the summary."""

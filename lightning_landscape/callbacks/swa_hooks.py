@@ -119,8 +119,7 @@ class SWAHooks(Named):
             user_step(pl_module)  # refuses a step that needs a `loss_fn`
         members = [callback for callback in trainer.callbacks if isinstance(callback, SWAHooks)]
         first = members[0]
-        watched = [getattr(callback, "swa", None) for callback in trainer.callbacks]
-        progress.is_watched = any(who is self or who == self.name for who in watched)
+        progress.is_watched = bool(self._watchers(trainer))
         self._shared = SWAGroup(members) if first is self else first._shared
         self.averaging.kept = first.averaging.kept
 
@@ -228,6 +227,10 @@ class SWAHooks(Named):
         ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
         if ended and n_ranks() == 1:
             self._finish(trainer, pl_module)
+            averaged = self.n_averaged > self._progress.n_before
+            found = [getattr(monitor, "last", None) for monitor in self._watchers(trainer)]
+            if averaged and found and not any(found):  # the monitors have nothing to tell
+                self.tell()
             self.on_fit_end(trainer, pl_module)
         super().on_exception(trainer, pl_module, exception)
 
@@ -276,6 +279,11 @@ class SWAHooks(Named):
     def _compare(self, trainer: Any, outcome: Outcome) -> None:
         self._progress.splits = outcome.splits(self.name, trainer)
         self._progress.splits_at = (self.n_averaged, logger_step(trainer))
+
+    def _watchers(self, trainer: Any) -> list[Any]:
+        """Return the monitors that measure the line to this average."""
+        followed = [(callback, getattr(callback, "swa", None)) for callback in trainer.callbacks]
+        return [callback for callback, who in followed if who is self or who == self.name]
 
     def _finish(self, trainer: Any, module: Any) -> None:
         """Bring the statistics of averages that are kept up to date, and save this average."""

@@ -133,13 +133,24 @@ def test_all_monitors_of_a_trainer_write_one_page(folder):
     assert run["run"] == folder.name
 
 
+def test_the_page_says_whether_averaging_helps(tmp_path):
+    swa = SWA(0, verbose=False)
+    trainer_in(tmp_path, [swa, *both_monitors(swa)]).fit(Net(), *loaders())
+    [run] = runs_in(tmp_path / "landscape" / "report.html")
+    said = [one["data"]["text"] for one in run["records"] if one["kind"] == "words"]
+    assert said[-1] == "\n".join(swa.on_metrics())
+    assert said[-1].startswith("Does averaging help? ")
+    assert "with 3 sets averaged" in said[-1]
+    assert "val_loss" in said[-1]
+
+
 def test_the_arrays_of_a_run_say_what_its_event_file_says(folder, tmp_path):
     without_events = tmp_path / folder.name
     shutil.copytree(folder / "landscape", without_events / "landscape")
     from_arrays, problems = read_run(without_events)
     assert problems == []
     from_events, _ = read_run(folder)
-    known = {(r.tag, r.step): r.data for r in from_events if r.kind != "cost"}
+    known = {(r.tag, r.step): r.data for r in from_events if r.kind not in ("cost", "words")}
     assert {(r.tag, r.step): r.data for r in from_arrays} == known
 
 
