@@ -16,6 +16,7 @@ from lightning_landscape.reporting.html import page
 from lightning_landscape.reporting.records import Record, floats, latest
 from lightning_landscape.reporting.runs import read_run
 from lightning_landscape.reporting.style import Figure, png
+from lightning_landscape.reporting.tags import written
 
 
 def check_outputs(**paths: str | None) -> None:
@@ -132,22 +133,26 @@ def show_runs(
 
 
 def last_numbers(records: list[Record]) -> dict[str, list[float]]:
-    """Return the last number of each kind, with its interval where it has one, by name."""
+    """Return the last number of each kind, with its interval where it has one, by logged tag.
+
+    They have the units of the scalars of these names: `descent_limit` and `break_even` are relative
+    steps.
+    """
     found: dict[str, list[float]] = {}
     for record in sorted(records, key=lambda record: record.step):
-        data, name = record.data, f"{record.monitor}/{record.name}"
+        data, name = record.data, written(f"{record.monitor}/{record.name}")
         if record.kind == "family":
             found[f"{name}/area"] = floats(data["area"])
             rate = data["rate"]
             found[f"{name}/rate"] = floats(rate[key] for key in ("rate", "low", "high"))
         elif record.kind == "line":
-            for kind in ("train", "validation"):
+            for kind, place in (("train", ""), ("validation", "val/")):
                 if data.get(kind):
-                    score = data[kind]["score"]
-                    found[f"{name}/{kind} gap"] = floats([score["gap"]])
+                    found[f"{name}/{place}gap"] = floats([data[kind]["score"]["gap"]])
         elif record.kind == "breakdown":
+            (unit,) = floats([data["relative_step"]])
             for key in ("descent_limit", "break_even"):
-                found[f"{name}/{key}"] = floats([data[key]])
+                found[f"{name}/{key}"] = [unit * eta for eta in floats([data[key]])]
     return found
 
 
