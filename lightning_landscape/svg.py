@@ -174,7 +174,7 @@ def _mark(xs: _Axis, x: float, label: str) -> str:
     return (
         f'<line x1="{at:.1f}" y1="{_TOP}" x2="{at:.1f}" y2="{_HEIGHT - BOTTOM}" '
         'stroke="currentColor" stroke-opacity="0.6" stroke-dasharray="2 3"/>'
-        + text(at + 3, _TOP + 9, label, "start")
+        + text(at, _TOP - 3, label, "end" if at > 0.8 * WIDTH else "start")
     )
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_landscape.measures.slices import Slice
     from lightning_landscape.measures.survey import Survey
 
+_LAYERS = (132, 104, 204), (38, 150, 130), (190, 128, 20)  # the first, the middle, the last
+
 
 def slice_html(line: Slice) -> str:
     """Return the losses along a line, with their standard error over the batches."""
@@ -87,10 +89,11 @@ def breakdown_chart(
     """
     largest = {name: max(filter(math.isfinite, row), default=0.0) for name, row in rows.items()}
     named = sorted(largest, key=lambda name: -largest[name])[:6]
-    hues = (260 - 220 * k / max(len(rows) - 1, 1) for k in range(len(rows)))
     lines = [
-        Line(etas, row, name if name in named else "", f"hsl({hue:.0f},45%,50%)", 1.6)
-        for (name, row), hue in zip(rows.items(), hues, strict=True)
+        Line(
+            etas, row, name if name in named else "", _layer_colour(k / max(len(rows) - 1, 1)), 1.6
+        )
+        for k, (name, row) in enumerate(rows.items())
     ]
     return line_chart(
         [*lines, Line(etas, model, "deep relative trust (model)", "#888", dashed=True)],
@@ -100,6 +103,13 @@ def breakdown_chart(
         log_x=True,
         log_y=True,
     )
+
+
+def _layer_colour(share: float) -> str:
+    """Return a colour from violet, 0, to ochre, 1; each has a contrast of 3 with white and dark."""
+    k = min(int(2 * share), 1)
+    ends = zip(_LAYERS[k], _LAYERS[k + 1], strict=True)
+    return f"rgb({','.join(f'{a + (b - a) * (2 * share - k):.0f}' for a, b in ends)})"
 
 
 def survey_html(found: Survey) -> str:

@@ -90,10 +90,11 @@ def page(runs: Mapping[str, Sequence[Record]], *, title: str = "Loss landscape")
 
 
 def frame(runs: Mapping[str, Sequence[Record]]) -> str:
-    """Return the page of some runs as an `<iframe>`, for a notebook."""
+    """Return the page of some runs as an `<iframe>` that scrolls, for a notebook."""
     content = html.escape(page(runs))
     return (
-        f'<iframe srcdoc="{content}" width="100%" height="640" frameborder="0" '
+        f'<iframe srcdoc="{content}" width="100%" height="640" '
+        'style="border: 1px solid #8888; resize: vertical" '
         'sandbox="allow-scripts allow-downloads" title="Loss landscape"></iframe>'
     )
 

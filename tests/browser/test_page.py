@@ -82,6 +82,11 @@ def test_the_viewer_runs_inside_a_notebooks_frame(screen, tmp_path, runs):
     screen.driver.switch_to.frame(screen.one("iframe"))
     screen.wait(lambda: "step 300" in screen.text(".step"))
     screen.press("\ue012")
+    reached = (
+        "scrollTo(0, 1e6); return scrollY + innerHeight - document.documentElement.scrollHeight"
+    )
+    assert abs(screen.run(reached)) < 1
+    assert screen.run("return scrollY") > 0
     assert screen.errors() == []
 
 
@@ -191,6 +196,66 @@ def test_where_nothing_is_finite_no_chart_is_empty(show):
     assert screen.text(".glance").count("loss is not finite") == 5
     assert not re.search("[^0-9] ± ", screen.text("main"))
     assert screen.errors() == []
+
+
+WRITTEN = """
+    window.written = [];
+    const write = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+      window.written.push([text, x, y, this.measureText(text).width, this.canvas.width]);
+      return write.apply(this, arguments);
+    };
+"""
+
+
+@pytest.fixture
+def written(screen):
+    """What is written on canvases, by its text: where it begins, its width and the canvas's."""
+    command = "Page.addScriptToEvaluateOnNewDocument"
+    script = screen.driver.execute_cdp_cmd(command, {"source": WRITTEN})
+    yield lambda: {text: place for text, *place in screen.run("return window.written")}
+    screen.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
+@pytest.mark.parametrize(("limit", "even"), [(0.25, 0.26), (1.0, 1.1), (3.9, 4.0)])
+def test_the_names_of_marked_places_stand_above_and_apart(show, written, limit, even):
+    show({"cnn": [breakdown(descent_limit=limit, break_even=even)]}, 800)
+    places = written()
+    first, y, size, room = places["descent limit"]
+    second, y2, size2, _ = places["break-even"]
+    assert first >= 0
+    assert first + size < second
+    assert second + size2 <= room
+    assert y == y2 < places["eta: how far along the direction"][1]
+    assert y < 18  # above the lines, which begin there
+
+
+def test_the_colours_of_a_history_go_from_its_least_to_its_largest_value(show, written):
+    rows = [[1.0, 2.0, 4.0, 8.0, 16.0]] * 5
+    first, last = breakdown(breakdown=rows), breakdown(breakdown=[[3.0] * 5] * 5)
+    screen = show({"cnn": [first, Record("breakdown", "gradient", 10, last.data)]})
+    assert screen.text(".scale") == "breakdown: 34"  # of eta = 1: from 3 to 4
+    assert "layer0.weight" in written()
+
+
+def contrast(colour, ground):
+    def luminance(text):
+        parts = [int(text[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(colour), luminance(ground)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("n_runs", [1, 10])
+def test_every_colour_can_be_seen_on_white_and_on_dark(show, n_runs):
+    screen = show({f"run {k}": records(1) for k in range(n_runs)})
+    script = "return [...document.querySelectorAll('.swatch')].map((e) => e.style.cssText)"
+    found = {text.split(":")[1].strip(" ;") for text in screen.run(script)}
+    assert len(found) >= 7
+    for ground in ("#ffffff", "#26282c"):
+        assert min(contrast(colour, ground) for colour in found) >= 3
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import { HeatMap } from "./heatmap.js";
 import { number, relativeStep, show } from "./format.js";
 import { fill, h, table } from "./dom.js";
 
-/** Colours from the first layer, dark, to the last, light. */
+/** Colours from the first layer, violet, to the last, ochre: all are seen on white and on dark. */
 const layerColour = (k, n) => {
   const share = n > 1 ? k / (n - 1) : 0;
-  const ends = [[84, 58, 140], [38, 150, 130], [214, 160, 40]];
+  const ends = [[132, 104, 204], [38, 150, 130], [190, 128, 20]];
   const [from, to, at] = share < 0.5 ? [ends[0], ends[1], 2 * share] : [ends[1], ends[2], 2 * share - 1];
   return `#${from.map((x, i) => Math.round(x + (to[i] - x) * at).toString(16).padStart(2, "0")).join("")}`;
 };
@@ -95,10 +95,8 @@ export class BreakdownCard extends Card {
       const column = wholeStep(data.etas);
       return names.map((name) => (data.names.includes(name) ? data.breakdown[data.names.indexOf(name)][column] : null));
     });
-    const finite = cells.flat().map(number).filter(Number.isFinite);
     this.map.show({
-      steps: records.map(({ step }) => step), rows: names, cells, largest: finite.reduce((a, b) => Math.max(a, b), 0) || 1,
-      diverging: false, rowName: "layer", cellName: "breakdown",
+      steps: records.map(({ step }) => step), rows: names, cells, rowName: "layer", cellName: "breakdown",
     });
   }
 }

@@ -5,6 +5,7 @@ import { fill, h, placeTip, table, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
 const HEIGHT = 260;
+const ABOVE = 18; // room for the names of marked places
 
 /**
  * A chart of lines `{label, x, y, colour, style, low, high}`; the style is "strong", "faint" or
@@ -142,6 +143,7 @@ export class Chart {
     return {
       width: this.stage.clientWidth, height: this.height, series, bands,
       legend: { show: false },
+      padding: [ABOVE, null, null, null],
       axes: [axis(xLabel, 34, logX ? this.grid : null), axis(yLabel, 52)],
       scales: {
         x: { time: false, distr: logX ? 3 : 1, range: () => this.zoom?.x ?? this.ends(this.grid, logX) },
@@ -216,30 +218,26 @@ export class Chart {
     return h("div", {}, swatch(line), `${line.label}: ${show(line.y[k])}${ends}${unit}`);
   }
 
+  /** Draw the marked places: lines through the chart, and above it their names side by side. */
   drawMarks(plot) {
     const { left, top, width, height } = plot.bbox;
-    const colours = theme(this.stage);
-    const rows = []; // of labels that do not overlap: where each begins and ends
-    for (const { x, label, colour, before } of this.axes.marks ?? []) {
-      const at = plot.valToPos(x, "x", true);
-      if (!(at >= left && at <= left + width)) continue;
-      plot.ctx.save();
-      plot.ctx.strokeStyle = plot.ctx.fillStyle = colour ?? colours.quiet;
-      plot.ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
-      plot.ctx.beginPath();
-      plot.ctx.moveTo(at, top);
-      plot.ctx.lineTo(at, top + height);
-      plot.ctx.stroke();
-      plot.ctx.font = `${11 * devicePixelRatio}px system-ui`;
-      plot.ctx.textAlign = before || at > left + 0.7 * width ? "right" : "left";
-      const size = plot.ctx.measureText(` ${label} `).width;
-      const from = plot.ctx.textAlign === "right" ? at - size : at;
-      let row = 0;
-      while (rows[row]?.some(([begin, end]) => from < end && begin < from + size)) row += 1;
-      (rows[row] ??= []).push([from, from + size]);
-      plot.ctx.fillText(` ${label} `, at, top + (12 + 14 * row) * devicePixelRatio);
-      plot.ctx.restore();
-    }
+    const { ctx } = plot;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = theme(this.stage).quiet;
+    ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
+    ctx.font = `${11 * devicePixelRatio}px system-ui`;
+    ctx.textAlign = "left";
+    const marks = (this.axes.marks ?? []).map(({ x, label }) => ({ at: plot.valToPos(x, "x", true), label }))
+      .filter(({ at }) => at >= left && at <= left + width).sort((a, b) => a.at - b.at);
+    const places = sideBySide(marks.map(({ at, label }) => [at, ctx.measureText(label).width]), 8 * devicePixelRatio, ctx.canvas.width);
+    marks.forEach(({ at, label }, k) => {
+      ctx.beginPath();
+      ctx.moveTo(at, top);
+      ctx.lineTo(at, top + height);
+      ctx.stroke();
+      ctx.fillText(label, places[k], top - 5 * devicePixelRatio);
+    });
+    ctx.restore();
   }
 
   fillLegend() {
@@ -264,6 +262,21 @@ export class Chart {
     const columns = this.data().slice(1);
     return [head, this.grid.map((x, k) => [x, ...columns.map((column) => column[k] ?? "")])];
   }
+}
+
+/** Return where texts begin that stand over their middles, or beside them where they would overlap or leave the room. */
+export function sideBySide(texts, gap, room) {
+  const begins = [];
+  texts.forEach(([middle, size], k) => {
+    const free = k ? begins[k - 1] + texts[k - 1][1] + gap : 0;
+    begins.push(Math.max(free, middle - size / 2));
+  });
+  let end = room;
+  for (let k = texts.length - 1; k >= 0; k -= 1) {
+    begins[k] = Math.min(begins[k], end - texts[k][1]);
+    end = begins[k] - gap;
+  }
+  return begins;
 }
 
 export function swatch({ colour, style }) {

@@ -152,7 +152,7 @@ export class FamilyCard extends Card {
       }
       this.maps.get(run).show({
         steps: probes.map(({ step }) => step), rows: probes[0].alphas, cells: probes.map(({ rise }) => rise),
-        largest, diverging: true, rowName: "alpha", cellName: "rise of the loss",
+        largest, rowName: "alpha", cellName: "rise of the loss",
       });
     }
   }

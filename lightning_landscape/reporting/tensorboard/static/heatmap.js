@@ -4,7 +4,9 @@ import { drawable, show } from "./format.js";
 import { fill, h, placeTip, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
-const LEFT = 64; // room for the labels of the rows
+const [NARROWEST, WIDEST] = [64, 0.4]; // room for the labels of the rows: pixels, a share of the width
+const DECADES = 3; // that colours of one hue show at most
+const FONT = "11px system-ui";
 const BELOW = 20;
 
 /** Cells of a run: `rows` are their centres (numbers, from below) or names (from above). */
@@ -13,6 +15,7 @@ export class HeatMap {
     this.height = height;
     this.name = `${of}: ${title}`;
     this.onclick = onclick;
+    this.left = NARROWEST;
     this.title = h("h4", { textContent: title });
     this.canvas = h("canvas", { role: "img", tabIndex: 0, "aria-label": this.name });
     this.marker = h("div", { className: "now", hidden: true });
@@ -29,14 +32,17 @@ export class HeatMap {
     new ResizeObserver(() => this.draw()).observe(this.stage);
   }
 
-  /** Show `cells[k]`, the column of `steps[k]`; `largest` is shared between the maps of runs. */
-  show({ steps, rows, cells, largest, diverging, rowName, cellName }) {
-    Object.assign(this, { steps, rows, cells, largest, diverging, rowName, cellName });
+  /** Show `cells[k]`, the column of `steps[k]`; with `largest`, which maps share, on both sides of 0, else from the least up. */
+  show({ steps, rows, cells, largest, rowName, cellName }) {
+    const known = cells.flat().map(drawable).filter((value) => value > 0);
+    const most = largest ?? (known.reduce((a, b) => Math.max(a, b), 0) || 1);
+    const least = Math.max(known.reduce((a, b) => Math.min(a, b), most), most / 10 ** DECADES);
+    const diverging = largest !== undefined;
+    Object.assign(this, { steps, rows, cells, least, largest: most, diverging, rowName, cellName });
     this.edges = borders(steps);
     this.draw();
-    const [low, high] = diverging ? [-largest, largest] : [largest * 1e-3, largest];
     const bar = h("i", { className: diverging ? "bar diverging" : "bar" });
-    fill(this.scale, `${cellName}: `, show(low), bar, show(high));
+    fill(this.scale, `${cellName}: `, show(diverging ? -most : least), bar, show(most));
   }
 
   restyle() {
@@ -52,7 +58,7 @@ export class HeatMap {
 
   place(x) {
     const [first, last] = [this.edges[0], this.edges[this.edges.length - 1]];
-    return LEFT + ((x - first) / (last - first)) * (this.stage.clientWidth - LEFT);
+    return this.left + ((x - first) / (last - first)) * (this.stage.clientWidth - this.left);
   }
 
   draw() {
@@ -64,6 +70,7 @@ export class HeatMap {
     this.canvas.style.height = `${this.height + BELOW}px`;
     const pen = this.canvas.getContext("2d");
     pen.scale(ratio, ratio);
+    this.makeRoom(pen, width);
     const colours = theme(this.stage);
     const dark = isDark(colours.surface);
     const n = this.rows.length;
@@ -81,6 +88,14 @@ export class HeatMap {
     this.mark(this.marked);
   }
 
+  /** Leave room on the left for the longest name, as far as there is any. */
+  makeRoom(pen, width) {
+    pen.font = FONT;
+    const wanted = this.rows.map((row) => (typeof row === "string" ? pen.measureText(row).width + 8 : 0));
+    this.left = Math.max(NARROWEST, Math.min(WIDEST * width, Math.max(...wanted)));
+    this.scale.style.paddingLeft = `${this.left}px`;
+  }
+
   top(row, n) {
     const fromAbove = typeof this.rows[0] === "string" ? row : n - 1 - row;
     return (fromAbove * this.height) / n;
@@ -88,18 +103,18 @@ export class HeatMap {
 
   drawLabels(pen, colours, width) {
     pen.fillStyle = colours.text;
-    pen.font = "11px system-ui";
+    pen.font = FONT;
     pen.textAlign = "right";
     const n = this.rows.length;
     const every = typeof this.rows[0] === "string" ? Math.ceil(n / (this.height / 13)) : (n - 1) / 2 || 1;
     for (let row = 0; row < n; row += every) {
       const label = this.rows[Math.round(row)];
-      const text = typeof label === "string" ? short(label) : show(label);
-      pen.fillText(text, LEFT - 4, Math.min(this.height, Math.max(9, this.top(Math.round(row), n) + this.height / n / 2 + 4)));
+      const text = typeof label === "string" ? short(label, (part) => pen.measureText(part).width <= this.left - 6) : show(label);
+      pen.fillText(text, this.left - 4, Math.min(this.height, Math.max(9, this.top(Math.round(row), n) + this.height / n / 2 + 4)));
     }
     const [first, last] = [this.steps[0], this.steps[this.steps.length - 1]];
     pen.textAlign = "left";
-    pen.fillText(`step ${show(first, 6)}`, LEFT, this.height + 14);
+    pen.fillText(`step ${show(first, 6)}`, this.left, this.height + 14);
     if (last > first) {
       pen.textAlign = "right";
       pen.fillText(`step ${show(last, 6)}`, width - 1, this.height + 14);
@@ -107,7 +122,7 @@ export class HeatMap {
   }
 
   colour(value, dark) {
-    const share = this.diverging ? symmetric(value, this.largest) : Math.max(0, 1 + Math.log10(Math.max(value, 1e-30) / this.largest) / 3);
+    const share = this.diverging ? symmetric(value, this.largest) : between(value, this.least, this.largest);
     const strength = Math.min(1, Math.abs(share));
     const neutral = dark ? [48, 48, 52] : [244, 244, 244];
     const end = share < 0 ? [37, 99, 190] : this.diverging ? [200, 55, 45] : dark ? [250, 190, 90] : [120, 28, 109];
@@ -146,6 +161,12 @@ function symmetric(value, largest) {
   return Math.sign(value) * size;
 }
 
+/** Return where a value lies between two others on a logarithmic scale: 0 to 1. */
+function between(value, least, largest) {
+  if (least === largest) return value < least ? 0 : 1;
+  return Math.max(0, Math.log(Math.max(value, least) / least) / Math.log(largest / least));
+}
+
 export function borders(centres) {
   if (centres.length === 1) return [centres[0] - 0.5, centres[0] + 0.5];
   const between = centres.slice(1).map((x, k) => (x + centres[k]) / 2);
@@ -153,7 +174,13 @@ export function borders(centres) {
   return [2 * centres[0] - between[0], ...between, 2 * centres[last] - between[last - 1]];
 }
 
-const short = (name) => (name.length > 10 ? `…${name.slice(-9)}` : name);
+/** Return a name, or as much of its end as fits. */
+function short(name, fits) {
+  if (fits(name)) return name;
+  let k = 1;
+  while (k < name.length && !fits(`…${name.slice(k)}`)) k += 1;
+  return `…${name.slice(k)}`;
+}
 
 function isDark(colour) {
   const parts = colour.match(/[\da-f]{2}/gi) ?? ["ff"];

@@ -69,7 +69,7 @@ export class LineCard extends Card {
   axes() {
     return {
       xLabel: "t along the line", xName: "t", logY: this.context.state.log,
-      marks: [{ x: 0, label: "current", before: true }, { x: 1, label: "average" }],
+      marks: [{ x: 0, label: "current" }, { x: 1, label: "average" }],
     };
   }
 
