@@ -97,15 +97,17 @@ class GradientBreakdownMonitor(Monitor):
             1e-1 else.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
-            optimisation and `dataloader_iter`.
-        max_overhead: The share of the fit's wall time that probes may take, such as 0.05; a probe
-            that would go over it is left out, and figures where there is no time for them. None
-            for no limit.
+            optimisation and `dataloader_iter`. One loss judges the steps of all optimizers.
+        max_overhead: The share of the fit's wall time that probes may take; a probe that would go
+            over it is left out. `"auto"` and None as in `AsymmetryMonitor`.
         seed: Seed of the random direction and of the random numbers inside evaluations.
         on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
             on. `"raise"`: it raises.
-        name: The first part of its tags. Tells several monitors of one Trainer apart, there and in
-            checkpoints and files.
+        layers: Whether loggers get a scalar for each layer.
+        details: Whether loggers get every number as a scalar, as in `AsymmetryMonitor`.
+        figures: Which loggers get which figures, as there.
+        verbose: Whether to say at the end of fit what the last probe showed.
+        name: The first part of its tags. Tells several monitors of one Trainer apart.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
@@ -214,6 +216,16 @@ class GradientBreakdownMonitor(Monitor):
         if everybody(self.foretold() <= LAST_PROBE, pl_module.device):
             self.run(trainer, pl_module, logger_step(trainer), is_last=True)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start the clock; say so if one loss judges the steps of several optimizers."""
+        super().on_train_start(trainer, pl_module)
+        if (n := len(trainer.optimizers)) > 1:
+            self.inform_once(
+                "one loss",
+                f"{self.title}: the steps of {n} optimizers are judged by one loss. For another, "
+                "use a second GradientBreakdownMonitor with its `loss_fn` and `name`.",
+            )
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Plot the last probe."""
         super().on_train_end(trainer, pl_module)
@@ -226,7 +238,7 @@ class GradientBreakdownMonitor(Monitor):
     def summary(self) -> str:
         """Say in words what the last probe showed, at which step, and what one can do."""
         if not self.last:
-            return f"{self.title} has measured nothing yet."
+            return f"{self.title} has measured nothing."
         cost = answer_cost(self.budget.total(), self.budget.overhead())
         return f"{describe_steps(self.last, self._history)}\n{cost}"
 

@@ -449,6 +449,13 @@ def test_each_optimizer_has_a_report_of_its_own_parameters(found):
     assert not any("/layer/nets.b" in k for k in values if k.startswith("breakdown/nets.a"))
 
 
+@pytest.mark.parametrize(("module", "times"), [(Alternating, 1), (lambda: Bowl(lr=0.1), 0)])
+def test_one_loss_that_judges_several_optimizers_is_said_once(module, times, caplog):
+    with caplog.at_level("INFO"):
+        run(module(), watching(1, loss_fn=bowls if times else None), batches=4)
+    assert caplog.text.count("the steps of 2 optimizers are judged by one loss") == times
+
+
 def test_no_direction_moves_what_belongs_to_another_optimizer(found):
     directions = ("gradient", "random")
     run(Alternating(), watching(2, loss_fn=bowls, directions=directions), batches=2)
