@@ -385,7 +385,7 @@ class AsymmetryMonitor(Monitor):
         output = self.output(trainer, found.step, figures=which)
         add_rises(self.history, found)
         if self._swa is not None and found.line:
-            self._swa.remember_line(found.line_scores, found.step)
+            self._swa.remember_line(found.line_scores, found.step, self.mode)
         output.arrays(self.name, survey_arrays(found.surveys, found.line))
         if self.affords_figures(output):
             with self.budget.spending("figures"):

@@ -28,8 +28,10 @@ from lightning_landscape.callbacks.swa_settings import (
 from lightning_landscape.checks import check_whole
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.line import LineScore
+from lightning_landscape.measures.words import counted
 from lightning_landscape.measures.words_answers import answer_averaging
 from lightning_landscape.measures.words_average import (
+    average_answer,
     average_verdict,
     describe_average,
     describe_latest,
@@ -146,6 +148,7 @@ class SWA(SWAHooks):
             loss_fn=self.loss_fn,
         )
         self.line: list[LineScore] = []  # the last one measured, on train and validation batches
+        self._line_mode = ""
         self._line_at = (0, 0)  # how many were averaged then, and the training step
 
     @property
@@ -215,11 +218,9 @@ class SWA(SWAHooks):
             answer_averaging({}),
             "No verdict on the validation metrics: no validation of the average ran.",
         ]
-        found.insert(1, f"{self.state_key} has averaged {self.n_averaged} sets of weights.")
+        found.insert(1, f"{self.state_key} has averaged {_sets(self.n_averaged)}.")
         if self.line:
-            n, step = self._line_at
-            found.append(f"At step {step}, with {n} sets of weights averaged:")
-            found.append(describe_line(*self.line))
+            found.append(self._describe_line())
         elif self._progress.is_watched:
             found.append(
                 "No verdict: the line to the average was not measured, because AsymmetryMonitor "
@@ -240,17 +241,29 @@ class SWA(SWAHooks):
             return []
         n, step = self._progress.splits_at
         found = [
-            answer_averaging({split.name: average_verdict(split) for split in splits}),
-            f"In the validation at step {step}, with {n} sets averaged:",
+            answer_averaging({split.name: average_answer(split) for split in splits}),
+            f"In the validation at step {step}, with {_sets(n)} averaged:",
             *map(describe_average, splits),
         ]
         if self.average == "latest" and average_verdict(splits[0]) in ("better", "worse"):
             found.append(describe_latest(splits[0]))
         return found
 
-    def remember_line(self, scores: list[LineScore], step: int) -> None:
+    def _describe_line(self) -> str:
+        splits = self._progress.splits
+        n, step = self._line_at
+        kinds = zip(self.line, ("training", "validation"), strict=False)
+        batches = " and ".join(counted(score.n_batches, f"{kind} batch") for score, kind in kinds)
+        decides = "; what decides is the validation above, of all batches" if splits else ""
+        return (
+            f"At step {step}, with {_sets(n)} averaged, the line to the average ({batches} in "
+            f"{self._line_mode} mode{decides}):\n"
+            + describe_line(*self.line, advise=not splits or average_answer(splits[0]) == "better")
+        )
+
+    def remember_line(self, scores: list[LineScore], step: int, mode: str = "train") -> None:
         """Keep the line to the average, on train and validation batches, for the summary."""
-        self.line, self._line_at = scores, (self.n_averaged, step)
+        self.line, self._line_at, self._line_mode = scores, (self.n_averaged, step), mode
 
     def __getstate__(self) -> dict[str, Any]:
         """Remember that it is a copy, which knows no module."""
@@ -289,3 +302,7 @@ class SWA(SWAHooks):
                 f"{self.state_key} has averaged nothing yet (start={self.start}), and initial "
                 "weights are no average. Ask again after training has passed the start."
             )
+
+
+def _sets(n: int) -> str:
+    return f"{counted(n, 'set')} of weights"

@@ -29,8 +29,10 @@ class MetricSplit:
         has_batch_norm: Whether the module has batch norms. Without, `control` is `current`.
         stderr: Standard error of `averaging` over the validation batches, paired; nan if the metric
             is no mean over batches, or for fewer than two.
-        n_batches: Number of batches that `stderr` is of.
+        n_batches: Number of validation batches that both were run on; 0 if the metric is no mean
+            over them.
         better: Which values are the better ones.
+        difference_stderr: Like `stderr`, of `difference`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class MetricSplit:
     stderr: float = math.nan
     n_batches: int = 0
     better: Better = "lower"
+    difference_stderr: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -72,7 +75,7 @@ def paired_stderr(
         b: The same of the same batches.
 
     Returns:
-        nan and 0 where one is missing, the batches differ or are fewer than two.
+        nan and 0 where one is missing or the batches differ; nan and 1 of a single batch.
 
     Example:
         >>> import torch
@@ -84,7 +87,7 @@ def paired_stderr(
         return math.nan, 0
     n = len(a[1])
     if n < 2:
-        return math.nan, 0
+        return math.nan, n
     share = a[1] / a[1].sum()
     difference = a[0] - b[0]
     off = share * (difference - (share * difference).sum())
@@ -112,6 +115,10 @@ def split_metric(
     if not has_batch_norm:
         control = current
     reference = batches[2] if has_batch_norm else batches[0]
-    stderr, n = paired_stderr(batches[1].get(name), (reference or {}).get(name))
+    averaged = batches[1].get(name)
+    stderr, n = paired_stderr(averaged, (reference or {}).get(name))
+    difference_stderr, _ = paired_stderr(averaged, batches[0].get(name))
     control = math.nan if control is None else control
-    return MetricSplit(name, current, average, control, has_batch_norm, stderr, n, better)
+    return MetricSplit(
+        name, current, average, control, has_batch_norm, stderr, n, better, difference_stderr
+    )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_landscape.measures.words import family_verdict, number, share
-from lightning_landscape.measures.words_average import Verdict
+from lightning_landscape.measures.words_average import Answer
 
 if TYPE_CHECKING:
     from lightning_landscape.measures.survey import Survey
@@ -36,23 +36,27 @@ def answer_valley(found: Mapping[str, Survey]) -> str:
     return f"Is this an asymmetric valley? {_answers(words, verdicts)}"
 
 
-def answer_averaging(verdicts: Mapping[str, Verdict]) -> str:
+def answer_averaging(answers: Mapping[str, Answer]) -> str:
     """Answer whether averaging helps, by the validation metrics.
 
     Args:
-        verdicts: Of each metric what `average_verdict` says.
+        answers: Of each metric what `average_answer` says.
 
     Example:
         >>> answer_averaging({"val_loss": "better", "val_acc": "no verdict"})
-        'Does averaging help? Yes by val_loss. No verdict by val_acc.'
+        'Does averaging help? Yes by val_loss. No verdict by val_acc. (By all validation batches.)'
     """
     words = {
         "better": "Yes by",
+        "recalibrate": "Less than fresh batch-norm statistics (recalibrate_batch_norm) do for the "
+        "current weights; without them the average is better, by",
+        "statistics hurt": "No, its fresh batch-norm statistics cost what it gains, by",
         "worse": "No, it is worse, by",
         "same": "It changes nothing now by",
         "no verdict": "No verdict by",
     }
-    return f"Does averaging help? {_answers(words, verdicts)}"
+    by = " (By all validation batches.)" if answers else ""
+    return f"Does averaging help? {_answers(words, answers)}{by}"
 
 
 def answer_step(break_even: float, largest: float) -> str:

@@ -6,9 +6,18 @@ import math
 from typing import Literal, TypeAlias
 
 from lightning_landscape.measures.averaging import MetricSplit
-from lightning_landscape.measures.words import KEEP_THE_AVERAGE, LEAST_BATCHES, is_resolved, number
+from lightning_landscape.measures.words import (
+    KEEP_THE_AVERAGE,
+    LEAST_BATCHES,
+    counted,
+    error_interval,
+    is_resolved,
+    number,
+    too_few,
+)
 
 Verdict: TypeAlias = Literal["better", "worse", "same", "no verdict"]
+Answer: TypeAlias = Literal[Verdict, "recalibrate", "statistics hurt"]
 
 _NOTHING = 1e-6  # a smaller difference is what single precision leaves of none
 
@@ -58,30 +67,75 @@ def average_verdict(found: MetricSplit) -> Verdict:
     return "better" if (gain < 0) == (found.better == "lower") else "worse"
 
 
+def average_answer(found: MetricSplit) -> Answer:
+    """Say in a word which weights to keep, with or without fresh batch-norm statistics.
+
+    It is `average_verdict`, except where the average is worse than the current weights with fresh
+    statistics and better than these as they are (`"recalibrate"`), or better than the former and no
+    better than the latter (`"statistics hurt"`).
+
+    Example:
+        >>> found = MetricSplit(
+        ...     "val_loss", 0.9, 0.5, 0.4, True, 0.01, n_batches=6, difference_stderr=0.01
+        ... )
+        >>> average_answer(found)
+        'recalibrate'
+    """
+    verdict, gain = average_verdict(found), _gain(found, found.difference)
+    if found.has_batch_norm and verdict == "better" and gain <= 0:
+        return "statistics hurt"
+    is_known = is_resolved(gain, found.difference_stderr, found.n_batches)
+    if found.has_batch_norm and verdict == "worse" and gain > 0 and is_known:
+        return "recalibrate"
+    return verdict
+
+
+def _gain(found: MetricSplit, difference: float) -> float:
+    return difference if found.better == "higher" else -difference
+
+
 def _say_averaging(found: MetricSplit) -> str:
-    fresh_gain = found.statistics if found.better == "higher" else -found.statistics
     refreshed = (
-        " To have what the statistics give with the last weights too: "
+        " To have what the statistics give with the current weights too: "
         "recalibrate_batch_norm(module, batches)."
-        if fresh_gain > _NOTHING
+        if _gain(found, found.statistics) > _NOTHING
         else ""
     )
-    verdict = average_verdict(found)
-    if verdict == "same":
+    answer, n = average_answer(found), found.n_batches
+    if answer == "same":
         return (
             f"Averaging changes nothing now: it is too early, or the rate has decayed.{refreshed}"
         )
-    if found.n_batches < LEAST_BATCHES or math.isnan(found.stderr):
+    if 0 < n < LEAST_BATCHES:
+        why = f"{too_few(n)} (at least {LEAST_BATCHES})"
+        return f"No verdict on averaging, because {why}.{refreshed}"
+    if not n or math.isnan(found.stderr):
+        why = "the metric is no mean over the validation batches, so that its error is not known"
+        return f"No verdict on averaging, because {why}.{refreshed}"
+    sign = -1 if found.difference < 0 else 1  # as the parts are written
+    between = error_interval(sign * found.averaging, found.stderr, n)
+    batches = counted(n, "validation batch")
+    if answer == "no verdict":
         return (
-            "No verdict on averaging, because its error is not known from "
-            f"{found.n_batches} validation batches (at least {LEAST_BATCHES}).{refreshed}"
+            f"No verdict on averaging, because the {between} of its part contains 0 ({batches})."
+            f"{refreshed}"
         )
-    of = f"± {number(found.stderr, 2)}, {found.n_batches} validation batches"
-    if verdict == "no verdict":
-        return f"No verdict on averaging, because its part is within its error ({of}).{refreshed}"
-    if verdict == "better":
-        return f"The average is better because it is an average ({of}). {KEEP_THE_AVERAGE}"
-    return f"The average is worse than the current weights ({of}): keep those.{refreshed}"
+    of = f"({between}, {batches})"
+    if answer == "better":
+        return f"The average is better because it is an average {of}. {KEEP_THE_AVERAGE}"
+    if answer == "statistics hurt":
+        return (
+            f"The average is better than the current weights with fresh batch-norm statistics {of},"
+            " and no better than those as they are: keep the current weights."
+        )
+    if answer == "recalibrate":
+        return (
+            f"The average is worse than the current weights with fresh batch-norm statistics {of}: "
+            "recalibrate_batch_norm(module, batches) on the current weights gives the best of the "
+            "three. Without it the average is better than the current weights as they are."
+        )
+    fresh = " with fresh batch-norm statistics" if found.has_batch_norm else ""
+    return f"The average is worse than the current weights{fresh} {of}: keep those.{refreshed}"
 
 
 def describe_latest(found: MetricSplit) -> str:

@@ -465,5 +465,6 @@ def test_the_summary_of_an_average_grows_with_what_is_known():
     assert "No verdict: the line to the average was not measured" in swa.summary()
     swa.remember_line([line], step=9)
     swa.update(nn.Linear(1, 1))  # the line stays that of its own step
-    assert "At step 9, with 1 sets of weights averaged:\nThe average is 2" in swa.summary()
+    at_step = "At step 9, with 1 set of weights averaged, the line to the average"
+    assert f"{at_step} (1 training batch in train mode):\nThe average is 2" in swa.summary()
     assert "no validation batches were measured" in swa.summary()

@@ -16,7 +16,11 @@ from lightning_landscape.measures.words_answers import (
     answer_step,
     answer_valley,
 )
-from lightning_landscape.measures.words_average import average_verdict, describe_average
+from lightning_landscape.measures.words_average import (
+    average_answer,
+    average_verdict,
+    describe_average,
+)
 from lightning_landscape.reporting.results import breakdown_data
 
 
@@ -44,6 +48,27 @@ def test_two_batches_get_no_verdict_on_the_valley():
 
 
 @given(
+    values=st.tuples(*[st.floats(-1, 1)] * 3),
+    stderr=st.floats(0, 0.5),
+    better=st.sampled_from(["lower", "higher"]),
+)
+def test_the_weights_that_the_answer_names_have_the_best_value(values, stderr, better):
+    current, average, control = values
+    found = MetricSplit("m", *values, True, stderr, 9, better, stderr)
+    best = max if better == "higher" else min
+    answer = average_answer(found)
+    if answer == "better":
+        assert best(values) == average
+    if answer == "recalibrate":
+        assert best(values) == control
+        assert best(current, average) == average
+    if answer == "statistics hurt":
+        assert best(values) == current
+    if answer == "worse":
+        assert best(values) != average
+
+
+@given(
     gain=st.floats(-1, 1),
     stderr=st.floats(0, 1),
     n=st.integers(0, 9),
@@ -62,8 +87,10 @@ def test_metrics_of_one_verdict_are_named_together():
     verdicts = {"a": "better", "b": "better", "c": "better", "d": "worse", "e": "same"}
     assert answer_averaging(verdicts) == (
         "Does averaging help? Yes by a, b and c. No, it is worse, by d. "
-        "It changes nothing now by e."
+        "It changes nothing now by e. (By all validation batches.)"
     )
+    assert "Less than fresh batch-norm statistics" in answer_averaging({"a": "recalibrate"})
+    assert "No, its fresh" in answer_averaging({"a": "statistics hurt"})
     assert answer_averaging({}) == "Does averaging help? No verdict."
 
 

@@ -35,9 +35,34 @@ def test_parts_of_opposite_sign_are_written_with_their_sign():
     assert "The average is worse than the current weights" in text
 
 
+@pytest.mark.parametrize(
+    ("current", "difference_stderr", "says"),
+    [
+        (0.5, 0.01, "gives the best of the three. Without it the average is better than the"),
+        (0.5, 0.2, "keep those. To have what the statistics give with the current weights too"),
+        (0.3, 0.01, "keep those. To have"),
+        (0.1, 0.01, "(95 % interval 0.177 to 0.223, 9 validation batches): keep those."),
+    ],
+)
+def test_the_best_of_the_three_is_said_first(current, difference_stderr, says):
+    found = {"stderr": 0.01, "n_batches": 9, "difference_stderr": difference_stderr}
+    text = describe_average("val_loss", current, 0.4, control=0.2, **found)
+    assert says in text
+    assert ("best of the three" in text) == ("Without it the average is better" in text)
+
+
+def test_an_average_that_fresh_statistics_spoil_is_not_to_be_kept():
+    found = {"stderr": 0.01, "n_batches": 9}
+    text = describe_average("val_loss", 0.2, 0.4, control=0.6, **found)
+    assert "no better than those as they are: keep the current weights." in text
+    assert "To keep it" not in text
+
+
 def test_an_average_better_beyond_its_error_is_to_be_kept():
     text = describe_average("val_loss", 0.5, 0.3, control=0.5, stderr=0.05, n_batches=9)
-    assert "better because it is an average (± 0.05, 9 validation batches)" in text
+    # t of 8 degrees of freedom is 2.306
+    of = "(95 % interval 0.0847 to 0.315, 9 validation batches)"
+    assert f"better because it is an average {of}" in text
     assert "swa.apply_to(module)" in text
 
 
@@ -62,9 +87,14 @@ def test_without_batch_norm_the_current_weights_are_the_control():
 @pytest.mark.parametrize(
     ("stderr", "n", "because"),
     [
-        (0.1, 9, "its part is within its error (± 0.1, 9 validation batches)"),
-        (0.01, 2, "its error is not known from 2 validation batches"),
-        (math.nan, 9, "its error is not known"),
+        (
+            0.1,
+            9,
+            "the 95 % interval -0.0306 to 0.431 of its part contains 0 (9 validation batches)",
+        ),
+        (0.01, 2, "2 batches are too few to tell a difference from noise (at least 3)"),
+        (math.nan, 1, "1 batch is too few"),
+        (math.nan, 0, "the metric is no mean over the validation batches"),
     ],
 )
 def test_without_a_resolved_part_there_is_no_verdict(stderr, n, because):
