@@ -253,9 +253,10 @@ class Isolation:
         unseen = differing_rng(self._start_rng, rng_states()) - self._recorded_rng
         self._weights.restore()  # views of weights are part of the state
         changes = self._snapshot.changed()
+        unseen_places = self._snapshot.describe(changes.without(self._recorded))
         self._snapshot.restore(changes)
         return [
-            *self._snapshot.describe(changes.without(self._recorded)),
+            *unseen_places,
             *(f"the {name} generator" for name in sorted(unseen)),
             *(self._weights.names[i] for i in moved),
         ]

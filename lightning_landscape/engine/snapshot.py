@@ -38,6 +38,7 @@ from lightning_landscape.engine.saved_state import SavedState
 from lightning_landscape.engine.tensors import (
     copier,
     differing,
+    differs_in_nans_alone,
     put_back,
     set_tracked,
     surely_same,
@@ -209,10 +210,17 @@ class Snapshot(SavedState):
         return Places(found)
 
     def describe(self, changes: Changes) -> list[str]:
-        """Return the names of what changed; without tensors that cannot be compared."""
+        """Return the names of what changed, before it is restored.
+
+        Tensors that cannot be compared are left out, and those that hold other nans alone.
+        """
         names = [self._name("keys", i, key) for i, key in changes.keys]
-        contents = ((i, self._contents[i]) for i in changes.tensors)
-        names += [self._name("tensors", i) for i, saved in contents if surely_same(saved, saved)]
+        tensors = ((i, self._tensors[i], self._contents[i]) for i in changes.tensors)
+        names += [
+            self._name("tensors", i)
+            for i, now, saved in tensors
+            if surely_same(saved, saved) and not differs_in_nans_alone(now, saved)
+        ]
         names += [self._name("keys", i, "__class__") for i in changes.classes]
         for kind in ("values", "filled", "hooks"):
             names += [self._name(kind, i) for i in getattr(changes, kind)]

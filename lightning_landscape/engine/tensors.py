@@ -35,6 +35,24 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) if a.is_quantized else torch.equal(_bits(a), _bits(b))
 
 
+def differs_in_nans_alone(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors hold the same bits but for those of their nans.
+
+    The same operation may give a nan of either sign.
+
+    Example:
+        >>> nans = torch.tensor([1.0, float("nan")]), torch.tensor([1.0, -float("nan")])
+        >>> same_bits(*nans), differs_in_nans_alone(*nans)
+        (False, True)
+    """
+    if not (is_dense(a) and is_dense(b) and a.is_floating_point() and a.dtype == b.dtype):
+        return False
+    gaps = a.isnan(), b.isnan()
+    if a.shape != b.shape or not gaps[0].any() or not torch.equal(*gaps):
+        return False
+    return same_bits(a.detach().masked_fill(gaps[0], 0), b.detach().masked_fill(gaps[1], 0))
+
+
 def differing(tensors: Sequence[Tensor], contents: Sequence[Tensor]) -> list[int]:
     """Return the indices of tensors that do not hold the bits of the contents.
 

@@ -325,6 +325,37 @@ def test_a_recorded_write_causes_no_warning(module):
                 objective.gradient(direction_of(module, scale=0.1), alpha)
 
 
+class OtherNan(Step):
+    """Writes to nans in its state, far from the start alone."""
+
+    def build(self):
+        self.layer = nn.Linear(3, 4)
+        self.register_buffer("mean", torch.full((4,), float("nan")))
+        self.writes = -float("nan")
+
+    def training_step(self, batch, batch_idx):
+        if float(self.layer.weight.detach().abs().max()) > 10:
+            self.mean.data.fill_(self.writes)
+        return self.layer(batch).square().mean()
+
+
+@pytest.mark.parametrize("writes", [-float("nan"), 1.0])
+def test_a_nan_in_place_of_a_nan_is_put_back_and_not_named(writes):
+    module = OtherNan()
+    module.writes = writes
+
+    def probe_far_away():
+        with probing(module, module.inputs()) as objective:
+            for alpha in (0.0, 0.1, 30.0, 40.0):
+                objective.losses(direction_of(module), alpha)
+            assert same_bits(module.mean, torch.full((4,), writes))
+
+    with unchanged(module), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        probe_far_away()
+    assert [str(one.message).count("wrote to mean") for one in caught] == [1] * (writes == 1.0)
+
+
 @pytest.mark.tried("faults", "a step that writes to its state at some weights only")
 def test_a_failure_causes_no_further_warning():
     module = Sometimes()
