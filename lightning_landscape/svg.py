@@ -73,12 +73,16 @@ def line_chart(
         log_y, _HEIGHT - BOTTOM, _TOP, pad=0.05,
     )  # fmt: skip
     named = [line for line in lines if line.label]
+    tracks = [_track(line.x, line.y, xs, ys) for line in lines]
+    if lines and not any(tracks):
+        words = "Nothing to plot: no value is finite and on the axis."
+        return drawing([text(0, 14, words, "start")], title, 20)
     parts = [
         *_axes(xs, ys),
         *labels(x_label, y_label, _TOP, _HEIGHT - BOTTOM),
         *(_mark(xs, x, label) for x, label in marks if xs.contains(x)),
         *(_band(line, xs, ys) for line in lines if line.band),
-        *(_stroke(_track(line.x, line.y, xs, ys), line, line.opacity) for line in lines),
+        *(_stroke(track, line, line.opacity) for track, line in zip(tracks, lines, strict=True)),
         *(_legend(line, _HEIGHT + 18 * k) for k, line in enumerate(named)),
     ]
     return drawing(parts, title, _HEIGHT + 18 * len(named))

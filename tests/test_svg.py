@@ -45,6 +45,24 @@ def test_values_without_a_spread_can_be_shown(values):
     ElementTree.fromstring(line_chart([Line([0, 1], values)], **NAMES))
 
 
+@pytest.mark.parametrize(("values", "log", "said"), [
+    ([math.nan, math.inf], False, True), ([0.0, -1.0], True, True), ([math.nan, 1.0], True, False),
+])  # fmt: skip
+def test_a_chart_says_why_nothing_can_be_seen(values, log, said):
+    chart = line_chart([Line([0, 1], values)], log_y=log, **NAMES)
+    assert ("Nothing to plot" in chart) == said
+
+
+@pytest.mark.parametrize(("x", "anchor"), [(0.0, "start"), (0.5, "start"), (1.0, "end")])
+def test_the_name_of_a_mark_stands_above_the_chart_and_inside_the_picture(x, anchor):
+    chart = line_chart([Line([0, 1], [0, 1])], marks=[(x, "here")], **NAMES)
+    (mark,) = [node for node in ElementTree.fromstring(chart).iter() if node.text == "here"]
+    highest = min(float(line.get("y1")) for line in ElementTree.fromstring(chart).iter()
+                  if line.get("y1"))  # fmt: skip
+    assert float(mark.get("y")) < highest
+    assert mark.get("text-anchor") == anchor
+
+
 def test_a_chart_without_lines_is_an_empty_frame():
     assert paths(line_chart([], **NAMES)) == []
 

@@ -96,16 +96,19 @@ class Report:
 
     def summary(self) -> str:
         """Say in words what was measured, with intervals, and "no verdict" where there is none."""
-        return f"{self.module}, {self._said()}"
-
-    def _said(self) -> str:
-        lines = [f"{self.mode} mode, seed {self.seed}."]
+        lines = [f"{self.module}, {self._head()}"]
         if self.families:
-            lines += [answer_valley(self.families), describe_surveys(self.families)]
+            lines.append(describe_surveys(self.families))
         if self.line:
             lines.append(describe_line(self.line, self.line.validation))
         if self.breakdown:
             lines.append(self.breakdown.summary())
+        return "\n".join(lines)
+
+    def _head(self) -> str:
+        lines = [f"{self.mode} mode, seed {self.seed}."]
+        if self.families:
+            lines.append(answer_valley(self.families))
         return "\n".join(lines)
 
     def figures(self) -> dict[str, Figure]:
@@ -120,7 +123,7 @@ class Report:
     def records(self) -> list[Record]:
         """Return everything as records, the form that the page and the viewer take."""
         kinds: list[tuple[str, str, dict[str, Any]]] = [
-            ("words", "summary", {"text": self._said()}),
+            ("words", "summary", {"text": self._head()}),
             ("cost", "probe", {"seconds": self.seconds}),
         ]
         kinds += probe_data(self.families, _slices_of(self.line), "line")

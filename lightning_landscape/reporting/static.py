@@ -72,6 +72,7 @@ def _line(data: dict[str, Any]) -> str:
     for name, part in sets:
         score = part["score"]
         gap = f"{_show(score['gap'], '+')} ± {_show(score['gap_stderr'])}"
+        gap = gap if math.isfinite(float(score["gap"])) else "not finite"
         if interval := part.get("interval"):
             gap = f"{_show(score['gap'], '+')}, {interval}"
         rows.append((f"loss of the average minus current, {name}", gap))

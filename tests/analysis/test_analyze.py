@@ -180,6 +180,15 @@ def test_a_saved_report_is_read_back_bit_for_bit(net, batches, tmp_path):
     assert again.summary() == report.summary()
 
 
+def test_a_report_says_everything_once_on_its_page(net, batches):
+    report = analyze(net, batches, **FEW)
+    records = {record.kind: record.words for record in report.records()}
+    assert records["words"].splitlines()[0] == "train mode, seed 0."
+    assert records["family"]
+    assert records["family"] not in records["words"]
+    assert records["family"] in report.summary()
+
+
 def test_the_words_on_the_page_do_not_repeat_the_module(net, batches, tmp_path):
     report = analyze(net, batches, **FEW)
     report.to_html(tmp_path / "page.html")

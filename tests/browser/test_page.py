@@ -1,6 +1,7 @@
 """The page, opened from disk in a real browser."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from made_up_runs import plane, records
@@ -156,18 +157,11 @@ def test_percentages_are_rounded_as_in_the_sentences(show, share, written):
     assert written == f"{100 * share:.0f} %"
 
 
-def test_a_page_of_one_probe_has_no_slider_and_says_everything_once(show):
-    family, line = (
-        r for r in records(1) if (r.kind, r.name) in {("family", "sign"), ("line", "swa")}
-    )
-    lines = ["train mode.", f"sign: {family.data['words']}", line.data["words"]]
-    found = [Record(r.kind, r.name, 0, r.data) for r in (family, line)]
-    screen = show({"Net": [Record("words", "summary", 0, {"text": "\n".join(lines)}), *found]})
+def test_a_page_of_one_probe_has_no_slider_and_no_step(show):
+    screen = show({"Net": [Record(r.kind, r.name, 0, r.data) for r in records(1)]})
     assert not screen.one(".landscape .bar").find_element("css selector", ".time").is_displayed()
     assert screen.text(".glance").startswith("At a glance\n")
-    assert "Net: train mode." in screen.text(".glance")
-    for said in (family.data["words"], *line.data["words"].splitlines()):
-        assert screen.text("main").count(said) == 1
+    assert "step 0" not in screen.one("body").get_attribute("innerText")
 
 
 def test_the_titles_of_a_plane_say_what_it_is(show):
@@ -177,23 +171,28 @@ def test_the_titles_of_a_plane_say_what_it_is(show):
     assert "Where is the loss least? ●" in screen.text(".glance")
 
 
+KEPT = ("alphas", "alphas1", "alphas2", "points", "etas", "rate", "n_batches")
+
+
 def not_finite(value):
     """Replace all measured numbers by nan, in lists and in scores."""
     if isinstance(value, dict):
-        return {
-            k: v if k in ("alphas", "etas", "rate", "n_batches") else not_finite(v)
-            for k, v in value.items()
-        }
+        return {k: v if k in KEPT else not_finite(v) for k, v in value.items()}
     if isinstance(value, list):
         return [not_finite(each) for each in value]
     return "NaN" if isinstance(value, float | int) else value
 
 
 def test_where_nothing_is_finite_no_chart_is_empty(show):
-    screen = show({"cnn": [Record(r.kind, r.name, 9, not_finite(r.data)) for r in records(1)]})
-    assert [chart for chart in screen.all(".u-wrap") if chart.is_displayed()] == []
-    assert screen.text("main").count("Nothing to plot: the values are not finite.") == 5
-    assert screen.text(".glance").count("loss is not finite") == 5
+    every = [*records(2), replace(plane(), step=50)]
+    found = [Record(r.kind, r.name, r.step, not_finite(r.data)) for r in every]
+    screen = show({"cnn": found})
+    charts = screen.all(".u-wrap, .stage canvas")
+    assert [chart for chart in charts if chart.is_displayed()] == []
+    # of the line and each of three families a chart and a trend; of the families and of the layers
+    # a history; a chart of the breakdown; a map and slices of the plane
+    assert screen.text("main").count("Nothing to plot: the values are not finite.") == 8 + 4 + 1 + 2
+    assert screen.text(".glance").count("loss is not finite") == 6
     assert not re.search("[^0-9] ± ", screen.text("main"))
     assert screen.errors() == []
 

@@ -1,6 +1,6 @@
 // A line chart on uPlot: bands, gaps, hover values, zoom, log scale, PNG, CSV and a table.
 
-import { drawable, faded, show } from "./format.js";
+import { NOT_FINITE, drawable, faded, show } from "./format.js";
 import { fill, h, placeTip, table, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
@@ -71,7 +71,7 @@ export class Chart {
     const values = this.lines.flatMap(({ y }) => y);
     if (!values.length || values.some((value) => this.visible(value) !== null)) return "";
     const finite = values.every((value) => drawable(value) !== null);
-    return finite ? "Nothing to plot: no value is above 0, and the axis is logarithmic." : "Nothing to plot: the values are not finite.";
+    return finite ? "Nothing to plot: no value is above 0, and the axis is logarithmic." : NOT_FINITE;
   }
 
   /** Draw again with the colours of another theme. */

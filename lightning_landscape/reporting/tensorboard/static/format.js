@@ -11,6 +11,9 @@ export const number = (value) => (value === null || value === undefined ? NaN : 
 /** Return what a chart can draw: null leaves a gap. */
 export const drawable = (value) => (Number.isFinite(number(value)) ? number(value) : null);
 
+/** What stands in the place of a chart without a finite value. */
+export const NOT_FINITE = "Nothing to plot: the values are not finite.";
+
 /** Write a number with three digits. */
 export function show(value, digits = 3) {
   const x = number(value);

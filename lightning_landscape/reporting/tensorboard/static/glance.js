@@ -43,21 +43,13 @@ const late = (record, step) => (record.step < step ? ` (step ${record.step})` : 
 /** What monitors said in words of their own, and what the probe cost. */
 function remarks(store, runs, step) {
   const of = (kind) => store.keys(kind).flatMap(({ key, monitor }) => runs.map((run) => ({ run, monitor, record: store.at(run, key, step) })));
-  const said = of("words").filter(({ record }) => record).map(({ run, record }) => `${run}${late(record, step)}: ${untold(store, run, record)}`);
+  const said = of("words").filter(({ record }) => record).map(({ run, record }) => `${run}${late(record, step)}: ${record.data.text}`);
   const costs = of("cost").filter(({ record }) => record).map(({ run, monitor, record }) => {
     const { data } = record;
     const share = data.overhead === undefined ? "" : `, ${percent(data.overhead)} of the training time so far`;
     return `${run}${late(record, step)}: this probe of ${monitor} took ${show(data.seconds)} s${share}.`;
   });
   return [...said.map((textContent) => h("p", { className: "said", textContent })), ...costs.map((textContent) => h("p", { className: "note", textContent }))];
-}
-
-/** Return the lines of a text that no card says as well. */
-function untold(store, run, { step, data }) {
-  const cards = Object.keys(QUESTIONS).flatMap((kind) => store.keys(kind)).map(({ key }) => store.at(run, key, step));
-  const told = new Set(cards.filter((record) => record?.data.words).flatMap((record) => (
-    record.data.words.split("\n").flatMap((line) => [line, `${record.name}: ${line}`]))));
-  return data.text.split("\n").filter((line) => !told.has(line)).join("\n");
 }
 
 function chip(kind, data) {

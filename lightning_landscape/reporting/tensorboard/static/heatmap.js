@@ -1,6 +1,6 @@
 // The history of a curve as a heat map: training step from left to right, a click goes there.
 
-import { drawable, show } from "./format.js";
+import { NOT_FINITE, drawable, show } from "./format.js";
 import { fill, h, placeTip, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
@@ -34,7 +34,9 @@ export class HeatMap {
 
   /** Show `cells[k]`, the column of `steps[k]`; with `largest`, which maps share, on both sides of 0, else from the least up. */
   show({ steps, rows, cells, largest, rowName, cellName }) {
-    const known = cells.flat().map(drawable).filter((value) => value > 0);
+    const finite = cells.flat().map(drawable).filter((value) => value !== null);
+    this.stage.hidden = !finite.length;
+    const known = finite.filter((value) => value > 0);
     const most = largest ?? (known.reduce((a, b) => Math.max(a, b), 0) || 1);
     const least = Math.max(known.reduce((a, b) => Math.min(a, b), most), most / 10 ** DECADES);
     const diverging = largest !== undefined;
@@ -42,7 +44,8 @@ export class HeatMap {
     this.edges = borders(steps);
     this.draw();
     const bar = h("i", { className: diverging ? "bar diverging" : "bar" });
-    fill(this.scale, `${cellName}: `, show(diverging ? -most : least), bar, show(most));
+    if (this.stage.hidden) fill(this.scale, NOT_FINITE);
+    else fill(this.scale, `${cellName}: `, show(diverging ? -most : least), bar, show(most));
   }
 
   restyle() {

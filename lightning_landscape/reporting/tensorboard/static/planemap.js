@@ -1,7 +1,7 @@
 // The loss on a plane as a map: colours and contours by rank, marked points, a point to choose.
 
 import { borders } from "./heatmap.js";
-import { drawable, show } from "./format.js";
+import { NOT_FINITE, drawable, show } from "./format.js";
 import { fill, h, placeTip, theme } from "./dom.js";
 import { saveCsv, savePng } from "./save.js";
 
@@ -39,7 +39,9 @@ export class PlaneMap {
     this.levels = sorted.length ? [...new Set(Array.from({ length: N_LEVELS - 1 }, (_, k) => at(k + 1)))] : [];
     const [i, j] = chosen;
     this.canvas.setAttribute("aria-label", `${this.name}. At (${show(x[i])}, ${show(y[j])}) the loss is ${show(values[i][j])}; arrow keys move.`);
-    fill(this.scale, "loss: ", show(at(0)), h("i", { className: "bar ranks" }), show(at(N_LEVELS)), ` · median ${show(at(N_LEVELS / 2))} · lines and colours: equal shares of the points`);
+    this.stage.hidden = !sorted.length;
+    if (this.stage.hidden) fill(this.scale, NOT_FINITE);
+    else fill(this.scale, "loss: ", show(at(0)), h("i", { className: "bar ranks" }), show(at(N_LEVELS)), ` · median ${show(at(N_LEVELS / 2))} · lines and colours: equal shares of the points`);
     this.draw();
   }
 
