@@ -48,6 +48,7 @@ class Monitor(Named):
 
     default_name: ClassVar[str]
     step_share: ClassVar[float]  # what an evaluation of a batch takes of a training step
+    last: Any  # what the last probe found; None or empty before the first
 
     def __init__(
         self,
@@ -194,7 +195,7 @@ class Monitor(Named):
         """Tell what was measured, and write the page, if a person has ended the fit."""
         super().on_exception(trainer, pl_module, exception)
         ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
-        if ended and self.budget.spent["probe"]:
+        if ended and self.last:
             self.tell()
             self._write_page(trainer)
 

@@ -228,7 +228,7 @@ class SWAHooks(Named):
         if ended and n_ranks() == 1:
             self._finish(trainer, pl_module)
             averaged = self.n_averaged > self._progress.n_before
-            found = [getattr(monitor, "last", None) for monitor in self._watchers(trainer)]
+            found = [monitor.last for monitor in self._watchers(trainer)]
             if averaged and found and not any(found):  # the monitors have nothing to tell
                 self.tell()
             self.on_fit_end(trainer, pl_module)
@@ -282,8 +282,8 @@ class SWAHooks(Named):
 
     def _watchers(self, trainer: Any) -> list[Any]:
         """Return the monitors that measure the line to this average."""
-        followed = [(callback, getattr(callback, "swa", None)) for callback in trainer.callbacks]
-        return [callback for callback, who in followed if who is self or who == self.name]
+        monitors = [callback for callback in trainer.callbacks if hasattr(callback, "swa")]
+        return [one for one in monitors if one.swa is self or one.swa == self.name]
 
     def _finish(self, trainer: Any, module: Any) -> None:
         """Bring the statistics of averages that are kept up to date, and save this average."""

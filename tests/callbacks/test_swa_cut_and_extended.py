@@ -56,6 +56,17 @@ def test_an_average_that_is_not_saved_is_told_of_when_a_fit_is_ended(caplog):
     assert "no checkpoint holds the final average" in caplog.text
 
 
+def test_a_monitor_that_found_nothing_says_nothing_when_a_fit_is_ended(caplog):
+    def fails(module, batch):
+        raise LookupError("nowhere")
+
+    swa = SWA(start=0)
+    with caplog.at_level(logging.INFO), pytest.warns(UserWarning, match="nowhere"):
+        ended_by_hand(swa, AsymmetryMonitor(swa=swa, every_n_epochs=1, loss_fn=fails))
+    assert caplog.text.count("has averaged 2 sets of weights") == 1
+    assert "measured nothing" not in caplog.text
+
+
 def test_nothing_is_said_of_an_average_that_had_not_begun(tmp_path, caplog):
     swa = SWA(start=8, save_at_end=True)
     with caplog.at_level(logging.INFO):

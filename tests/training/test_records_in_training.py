@@ -140,7 +140,7 @@ def test_the_page_says_whether_averaging_helps(tmp_path):
     said = [one["data"]["text"] for one in run["records"] if one["kind"] == "words"]
     assert said[-1] == "\n".join(swa.on_metrics())
     assert said[-1].startswith("Does averaging help? ")
-    assert "with 3 sets averaged" in said[-1]
+    assert "In the validation at step 11, with 3 sets" in said[-1]
     assert "val_loss" in said[-1]
 
 
