@@ -13,7 +13,7 @@ from torch import nn
 from lightning_landscape._lightning import attached_trainer
 from lightning_landscape.analysis.progress import Counted, progress_bar
 from lightning_landscape.analysis.report import Line, Report
-from lightning_landscape.checks import check_choice
+from lightning_landscape.analysis.settings import HESSIAN, check_inputs, check_settings
 from lightning_landscape.engine.batches import KeptBatch, clone_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.probing import opened
@@ -26,8 +26,6 @@ from lightning_landscape.measures.line import LINE, compare_ends, evaluate_line
 from lightning_landscape.measures.survey import Survey, survey, survey_along
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, l2_norm
-
-HESSIAN = "hessian"  # the family of the one sharpest direction
 
 
 def analyze(
@@ -84,7 +82,8 @@ def analyze(
         The report.
 
     Raises:
-        ConfigurationError: If a setting is out of range or does not fit the module.
+        ConfigurationError: If a setting is out of range or does not fit the module, before anything
+            is measured.
         ValueError: If `toward` names no parameter of the module, or has other shapes.
 
     Example:
@@ -96,18 +95,21 @@ def analyze(
         >>> round(report.families["sign"].slices[0].mean[-1].item(), 2)  # (1 + 0.6) ** 2
         2.56
     """
-    check_choice("normalize", normalize, ("filter", "layer", "model", "none"))
-    families = (families,) if isinstance(families, str) else tuple(families)
+    grid: dict[str, Any] = {"n_points": n_points, "radius": radius}
+    sampled: dict[str, Any] = {"n_directions": n_directions, "normalize": normalize}
+    families = check_settings(
+        families, **grid, **sampled, mode=mode, seed=seed, breakdown=breakdown
+    )
+    check_inputs(module, batches, validation, families, at=at, toward=toward)
     train, others = _kept_batches(batches, validation or ())
     is_validation = [False] * len(train) + [True] * len(others)
     trainer = attached_trainer(module) if trainer is None else trainer
     open_on = partial(opened, module, at=at, trainer=trainer, loss_fn=loss_fn, mode=mode, seed=seed)
-    grid = {"n_points": n_points, "radius": radius, "validation": is_validation}
-    sampled = {"module": module, "n_directions": n_directions, "normalize": normalize}
     began, total = time.monotonic(), _n_evaluations(families, n_directions, n_points, toward)
     with open_on(train + others) as bare:
         with progress_bar(bare, total, len(is_validation), "slices", shown=progress) as bar:
             objective: Any = Counted(bare, bar.update)
+            grid, sampled = grid | {"validation": is_validation}, sampled | {"module": module}
             found = _surveys(objective, families, seed, grid, sampled)
             line = None if toward is None else measure_line(objective, toward, is_validation)
         n_evaluations = bare.n_evaluations

@@ -21,6 +21,7 @@ from lightning_landscape.analysis.checkpoints import checkpoint_file, read_check
 from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.planes import Plane, measure_plane
 from lightning_landscape.analysis.report import Line, Report
+from lightning_landscape.analysis.settings import check_settings
 from lightning_landscape.analysis.show import (
     Outputs,
     one_line,
@@ -29,6 +30,7 @@ from lightning_landscape.analysis.show import (
     show_report,
     show_runs,
 )
+from lightning_landscape.checks import check_whole
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.undo import undone
 
@@ -38,7 +40,9 @@ _FIT_ONLY = ("ckpt_path", "weights_only", "optimizer", "lr_scheduler")  # other 
 def run_analyze(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Measure asymmetry around a checkpoint."""
     names = ("families", "n_directions", "n_points", "radius", "breakdown")
-    _measure_one(options, rest, **{name: getattr(options, name) for name in names})
+    settings = {name: getattr(options, name) for name in names}
+    check_settings(**settings)
+    _measure_one(options, rest, **settings)
 
 
 def run_line(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -84,6 +88,7 @@ def _measure_series(
 
 def run_plane(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Measure the plane through three checkpoints."""
+    check_whole("n", options.n, least=2)
 
     def measure(stage: Stage) -> tuple[Plane, PlaneBasis]:
         points = [stage.weights(path) for path in options.ckpt]
@@ -119,7 +124,8 @@ def _staged(
     options: argparse.Namespace, rest: Sequence[str], measure: Callable[[Stage], Any]
 ) -> tuple[Any, bool]:
     """Return what was measured, and whether this is the first of several processes."""
-    safe, n = not options.unsafe, options.n_batches
+    safe, n = not options.unsafe, check_whole("n_batches", options.n_batches)
+    check_whole("seed", options.seed, least=0)
     with _quiet_lightning():
         cli = _build(options, rest)
         stage = Stage(cli.trainer, cli.model, cli.datamodule, n_batches=n, weights_only=safe)
@@ -208,13 +214,30 @@ def _with_class(key: str, given: Any, class_path: str | None, source: str) -> An
             f"--{key} is needed: {source} names no class for it, as LightningCLI saves it where "
             f"the script names the class. Use --{key} my_script.MyClass."
         )
-    path = class_path or given["class_path"]
-    module = path.rpartition(".")[0]
-    try:
-        importlib.import_module(module)  # a checkpoint can only be loaded by a class that is known
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"--{key} {path} cannot be imported: {error}.") from error
+    _find_class(key, class_path or given["class_path"])
     return given if class_path is None else {"class_path": class_path, "init_args": given}
+
+
+def _find_class(key: str, path: str) -> None:
+    """Raise unless a path such as `my_script.MyClass` leads to a class, which is imported."""
+    module, _, name = path.rpartition(".")
+    rule = f"--{key} must be a module and a class, such as my_script.MyClass"
+    if not module:
+        raise ValueError(f"{rule}. Got {path!r}, which names no module.")
+    try:
+        found = importlib.import_module(module)  # a checkpoint is only loaded by a class we know
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(f"{rule}. {path} cannot be imported: {one_line(error)}") from error
+    value, base = getattr(found, name, None), lightning_bases()[key == "data"]
+    if not callable(value):
+        own = [name for name, value in vars(found).items() if _is_own_class(value, module)]
+        raise ValueError(f"{rule}. {module} has no class {name!r}; it has {own or 'none'}.")
+    if isinstance(value, type) and not issubclass(value, base):
+        raise ValueError(f"{rule}. {path} is no {base.__name__}.")
+
+
+def _is_own_class(value: Any, module: str) -> bool:
+    return isinstance(value, type) and value.__module__ == module
 
 
 def _beside(checkpoint: str) -> Path | None:

@@ -14,6 +14,7 @@ from lightning_landscape._lightning import Callback, all_batches, overrides
 from lightning_landscape.analysis.analyze import analyze
 from lightning_landscape.analysis.checkpoints import load_weights
 from lightning_landscape.analysis.report import Report
+from lightning_landscape.checks import check_whole
 from lightning_landscape.params import Params
 from lightning_landscape.undo import undone
 
@@ -30,13 +31,17 @@ class Stage:
         n_batches: Batches to take of each loader.
         weights_only: Whether torch refuses everything but tensors in a checkpoint; None is True for
             `weights`, and the Trainer's default for `run`.
+
+    Raises:
+        ValueError: If `n_batches` is not positive.
     """
 
     def __init__(
         self, trainer: Any, module: Any, data: Any, *, n_batches: int, weights_only: bool | None
     ) -> None:
         self.trainer, self.module, self._data = trainer, module, data
-        self._n_batches, self._weights_only = n_batches, weights_only
+        self._n_batches = check_whole("n_batches", n_batches)
+        self._weights_only = weights_only
 
     def run(self, measure: Callable[[], T], ckpt_path: str | None) -> T:
         """Return what was measured while the trainer has set the module and the data up.
@@ -90,6 +95,11 @@ class Stage:
         owner = self.module if self._data is None else self._data
         if kind == "val" and not overrides(owner, "val_dataloader"):
             return []
+        if not overrides(owner, f"{kind}_dataloader"):
+            raise ValueError(
+                f"`{kind}_dataloader()` must be a method of {type(owner).__name__}, which has "
+                "none: give the data, on the command line with --data my_script.MyData."
+            )
         loader = getattr(owner, f"{kind}_dataloader")()
         found = () if loader is None else all_batches(loader, train=kind == "train")
         batches = list(itertools.islice(found, self._n_batches))

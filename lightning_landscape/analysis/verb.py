@@ -12,6 +12,7 @@ from lightning_landscape._lightning import import_cli, overrides, seed_quietly
 from lightning_landscape.analysis.checkpoints import read_checkpoint
 from lightning_landscape.analysis.in_trainer import Stage
 from lightning_landscape.analysis.report import Report
+from lightning_landscape.analysis.settings import check_settings
 from lightning_landscape.analysis.show import Outputs, check_outputs, one_line, show_report
 
 _CLI: Any
@@ -69,11 +70,13 @@ class Analyzes:
             figures: A folder to write PNG figures to.
             quiet: Whether to show neither cost nor progress.
         """
-        measured = {
+        measured: dict[str, Any] = {
             "families": families, "n_directions": n_directions, "n_points": n_points, "seed": seed,
             "radius": radius, "normalize": normalize, "mode": mode, "breakdown": breakdown,
         }  # fmt: skip
-        stage = Stage(self, model, datamodule, n_batches=n_batches, weights_only=weights_only)
+        with _one_sentence():
+            check_settings(**measured)
+            stage = Stage(self, model, datamodule, n_batches=n_batches, weights_only=weights_only)
 
         def measure() -> Report:
             weights = None if toward is None else stage.weights(toward)

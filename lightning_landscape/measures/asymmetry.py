@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -153,10 +154,11 @@ def scoring_grid(radius: float, n_points: int) -> Tensor:
         >>> scoring_grid(1.0, 5)
         tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000], dtype=torch.float64)
     """
-    if n_points % 4 != 1 or n_points < 5:
+    if not isinstance(n_points, Integral) or n_points % 4 != 1 or n_points < 5:
+        near = max(5, (n_points + 2) // 4 * 4 + 1) if isinstance(n_points, Integral) else 13
         raise ValueError(
             "`n_points` must be 4 k + 1 (5, 9, 13, ...), so that 0 and half the radius are on the "
-            f"grid. Got {n_points}: try {max(5, (n_points + 2) // 4 * 4 + 1)}."
+            f"grid. Got {n_points!r}: try {near}."
         )
     return symmetric_grid(radius, n_points)
 

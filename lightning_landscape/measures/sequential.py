@@ -26,6 +26,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from lightning_landscape.checks import is_number
 from lightning_landscape.measures.quantiles import greatest_share
 
 FIRST = 8  # trials before the interval is first computed
@@ -116,7 +117,7 @@ class SequentialDesign:
 
 def check_precision(precision: float) -> None:
     """Raise a `ValueError` unless a precision is between 0.03 and 0.5."""
-    if not 0.03 <= precision < 0.5:
+    if not (is_number(precision) and 0.03 <= precision < 0.5):
         raise ValueError(
             "`precision` must be half of the width of an interval for a share, from 0.03, which "
             f"may take 1098 trials, to below 0.5. Got {precision!r}."

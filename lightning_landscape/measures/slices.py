@@ -236,8 +236,8 @@ def symmetric_grid(radius: float, n_points: int) -> Tensor:
         >>> symmetric_grid(0.5, 5)
         tensor([-0.5000, -0.2500,  0.0000,  0.2500,  0.5000], dtype=torch.float64)
     """
-    if not (radius > 0 and math.isfinite(radius)):
-        raise ValueError(f"`radius` must be positive and finite. Got {radius}.")
+    if isinstance(radius, str) or not (radius > 0 and math.isfinite(radius)):
+        raise ValueError(f"`radius` must be positive and finite. Got {radius!r}.")
     if n_points < 3 or n_points % 2 == 0:
         raise ValueError(
             f"`n_points` must be odd and at least 3, so that 0 is one of them. Got {n_points}: "

@@ -294,17 +294,35 @@ def numbers_of_directions(
     return int(min(whole, limit)), int(min(most, limit))
 
 
+def names_of(families: Sequence[str]) -> tuple[str, ...]:
+    """Return names as a tuple, also if there is a single one or none.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    asked: Any = (families,) if isinstance(families, str) else families
+    names: tuple[Any, ...] = tuple(asked) if isinstance(asked, Iterable) else (None,)
+    if all(isinstance(name, str) for name in names):
+        return names
+    raise ValueError(
+        f"`families` must be a list of names, such as ['gaussian', 'sign']. Got {families!r}."
+    )
+
+
 def checked_families(families: Sequence[str]) -> tuple[str, ...]:
     """Return the families, one or more and none of them twice.
 
     Raises:
         ValueError: If there is none, or one is repeated or unknown.
     """
-    families = (families,) if isinstance(families, str) else tuple(families)
+    families = names_of(families)
     if not families:
         raise ValueError("`families` must name at least one, such as 'gaussian'. Got none.")
     if len(set(families)) != len(families):
         raise ValueError(f"`families` must not repeat one. Got {list(families)}.")
     for family in families:
-        split_family(family)
+        try:
+            split_family(family)
+        except ValueError as error:
+            raise ValueError(f"`families`: each {error}") from error
     return families

@@ -282,3 +282,44 @@ def test_the_sharpest_direction_stands_beside_the_random_ones(net, batches):
     assert sharpest.slices[0].distance == pytest.approx(weights, rel=1e-4)
     rises = [max(s.rise_plus, s.rise_minus) for s in random.scores]
     assert max(sharpest.scores[0].rise_plus, sharpest.scores[0].rise_minus) > max(rises)
+
+
+class Average:
+    @property
+    def weights(self):
+        raise RuntimeError
+
+
+BAD = {
+    "path": ({"module": "x.ckpt"}, "`module` must be a module. Got 'x.ckpt': for a checkpoint"),
+    "class": ({"module": nn.Linear}, "Got the class Linear: .*make an instance"),
+    "one batch": (
+        {"batches": [torch.ones(4, 3), torch.ones(4).long()]},
+        r"`batches` must be a list of batches. Got the tensors of one: .*batches=\[batch\]",
+    ),
+    "dict": ({"batches": {"x": torch.ones(4, 3)}}, r"`batches` must be batches.* Got a dict"),
+    "True": ({"validation": True}, "`validation` must be batches.* Got True"),
+    "module": ({"toward": nn.Linear(3, 1)}, "`toward` .*Got a Linear: .*named_parameters"),
+    "average": ({"toward": Average()}, r"`toward` must be weights.*swa\.weights"),
+    "file": ({"at": "x.ckpt"}, r"`at` must be weights.*Got 'x.ckpt': use load_weights"),
+    "text": ({"breakdown": "no"}, "`breakdown` must be True or False. Got 'no'"),
+    "auto": ({"n_directions": "auto"}, "`n_directions` must be a whole number from 1 up"),
+    "radius": ({"radius": "a"}, "`radius` must be positive and finite. Got 'a'"),
+    "points": ({"n_points": "13"}, "`n_points` must be 4 k"),
+    "family": ({"families": ["sine"]}, "`families`: each `family` must be"),
+    "families": ({"families": None}, "`families` must be a list of names"),
+    "pattern": ({"families": ["sign@a*"]}, "matches none of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_measured_is_refused_before_it_costs(case, net, batches, capsys):
+    bad, match = BAD[case]
+    settings = {"module": net, "batches": batches, **FEW, "progress": True, **bad}
+    with pytest.raises(ValueError, match=match):
+        analyze(**settings)
+    assert not capsys.readouterr().err
+
+
+def test_a_list_of_tensors_of_one_form_is_a_list_of_batches(net, batches):
+    assert analyze(net, tuple(batches), **FEW).families

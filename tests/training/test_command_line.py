@@ -51,6 +51,7 @@ class Data(LightningDataModule):
 if __name__ == "__main__":
     LandscapeCLI(Net, Data, seed_everything_default=0)
 """
+LOUD = ["--model", "project.Net", "--data", "project.Data"]  # the cost is said
 FEW = ["--n_batches", "2", "--quiet", "--model", "project.Net", "--data", "project.Data"]
 
 
@@ -239,7 +240,23 @@ BAD = {
         ["plane", "{ckpt}", "{zero}", "{double}"],
         "span no plane: `a`, `b` and `c` must",
     ),
-    "bad class": (["analyze", "{ckpt}", "--model", "nowhere.Net"], "cannot be imported"),
+    "bad module": (["analyze", "{ckpt}", "--model", "nowhere.Net"], "cannot be imported"),
+    "no module": (["analyze", "{ckpt}", "--model", "Net"], "Got 'Net', which names no module"),
+    "no class": (
+        ["analyze", "{ckpt}", "--model", "project.Nett"],
+        "project has no class 'Nett'; it has ['Net', 'Data']",
+    ),
+    "no such data": (
+        ["analyze", "{ckpt}", "--model", "project.Net", "--data", "project.Net"],
+        "project.Net is no LightningDataModule",
+    ),
+    "negative": (["analyze", "{ckpt}", *FEW, "--n_batches", "-3"], "`n_batches` must be a whole"),
+    "points": (["analyze", "{ckpt}", *LOUD, "--n_points", "12"], "must be 4 k + 1"),
+    "radius": (["analyze", "{ckpt}", *LOUD, "--radius", "-1"], "`radius` must be positive"),
+    "none": (["analyze", "{ckpt}", *LOUD, "--n_directions", "0"], "`n_directions` must be"),
+    "seed": (["line", "{ckpt}", "{zero}", *LOUD, "--seed", "-1"], "`seed` must be a whole"),
+    "family": (["analyze", "{ckpt}", *LOUD, "--families", "sine"], "`families`: each `family`"),
+    "pattern": (["analyze", "{ckpt}", *LOUD, "--families", "sign@a*"], "matches none of"),
 }
 
 
@@ -284,6 +301,34 @@ def test_the_verb_refuses_a_bad_checkpoint_in_one_sentence(which, files, capsys,
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("analyze: ")]
     assert len(said) == 1
     assert str(files[which]) in said[0]
+
+
+def test_a_model_without_data_is_asked_for_them(checkpoint, tmp_path, capsys):
+    plain = tmp_path / "plain.ckpt"
+    torch.save(torch.load(checkpoint, weights_only=True), plain)
+    assert main(["line", str(plain), f"{plain}:swa", "--model", "project.Net"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith(
+        "which has none: give the data, on the command line with --data my_script.MyData."
+    )
+    assert "`train_dataloader()` must be a method of Net" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("bad", ["n_batches=-3", "n_points=12", "families=[sine]"])
+def test_the_verb_refuses_a_bad_setting_in_one_sentence(bad, checkpoint, capsys, monkeypatch):
+    import project
+
+    from lightning_landscape import LandscapeCLI
+
+    config = checkpoint.parents[1] / "config.yaml"
+    monkeypatch.setattr(sys, "argv", ["main.py", "analyze", f"--config={config}", f"--{bad}"])
+    with pytest.raises(SystemExit) as stopped:
+        LandscapeCLI(project.Net, project.Data, seed_everything_default=0)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith(f"analyze: `{bad.partition('=')[0]}`")
+    assert not [line for line in said if "evaluations of" in line]
 
 
 def test_a_config_without_a_class_asks_for_it(checkpoint, capsys):
