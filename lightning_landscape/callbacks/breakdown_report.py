@@ -115,7 +115,7 @@ class StepHistory:
 def describe_steps(reports: Sequence[StepReport], history: StepHistory) -> str:
     """Say in words what the last probe showed, and whether steps have undone each other of late."""
     lines = [
-        f"{_whose(report.who)}{answer_step(report.found.break_even, float(report.found.etas[-1]))}"
+        f"{_whose(report.who)}{answer_step(report.found)}"
         for report in reports
         if report.direction == "update"
     ]
@@ -123,8 +123,9 @@ def describe_steps(reports: Sequence[StepReport], history: StepHistory) -> str:
     for report in reports:
         lines.append(f"{report.label}: {describe_breakdown(report.found)}")
         if not math.isnan(report.critical_rate):
-            step = report.step
-            lines.append(describe_critical_rate(report.rate, report.critical_rate, step=step))
+            step, uphill = report.step, report.found.slope_start >= 0
+            rates = report.rate, report.critical_rate
+            lines.append(describe_critical_rate(*rates, step=step, uphill=uphill))
     for who, cosines in history.cosines.items():
         of_late = list(cosines.values())[-_OF_LATE:]
         lines.append(f"{_whose(who)}{describe_successive_steps(of_late)}")

@@ -213,7 +213,7 @@ class SWA(SWAHooks):
         `AsymmetryMonitor(swa=swa, validation=True)` measures on a few, stands beside it.
         """
         if not self.n_averaged:
-            return f"{self.state_key} has averaged nothing yet."
+            return f"{self.state_key} has averaged nothing."
         found = self.on_metrics() or [
             answer_averaging({}),
             "No verdict on the validation metrics: no validation of the average ran.",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LEAST_BATCHES = 3  # with fewer an error estimated from batches says nothing
 LEAST_DIRECTIONS = 6  # with fewer a median has no interval at 95 %
 
+_NOT_FINITE = "The loss at these weights is not finite."
+
 _ISOTROPIC = ("gaussian", "rademacher")  # both signs are alike, so at a minimum both sides are
 
 UNITS = {
@@ -108,6 +110,8 @@ def describe_surveys(found: Mapping[str, Survey]) -> str:
     Args:
         found: What `survey` returns.
     """
+    if found and not any(map(is_finite, found.values())):
+        return f"{_NOT_FINITE} Nothing else can be said of them."
     return "\n".join(f"{family}: {describe_survey(one)}" for family, one in found.items())
 
 
@@ -124,6 +128,8 @@ def describe_survey(found: Survey) -> str:
         >>> print(describe_survey(survey(still, ["gaussian"])["gaussian"]))
         Nothing moves: along all 8 directions the loss is the same at every point.
     """
+    if not is_finite(found):
+        return f"No verdict. {_NOT_FINITE}"
     if _is_constant(found):
         n = len(found.slices)
         return f"Nothing moves: along all {n} directions the loss is the same at every point."
@@ -137,6 +143,12 @@ def describe_survey(found: Survey) -> str:
     return " ".join(filter(None, sentences))
 
 
+def is_finite(found: Survey) -> bool:
+    """Return whether the loss is finite at the weights that the directions start from."""
+    first = found.slices[0]
+    return math.isfinite(first.mean[len(first.alphas) // 2])
+
+
 def _is_constant(found: Survey) -> bool:
     return all(line.is_constant for line in found.slices)
 
@@ -144,6 +156,8 @@ def _is_constant(found: Survey) -> bool:
 def _no_verdict(found: Survey) -> str:
     """Return why nothing may be said of a family, and what one can do; empty if something may."""
     n, n_batches = len(found.slices), found.slices[0].losses.shape[1]
+    if not is_finite(found):
+        return _NOT_FINITE
     if n_batches < LEAST_BATCHES:
         return f"{too_few(n_batches)}: take at least {LEAST_BATCHES} (n_batches)."
     if n < LEAST_DIRECTIONS:
@@ -210,21 +224,26 @@ def family_verdict(found: Survey) -> Literal["asymmetric", "not asymmetric", "no
 
 def _say_rate(found: Survey) -> str:
     rate = found.rate
-    counted = (
+    steeper = (
         f"one side is more than twice as steep as the other along {share(rate['rate'])} of the "
         f"directions (95 % interval {share(rate['low'])} to {share(rate['high'])})"
     )
-    if rate["off_minimum"] + rate["unresolved"]:
-        counted += (
-            f"; {share(rate['off_minimum'])} fall away from these weights and "
-            f"{share(rate['unresolved'])} are unresolved, neither counts"
-        )
     verdict = {
         "asymmetric": "Asymmetric along most directions",
         "not asymmetric": "Not asymmetric along most directions",
-        "no verdict": "No verdict on most directions, because the interval holds one half",
+        "no verdict": "No verdict on whether most directions are asymmetric, because the interval "
+        "contains 50 %",
     }[family_verdict(found)]
-    return f"{verdict}: {counted}."
+    return f"{verdict}: {steeper}.{_say_not_counted(rate)}"
+
+
+def _say_not_counted(rate: Mapping[str, float]) -> str:
+    why = {
+        "unresolved": "the batches differ more than the two sides",
+        "off_minimum": "the loss falls away from these weights",
+    }
+    said = [f"along {share(rate[name])} {reason}" for name, reason in why.items() if rate[name]]
+    return f" Not counted as asymmetric: {' and '.join(said)}." if said else ""
 
 
 def _say_side(found: Survey) -> str:
@@ -242,15 +261,15 @@ def _say_side(found: Survey) -> str:
         corrected = found.area_corrected[0]
         if abs(corrected) < abs(area) / 2:
             return (
-                f"The {side} side is the steep one, and without the slope the median area is "
-                f"{number(corrected)}: these weights are not at a minimum. Train on, or decay the "
-                "rate, first."
+                f"The median direction is steeper on the {side} side, and without the slope its "
+                f"area is {number(corrected)}: these weights are not at a minimum. Train on, or "
+                "decay the rate, first."
             )
         return (
-            f"The {side} side is the steep one, which random directions of both signs seldom show: "
-            "take more samples before you believe it (batches and directions)."
+            f"The median direction is steeper on the {side} side, which random directions of both "
+            "signs seldom show: take more samples before you believe it (batches and directions)."
         )
-    return f"The {side} side is the steep one."
+    return f"The median direction is steeper on the {side} side."
 
 
 def _say_radius(found: Survey) -> str:

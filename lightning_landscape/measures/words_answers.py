@@ -9,10 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lightning_landscape.measures.words import family_verdict, number, share
+from lightning_landscape.measures.words import family_verdict, is_finite, number, share
 from lightning_landscape.measures.words_average import Answer
+from lightning_landscape.measures.words_breakdown import loss_returns
 
 if TYPE_CHECKING:
+    from lightning_landscape.measures.breakdown import GradientBreakdown
     from lightning_landscape.measures.survey import Survey
 
 
@@ -27,6 +29,8 @@ def answer_valley(found: Mapping[str, Survey]) -> str:
         >>> answer_valley(survey(still, ["gaussian"], normalize="none"))
         'Is this an asymmetric valley? No along gaussian.'
     """
+    if found and not any(map(is_finite, found.values())):
+        return "Is this an asymmetric valley? No verdict: the loss is not finite."
     words = {
         "asymmetric": "Yes along",
         "not asymmetric": "No along",
@@ -59,33 +63,67 @@ def answer_averaging(answers: Mapping[str, Answer]) -> str:
     return f"Does averaging help? {_answers(words, answers)}{by}"
 
 
-def answer_step(break_even: float, largest: float) -> str:
+def answer_step(found: GradientBreakdown) -> str:
     """Answer whether a step was too large for its own batch.
 
     Args:
-        break_even: Where along the step the loss of its batch is back at its start; 1 is the step.
-        largest: The largest multiple of the step that was measured.
+        found: What was measured along the step; at `eta = 1` it is whole.
 
     Example:
-        >>> answer_step(0.6, 4.0)
-        'Is the step too large? Yes for its own batch: 0.6 of it would leave the loss as it was.'
-        >>> answer_step(float("inf"), 4.0)
-        'Is the step too large? No for its own batch: 4 times as much would still lower the loss.'
+        >>> import torch
+        >>> from lightning_landscape import FunctionObjective, measure_breakdown
+        >>> bowl = FunctionObjective(lambda p: p["x"].square().sum(), {"x": torch.ones(1, 1)})
+        >>> answer_step(measure_breakdown(bowl, {"x": torch.tensor([[-4.0]])}, [0.5, 1.0]))
+        'Is the step too large? Yes for its own batch: 0.5 of it would leave the loss as it was.'
+        >>> answer_step(measure_breakdown(bowl, {"x": torch.tensor([[0.1]])}, [0.5, 1.0]))
+        'Is the step too large? No matter of size: on its own batch it leads uphill from the start.'
     """
-    return f"Is the step too large? {judge_step(break_even, largest)}."
+    return f"Is the step too large? {judge_step(found)}."
 
 
-def judge_step(break_even: float, largest: float) -> str:
+def judge_step(found: GradientBreakdown) -> str:
     """Return the answer of `answer_step` alone, without a full stop."""
-    if math.isnan(break_even):
-        return "No verdict"
-    if break_even > 1:
-        times = number(largest if math.isinf(break_even) else break_even)
-        end = "still lower the loss" if math.isinf(break_even) else "leave the loss as it was"
-        return f"No for its own batch: {times} times as much would {end}"
-    if break_even <= 0:
-        return "Yes for its own batch: it leads uphill from the start"
-    return f"Yes for its own batch: {number(break_even)} of it would leave the loss as it was"
+    even = found.break_even
+    if math.isnan(even):
+        return "No verdict: the loss or its slope is not finite before the step"
+    if found.slope_start >= 0:
+        return "No matter of size: on its own batch it leads uphill from the start"
+    if math.isinf(even):
+        largest = number(float(found.etas[-1]))
+        return f"No for its own batch: {largest} times as much would still lower the loss"
+    if not loss_returns(found):  # it is not finite at the next eta
+        if even >= 1:
+            return f"No for its own batch: beyond {number(even)} times as much it is not finite"
+        return f"Yes for its own batch: beyond {number(even)} of it the loss is not finite"
+    if even > 1:
+        return f"No for its own batch: {number(even)} times as much would leave the loss as it was"
+    return f"Yes for its own batch: {number(even)} of it would leave the loss as it was"
+
+
+def judge_direction(found: GradientBreakdown, relative_update: float = math.nan) -> str:
+    """Return how far the loss falls along a direction that is no step itself.
+
+    Args:
+        found: What was measured along it.
+        relative_update: The largest `||dW|| / ||W||` of a layer in the last step; nan if not known.
+
+    Example:
+        >>> import torch
+        >>> from lightning_landscape import FunctionObjective, measure_breakdown
+        >>> bowl = FunctionObjective(lambda p: p["x"].square().sum(), {"x": torch.ones(1, 1)})
+        >>> found = measure_breakdown(bowl, {"x": torch.tensor([[-1.0]])}, [0.5, 2.0])
+        >>> judge_direction(found, 0.25)
+        'The loss falls up to a relative step of 1; the last step had 0.25'
+    """
+    limit = found.descent_limit
+    if math.isnan(limit):
+        return "No verdict: the loss or its slope is not finite at the start"
+    if found.slope_start >= 0:
+        return "Nowhere: it leads uphill from the start"
+    reached = min(limit, float(found.etas[-1])) * found.relative_step
+    beyond = "beyond" if math.isinf(limit) else "up to"
+    last = "" if math.isnan(relative_update) else f"; the last step had {number(relative_update)}"
+    return f"The loss falls {beyond} a relative step of {number(reached)}{last}"
 
 
 def answer_cost(seconds: float, overhead: float) -> str:

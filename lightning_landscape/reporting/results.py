@@ -19,7 +19,7 @@ from lightning_landscape.measures.words import (
     error_interval,
     family_verdict,
 )
-from lightning_landscape.measures.words_answers import judge_step
+from lightning_landscape.measures.words_answers import judge_direction, judge_step
 from lightning_landscape.measures.words_line import describe_line, gap_confidence, gap_verdict
 
 
@@ -82,7 +82,12 @@ def breakdown_data(
     step = None if sizes is None else sizes.to_dict()
     data = {**found.to_dict(), "step": step, "mode": mode, "words": found.summary()}
     if 1 in found.etas.tolist():  # a whole step
-        data["answer"] = judge_step(found.break_even, float(found.etas[-1]))
+        data["answer"] = judge_step(found)
+    else:
+        updates = [] if sizes is None else sizes.relative_update.tolist()
+        data["answer"] = judge_direction(
+            found, max(filter(math.isfinite, updates), default=math.nan)
+        )
     return data
 
 

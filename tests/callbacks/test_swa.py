@@ -460,7 +460,7 @@ def test_a_share_of_nothing_is_refused_at_the_start():
 def test_the_summary_of_an_average_grows_with_what_is_known():
     swa, t = SWA(0), torch.tensor([-1.0, 0.0, 1.0, 2.0])
     line = compare_ends(Slice(t, torch.tensor([5.0, 1.0, 0.5, 1.5]), distance=2.0))
-    assert "averaged nothing yet" in swa.summary()
+    assert swa.summary().endswith("has averaged nothing.")
     swa.update(nn.Linear(1, 1))
     assert "No verdict: the line to the average was not measured" in swa.summary()
     swa.remember_line([line], step=9)

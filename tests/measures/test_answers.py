@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from lightning_landscape import FunctionObjective, measure_breakdown, survey
 from lightning_landscape.measures.averaging import MetricSplit
-from lightning_landscape.measures.words import describe_survey
+from lightning_landscape.measures.words import describe_survey, describe_surveys
 from lightning_landscape.measures.words_answers import (
     answer_averaging,
     answer_cost,
     answer_step,
     answer_valley,
+    judge_direction,
 )
 from lightning_landscape.measures.words_average import (
     average_answer,
@@ -45,6 +46,16 @@ def test_two_batches_get_no_verdict_on_the_valley():
     assert answer_valley(surveys) == (
         "Is this an asymmetric valley? No verdict along uniform and gaussian."
     )
+
+
+def test_a_loss_that_is_not_finite_is_the_only_thing_said():
+    surveys = found(lambda x: math.nan * x.sum())
+    assert answer_valley(surveys) == (
+        "Is this an asymmetric valley? No verdict: the loss is not finite."
+    )
+    one = "The loss at these weights is not finite."
+    assert describe_surveys(surveys) == f"{one} Nothing else can be said of them."
+    assert describe_survey(surveys["gaussian"]) == f"No verdict. {one}"
 
 
 @given(
@@ -95,17 +106,39 @@ def test_metrics_of_one_verdict_are_named_together():
 
 
 @pytest.mark.parametrize(
-    ("break_even", "says"),
+    ("loss", "says"),
     [
-        (math.nan, "No verdict."),
-        (0.0, "Yes for its own batch: it leads uphill from the start."),
-        (1.0, "Yes for its own batch: 1 of it would leave"),
-        (2.5, "No for its own batch: 2.5 times as much would leave the loss as it was."),
-        (math.inf, "No for its own batch: 4 times as much would still lower the loss."),
+        (lambda x: math.nan * x, "No verdict: the loss or its slope is not finite before the step"),
+        (lambda x: x, "No matter of size: on its own batch it leads uphill from the start"),
+        (lambda x: 0 * x, "No matter of size"),
+        (lambda x: (x - 0.5) ** 2, "Yes for its own batch: 1 of it would leave the loss as it"),
+        (lambda x: (x - 1) ** 2, "No for its own batch: 2 times as much would leave the loss as"),
+        (lambda x: (x - 9) ** 2, "No for its own batch: 4 times as much would still lower the"),
+        (lambda x: torch.where(x < 0.7, -x, torch.nan), "Yes for its own batch: beyond 0.5 of it"),
+        (lambda x: torch.where(x < 0.1, -x, torch.nan), "Yes for its own batch: beyond 0 of it"),
+        (lambda x: torch.where(x < 3, -x, torch.nan), "No for its own batch: beyond 2 times as"),
     ],
 )
-def test_a_step_is_too_large_from_its_break_even_on(break_even, says):
-    assert says in answer_step(break_even, 4.0)
+def test_a_step_is_too_large_from_its_break_even_on(loss, says):
+    objective = FunctionObjective(lambda p: loss(p["x"]).sum(), {"x": torch.zeros(1, 1)})
+    found = measure_breakdown(objective, {"x": torch.ones(1, 1)}, [0.5, 1.0, 2.0, 4.0])
+    assert answer_step(found).startswith(f"Is the step too large? {says}")
+
+
+@pytest.mark.parametrize(
+    ("down", "etas", "says"),
+    [
+        (-1.0, [0.5, 2.0], "The loss falls up to a relative step of 1; the last step had 0.2"),
+        (-1.0, [0.5], "The loss falls beyond a relative step of 0.5; the last step had 0.2"),
+        (1.0, [0.5], "Nowhere: it leads uphill from the start"),
+        (math.nan, [0.5], "No verdict: the loss or its slope is not finite at the start"),
+    ],
+)
+def test_a_direction_that_is_no_step_is_compared_with_the_last_one(down, etas, says):
+    bowl = FunctionObjective(lambda p: p["x"].square().sum() / 2, {"x": torch.ones(1, 1)})
+    found = measure_breakdown(bowl, {"x": torch.full((1, 1), down)}, etas)
+    assert judge_direction(found, 0.2) == says
+    assert says.startswith(judge_direction(found))
 
 
 def test_a_record_of_a_whole_step_holds_the_answer_of_the_console():
@@ -113,8 +146,9 @@ def test_a_record_of_a_whole_step_holds_the_answer_of_the_console():
     down = {"x": -torch.ones(1, 1)}
     whole = breakdown_data(measure_breakdown(bowl, down, [0.5, 1.0, 3.0]))
     assert whole["answer"] == "No for its own batch: 2 times as much would leave the loss as it was"
-    assert whole["answer"] in answer_step(whole["break_even"], 3.0)
-    assert "answer" not in breakdown_data(measure_breakdown(bowl, down, [0.5]))
+    assert whole["answer"] in answer_step(measure_breakdown(bowl, down, [0.5, 1.0, 3.0]))
+    along = breakdown_data(measure_breakdown(bowl, down, [0.5]))["answer"]
+    assert along == "The loss falls beyond a relative step of 0.5"
 
 
 def test_the_cost_is_in_seconds_and_as_a_share_of_the_fit():

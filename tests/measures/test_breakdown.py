@@ -951,57 +951,59 @@ def said(objective, direction, etas=(0.25, 0.5, 1.0, 2.0, 4.0)):
 def test_a_step_too_large_is_said_in_units_of_the_step():
     # x^2 / 2 from 1 along -2: minimum at .5, r = 2 eta, relative step 2
     assert said(bowl(row(1.0)), {"x": row(-2.0)}) == (
-        "The whole step (eta = 1) is 2 times the largest step that still descends on these batches "
-        "(descent limit 0.5 of the step); it takes the loss from 0.5 to 0.5. "
-        "At eta = 1 layer x changed its gradient most, by 2 times its size; "
-        "deep relative trust (model) says 2. "
-        "As relative steps, the descent limit is 1 and the break-even 2; "
-        "deep relative trust (model) says 1."
+        "The loss of these batches falls up to 0.5 times the step that was made (descent limit); "
+        "the step takes the loss from 0.5 to 0.5. "
+        "Over the whole step layer x changed its gradient most, by 2 times its size; "
+        "deep relative trust (model) predicts 2. "
+        "As relative steps, the descent limit is 1 and the break-even, where the loss is back at "
+        "its start, 2; deep relative trust (model) allows 1."
     )
 
 
-def test_a_direction_that_is_no_step_is_said_in_etas():
+def test_a_direction_that_is_no_step_is_said_in_relative_steps():
     # without eta = 1 nobody takes the direction itself; r = eta, and (1 + eta) - 1 is the model
     assert said(bowl(row(3.0)), {"x": row(-3.0)}, (0.5, 1.5)) == (
-        "Steps along the direction descend on these batches up to eta = 1. "
-        "At eta = 1.5 layer x changed its gradient most, by 1.5 times its size; "
-        "deep relative trust (model) says 1.5. "
-        "As relative steps, the descent limit is 1 and the break-even beyond 1.5; "
-        "deep relative trust (model) says 1."
+        "Along the direction the loss falls on these batches up to a relative step of 1. "
+        "At a relative step of 1.5 layer x changed its gradient most, by 1.5 times its size; "
+        "deep relative trust (model) predicts 1.5. "
+        "As relative steps, the descent limit is 1 and the break-even, where the loss is back at "
+        "its start, beyond 1.5; deep relative trust (model) allows 1."
     )
+    assert "up to eta = 0.5." in said(bowl(row(3.0)), {"x": row(-6.0)}, (0.2, 0.7))
 
 
 def test_what_was_not_reached_is_said_to_lie_beyond():
     assert said(bowl(row(1.0)), {"x": row(-0.1)}) == (
-        "The loss still falls on these batches at every step measured, up to eta = 4: "
+        "The loss still falls on these batches at every step measured, up to 4 times the step: "
         "the descent limit lies beyond. "
-        "At eta = 1 layer x changed its gradient most, by 0.1 times its size; "
-        "deep relative trust (model) says 0.1. "
-        "As relative steps, the descent limit is beyond 0.4 and the break-even beyond 0.4; "
-        "deep relative trust (model) says 1."
+        "Over the whole step layer x changed its gradient most, by 0.1 times its size; "
+        "deep relative trust (model) predicts 0.1. "
+        "As relative steps, the descent limit is beyond 0.4 and the break-even, where the loss is "
+        "back at its start, beyond 0.4; deep relative trust (model) allows 1."
     )
 
 
 def test_a_loss_that_blew_up_is_not_said_to_have_turned():
     words = said(walled(2.5), {"x": row(1.0)}, (1.0, 2.0, 3.0))
     assert words.startswith(
-        "The loss still falls on these batches at eta = 2; at the next step measured, 3, it or its "
-        "slope is not finite."
+        "The loss still falls on these batches at 2 times the step; at the next step measured, 3, "
+        "it or its slope is not finite."
     )
     # a slope that is not a number at 2 hides the zero at 2.5
     objective = FunctionObjective(
         lambda p: (p["x"] - 2.5).square() / 2 + 0 * (p["x"] - 2).abs().sqrt(), {"x": row(0.0)}
     )
     words = said(objective, {"x": row(1.0)}, (1.0, 2.0, 3.0))
-    assert words.startswith("The loss still falls on these batches at eta = 1; at the next step")
+    assert words.startswith("The loss still falls on these batches at 1 times the step; at the")
     # eta = 1.5 is the minimum of (x - 1.5)^2, and beyond 2 the loss is gone: it never came back
     objective = FunctionObjective(
         lambda p: torch.where(p["x"] < 3, (p["x"] - 2.5).square(), torch.inf), {"x": row(1.0)}
     )
     words = said(objective, {"x": row(1.0)}, (1.0, 1.75, 2.5))
-    assert "the descent limit is 1.5 and the break-even beyond 1.75" in words
+    assert "the descent limit is 1.5 and the break-even" in words
+    assert "its start, beyond 1.75" in words
     words = said(objective, {"x": row(2.0)}, (0.8, 1.0))
-    assert "it takes the loss from 2.25 to a value that is not finite" in words
+    assert "the step takes the loss from 2.25 to a value that is not finite" in words
 
 
 @pytest.mark.parametrize(
@@ -1009,11 +1011,15 @@ def test_a_loss_that_blew_up_is_not_said_to_have_turned():
     [
         (bowl(row(1.0)), row(1.0), "The direction leads uphill on these batches"),
         (bowl(row(1.0, 0.0)), row(0.0, 1.0), "The slope along the direction is 0 at the start"),
-        (bowl(row(1.0)), row(1.0), "(model) promises no step: in at least one layer"),
-        (bowl(row(1.0, 1.0)), row(1.0, -1.0), "(model) promises no step: in at least one layer"),
+        (bowl(row(1.0)), row(1.0), "(model) allows no step: in at least one layer"),
+        (bowl(row(1.0, 1.0)), row(1.0, -1.0), "(model) allows no step: in at least one layer"),
         (bowl(row(math.inf)), row(1.0), "The loss is not finite at the start, so no step"),
         (bowl(row(1.0)), row(math.nan), "The slope is not finite at the start, so no step"),
-        (bowl(row(1.0)), row(math.nan), "gradient change of layer x at eta = 1 is not finite."),
+        (
+            bowl(row(1.0)),
+            row(math.nan),
+            "gradient change of layer x over the whole step is not finite.",
+        ),
         (bowl(row(0.0)), row(1.0), "No layer has a gradient to compare (1 moved without one)."),
     ],
 )
@@ -1022,19 +1028,27 @@ def test_zero_and_non_finite_cases_have_their_own_sentences(objective, direction
 
 
 def test_layers_left_out_or_unchanged_are_said_to_be():
-    assert "No layer changed its gradient at eta = 1." in said(product_of([2.0]), {"w0": row(1.0)})
+    assert "No layer changed its gradient over the whole step." in said(
+        product_of([2.0]), {"w0": row(1.0)}
+    )
     objective = weighted({"a": 1.0, "b": 0.0, "c": 0.0})
     assert "times its size (2 without a gradient left out);" in said(objective, objective.params)
-    broken = FunctionObjective(
-        lambda p: sum(math.nan * w.sum() for w in p.values()), {"a": row(1.0), "b": row(1.0)}
+    broken = {"a": row(math.nan), "b": row(math.nan)}
+    words = said(weighted({"a": 1.0, "b": 1.0}), broken)
+    assert "layer a over the whole step is not finite, nor that of 1 more." in words
+
+
+def test_of_a_loss_that_is_not_finite_nothing_else_is_said():
+    objective = FunctionObjective(lambda p: math.nan * p["a"].sum(), {"a": row(1.0)})
+    assert said(objective, objective.params) == (
+        "The loss is not finite at the start, so no step along the direction can be judged."
     )
-    assert "layer a at eta = 1 is not finite, nor that of 1 more." in said(broken, broken.params)
 
 
 def test_a_limit_too_small_for_a_float_is_still_a_sentence():
     found = measure_breakdown(bowl(row(1.0)), {"x": row(-1.0)}, (1.0, 2.0))
     words = replace(found, descent_limit=0.0).summary()
-    assert words.startswith("The whole step (eta = 1) is 1e+300 times the largest step")
+    assert words.startswith("The loss of these batches falls up to 0 times the step that was made")
 
 
 def test_trust_without_descent_is_said_alone():
@@ -1044,7 +1058,7 @@ def test_trust_without_descent_is_said_alone():
     )
     words = said(objective, {"w": row(-1.0), "b": f64(1.0)})
     assert words.startswith("The direction leads uphill")
-    assert words.endswith("As a relative step, deep relative trust (model) says 1.")
+    assert words.endswith("As relative steps, deep relative trust (model) allows 1.")
 
 
 VALUES = st.sampled_from([0.0, -1.0, 1.0, -1e-320, 1e300, -1e300, math.inf, -math.inf, math.nan])

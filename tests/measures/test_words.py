@@ -56,14 +56,14 @@ def test_an_asymmetric_family_is_said_with_number_interval_and_batches():
     assert "The median area is 0.6 [0.6, 0.6] (+1: the + side is steep; 8 directions, 3" in text
     assert "Asymmetric along most directions: one side is more than twice as steep" in text
     assert "100 % of the directions (95 % interval 63 % to 100 %)" in text
-    assert "The + side is the steep one." in text
+    assert "The median direction is steeper on the + side." in text
     assert family_verdict(measured(ramp)) == "asymmetric"
 
 
 def test_a_bowl_is_not_asymmetric():
     found = measured(bowl, "gaussian")
     assert "Not asymmetric along most directions" in describe_survey(found)
-    assert "side is the steep one" not in describe_survey(found)
+    assert "median direction is steeper" not in describe_survey(found)
     assert family_verdict(found) == "not asymmetric"
 
 
@@ -113,14 +113,19 @@ def test_unresolved_directions_ask_for_more_batches():
 
 def test_directions_that_do_not_count_are_named_beside_the_rate():
     text = describe_survey(with_rate(measured(ramp), off_minimum=0.25, unresolved=0.125))
-    assert "25 % fall away from these weights and 12 % are unresolved, neither counts" in text
+    assert (
+        "Not counted as asymmetric: along 12 % the batches differ more than the two sides and "
+        "along 25 % the loss falls away from these weights."
+    ) in text
+    assert "Not counted" not in describe_survey(measured(ramp))
 
 
 def test_an_interval_that_holds_one_half_is_no_verdict():
     found = with_rate(measured(ramp), rate=0.5, low=0.16, high=0.84)
-    assert "No verdict on most directions, because the interval holds one half" in describe_survey(
-        found
-    )
+    assert (
+        "No verdict on whether most directions are asymmetric, because the interval contains 50 %: "
+        "one side is more than twice as steep as the other along 50 %"
+    ) in describe_survey(found)
     assert family_verdict(found) == "no verdict"
 
 
@@ -310,16 +315,25 @@ def test_the_critical_rate_at_the_start_says_what_sgd_bears():
     [
         (math.inf, "the critical rate lies beyond"),
         (math.nan, "No verdict on the critical rate, because a loss is not finite"),
-        (0.0, "The step leads uphill on its own batch"),
+        (0.0, "from the start, so that a lower rate would raise the loss of that batch too."),
     ],
 )
 def test_a_critical_rate_that_is_no_number_is_said_to_be_none(critical, says):
-    assert says in describe_critical_rate(0.1, critical)
+    text = describe_critical_rate(0.1, critical)
+    assert says in text
+    assert "try a lower rate" not in text
+
+
+def test_a_rate_whose_loss_is_nowhere_finite_is_too_large():
+    text = describe_critical_rate(0.1, 0.0, uphill=False)
+    assert "not finite at any part of the step" in text
+    assert "uphill" not in text
 
 
 def test_steps_that_undo_each_other_are_called_so_from_six_cosines_on():
     assert "Successive steps undo each other" in describe_successive_steps([-0.3] * 6)
-    assert "No verdict" in describe_successive_steps([-0.3] * 5 + [math.nan])
+    assert "5 cosines are too few" in describe_successive_steps([-0.3] * 5 + [math.nan])
+    assert "1 cosine is too few" in describe_successive_steps([-0.3])
     assert "neither undo each other nor point" in describe_successive_steps([-0.3, 0.1] * 4)
     assert "with momentum they nearly always do" in describe_successive_steps([0.8] * 6)
 
@@ -361,5 +375,5 @@ def test_pure_noise_gets_a_verdict_in_at_most_seven_percent():
             shares[name] = sum(one.verdict == verdict for one in scores) / 8
         found = Survey("gaussian", slices, [], scores, shares)
         text = describe_survey(found)
-        verdicts += "Asymmetric along" in text or "side is the steep one" in text
+        verdicts += "Asymmetric along" in text or "median direction is steeper" in text
     assert verdicts / 300 <= 0.07

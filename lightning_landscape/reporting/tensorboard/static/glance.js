@@ -10,6 +10,7 @@ const QUESTIONS = {
   family: "Is one side steeper?",
   plane: "Where is the loss least?",
 };
+const ALONG = "How far does the loss fall along it?"; // of a direction that is no step
 
 const SIGNS = { good: "✔", bad: "▲", plain: "●", none: "○" };
 
@@ -20,7 +21,7 @@ export function glance(context) {
     return [h("h3", { textContent: "Nothing to show yet" }), h("p", { textContent: store.runs.size ? "Choose a run above." : "No probe has been written. The first one comes when the monitors have measured for the first time." })];
   }
   const rows = Object.entries(QUESTIONS).flatMap(([kind, question]) => (
-    store.keys(kind).flatMap(({ key, name }) => answers(context, { kind, key, question: titled(question, kind, name, " (", ")") }))));
+    store.keys(kind).flatMap(({ key, name }) => answers(context, { kind, key, question: titled(kind === "breakdown" && !name.endsWith("update") ? ALONG : question, kind, name, " (", ")") }))));
   return [
     h("h3", { textContent: step ? `At a glance: step ${step}` : "At a glance" }),
     rows.length ? h("table", {}, h("tbody", {}, rows)) : null,
@@ -79,15 +80,15 @@ const VERDICTS = {
     const [, low, high] = data.area.map(Number);
     const side = low > 0 ? "on the whole the + side is steeper, " : high < 0 ? "on the whole the − side is steeper, " : "";
     const none = data.verdict === "no verdict";
-    return { tone: none ? "none" : "plain", text: `${none ? "no verdict on most directions" : data.verdict}: ${side}area ${interval(data.area)}` };
+    return { tone: none ? "none" : "plain", text: `${none ? "no verdict on whether most directions are asymmetric" : data.verdict}: ${side}area ${interval(data.area)}` };
   },
   breakdown(data) {
     const limit = Number(data.descent_limit);
     if (Number.isNaN(limit)) return { tone: "none", text: "no verdict: the loss is not finite" };
-    if (!data.etas.includes(1) || limit === Infinity && !data.answer) {
+    if (data.answer) return { tone: data.answer.startsWith("No verdict") ? "none" : "plain", text: data.answer };
+    if (!data.etas.includes(1) || limit === Infinity) {
       return { tone: "plain", text: `descent ${limit === Infinity ? "" : "up to "}${relativeStep(data, limit)}` };
     }
-    if (data.answer) return { tone: data.answer === "No verdict" ? "none" : "plain", text: data.answer };
     return { tone: "plain", text: `step is ${show(1 / Math.max(limit, 1e-300))} times the descent limit` };
   },
   plane({ alphas1, alphas2, mean, points }) {
