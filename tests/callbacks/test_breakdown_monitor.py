@@ -714,7 +714,7 @@ def test_tensorboard_says_it_in_words_with_a_table_of_the_layers(written):
     _, events = written
     row = events.Tensors("breakdown/update/summary/text_summary")[-1]
     text = row.tensor_proto.string_val[0].decode()
-    assert "The whole step (eta = 1) is" in text or "still falls" in text
+    assert "times the step that was made (descent limit)" in text or "still falls" in text
     assert "deep relative trust (model)" in text
     assert "The cosine between this step and the one before is" in text
     head, rule, line = text.split("\n\n")[1].splitlines()
