@@ -40,7 +40,6 @@ from lightning_landscape.measures.asymmetry import scoring_grid
 from lightning_landscape.measures.directions import Normalize
 from lightning_landscape.measures.line import LINE, evaluate_line
 from lightning_landscape.measures.survey import checked_families, numbers_of_directions, survey
-from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
 from lightning_landscape.ranks import lowest
 from lightning_landscape.reporting.arrays import survey_arrays
@@ -255,7 +254,7 @@ class AsymmetryMonitor(Monitor):
         swa = [] if self._swa is None else [self._swa.summary()]
         if self.last is None:
             return "\n".join([f"{self.title} has measured nothing.", *swa])
-        cost = answer_cost(self.budget.total(), self.budget.overhead())
+        cost = self._say_cost()
         return "\n".join(filter(None, [self.last.describe(), *swa, cost]))
 
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:

@@ -29,6 +29,8 @@ from lightning_landscape.engine.lockstep import Lockstep
 from lightning_landscape.engine.objective import ModuleObjective
 from lightning_landscape.engine.probing import opened
 from lightning_landscape.engine.steps import LossFn, loss_step
+from lightning_landscape.measures.words import counted
+from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.params import Params
 from lightning_landscape.reporting.output import Output
 
@@ -171,15 +173,15 @@ class Monitor(Named):
         """Say so if a person would otherwise wait for numbers that did not come."""
         left_out, share = self.budget.n_left_out, 100 * (self.budget.share or 0.0)
         if left_out["probe"] and self.schedule.is_fixed:
-            takes = short(self.foretold())
+            n, takes = left_out["probe"], short(self.foretold())
             rank_zero_info(
-                f"{self.title}: {left_out['probe']} probes were left out to stay within "
-                f"{share:.3g} % of the time; one takes about {takes} s."
+                f"{self.title}: {counted(n, 'probe')} {'was' if n == 1 else 'were'} left out to "
+                f"stay within {share:.3g} % of the time; one takes about {takes} s."
             )
         if left_out["figures"]:
             rank_zero_info(
-                f"{self.title}: {left_out['figures']} probes have numbers and no figures, for "
-                f"which {share:.3g} % of the time left none."
+                f"{self.title}: {counted(left_out['figures'], 'probe')} without figures, to stay "
+                f"within {share:.3g} % of the time; the numbers are there."
             )
         if not (left_out["probe"] or self.budget.spent["probe"]):
             rank_zero_info(
@@ -198,6 +200,11 @@ class Monitor(Named):
         if ended and self.last:
             self.tell()
             self._write_page(trainer)
+
+    def _say_cost(self) -> str:
+        """Say in words what it took of the fit."""
+        budget = self.budget
+        return answer_cost(budget.total(), budget.overhead(), budget.share)
 
     def _write_page(self, trainer: Any) -> None:
         page = self.output(trainer, self.n_steps).page

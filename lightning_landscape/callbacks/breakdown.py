@@ -32,7 +32,6 @@ from lightning_landscape.measures.steps import (
     optimizer_steps,
     successive_cosine,
 )
-from lightning_landscape.measures.words_answers import answer_cost
 from lightning_landscape.objective import Objective
 from lightning_landscape.params import Params, trainable
 from lightning_landscape.ranks import everybody
@@ -239,7 +238,7 @@ class GradientBreakdownMonitor(Monitor):
         """Say in words what the last probe showed, at which step, and what one can do."""
         if not self.last:
             return f"{self.title} has measured nothing."
-        cost = answer_cost(self.budget.total(), self.budget.overhead())
+        cost = self._say_cost()
         return f"{describe_steps(self.last, self._history)}\n{cost}"
 
     def probe(self, trainer: Any, module: Any, step: int, *, is_last: bool = False) -> int:

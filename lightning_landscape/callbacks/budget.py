@@ -239,8 +239,8 @@ def describe_cost(
         'one probe = 312 evaluations, about 1.9 s (624 forward passes), every epoch of about \
 40 s: 4.5 % of the time'
         >>> describe_cost([312], 2, 1.87, Schedule(), share=0.05)
-        'one probe = 312 evaluations, about 1.9 s (624 forward passes), as often as 5 % of the \
-time affords: about every 37 s, and at the end of fit'
+        'one probe = 312 evaluations, about 1.9 s (624 forward passes): one about every 37 s, \
+at most 5 % of the fit, and that of the last weights on top'
     """
     costs = [seconds * n / evaluations[0] for n in evaluations]
     one = (
@@ -249,12 +249,12 @@ time affords: about every 37 s, and at the end of fit'
     )
     if not schedule.is_fixed and share is not None:
         return (
-            f"{one}, as often as {100 * share:.3g} % of the time affords: about every "
-            f"{short(costs[0] / share)} s, and at the end of fit"
+            f"{one}: one about every {short(costs[0] / share)} s, at most {100 * share:.3g} % of "
+            "the fit, and that of the last weights on top"
         )
     percents = [100 * cost / (cost + period) if period > 0 else 100.0 for cost in costs]
     if share is not None and percents[0] > 100 * share:
-        return f"{one}, as often as {100 * share:.3g} % of the time affords, at most {schedule}"
+        return f"{one}: at most {schedule}, and at most {100 * share:.3g} % of the fit"
     remedy = "; probe less often, or set max_overhead=0.05" if percents[-1] > 10 else ""
     often = f"{schedule} of about {short(period)} s" if period > 0 else str(schedule)
     return f"{one}, {often}: {_range(percents)} % of the time{remedy}"

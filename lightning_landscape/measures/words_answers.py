@@ -126,14 +126,25 @@ def judge_direction(found: GradientBreakdown, relative_update: float = math.nan)
     return f"The loss falls {beyond} a relative step of {number(reached)}{last}"
 
 
-def answer_cost(seconds: float, overhead: float) -> str:
-    """Say what a monitor took of the fit so far.
+def answer_cost(seconds: float, overhead: float, limit: float | None) -> str:
+    """Say what a monitor took of the fit.
+
+    Args:
+        seconds: The time that was spent.
+        overhead: The same as a share of the time of the fit until now.
+        limit: The share that probes may take, besides the last one; None for no limit.
 
     Example:
-        >>> answer_cost(3.42, 0.048)
-        'What did this cost? 3.42 s, 5 % of the fit so far.'
+        >>> answer_cost(3.42, 0.048, 0.05)
+        'What did this cost? 3.42 s, 5 % of the fit.'
+        >>> answer_cost(3.42, 0.17, 0.025)
+        'What did this cost? 3.42 s, 17 % of the fit: the last probe comes on top of the limit of \
+2.5 %.'
     """
-    return f"What did this cost? {number(seconds)} s, {share(overhead)} of the fit so far."
+    took = f"What did this cost? {number(seconds)} s, {share(overhead)} of the fit"
+    if limit is None or overhead <= limit:
+        return f"{took}."
+    return f"{took}: the last probe comes on top of the limit of {100 * limit:.3g} %."
 
 
 def _answers(words: Mapping[str, str], verdicts: Mapping[str, str]) -> str:

@@ -318,7 +318,7 @@ def test_under_a_budget_figures_take_at_most_as_much_time_as_probes(
     spent = monitor.budget.spent
     assert spent["figures"] <= spent["probe"] + 2 * 0.3
     assert monitor.budget.overhead() <= 0.051  # the last weights are probed whatever is left
-    assert "probes have numbers and no figures, for which 5 % of the time left none" in caplog.text
+    assert "probes without figures, to stay within 5 % of the time" in caplog.text
 
 
 def test_a_schedule_longer_than_the_fit_is_said_to_be(caplog):

@@ -162,7 +162,7 @@ def test_a_cost_that_is_high_comes_with_its_remedy():
     line = describe_cost([1], 1, 1.0, Schedule.of(), period=1.0)
     assert line.endswith("50 % of the time; probe less often, or set max_overhead=0.05")
     held = describe_cost([1], 1, 1.0, Schedule.of(), period=1.0, share=0.1)
-    assert held.endswith("as often as 10 % of the time affords, at most every epoch")
+    assert held.endswith("at most every epoch, and at most 10 % of the fit")
 
 
 def test_costs_that_differ_are_said_as_a_range():
