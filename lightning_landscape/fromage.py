@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,7 +30,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.optim.optimizer import ParamsT
 
 from lightning_landscape.checks import check_choice
-from lightning_landscape.measures.breakdown import trust_lr
+from lightning_landscape.fromage_settings import (
+    check_group,
+    check_parameters,
+    checked_rate,
+    depth_rate,
+    parameters_of,
+    training_steps,
+)
 
 __all__ = ["Fromage", "fromage"]
 
@@ -78,23 +84,27 @@ def fromage(
 
     Raises:
         TypeError: If `module` is not a module.
-        ValueError: If `vectors` or `decay` is unknown, if `lr="depth"` and there is no trainable
-            matrix, or if `decay="cosine"` and the length of the training is unknown.
+        ValueError: If `vectors` or `decay` is unknown, if the module has no parameters, if
+            `lr="depth"` and there is no trainable matrix, if `decay="cosine"` and the length of the
+            training is unknown, or if `monitor` or `total_steps` come without a `decay`.
+
+    Warns:
+        UserWarning: If `lr` is 1 or more: each step is as long as the weights, or longer.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> round(fromage(net, lr="depth").param_groups[0]["lr"], 4)  # 0.25 * (2 ** (1 / 2) - 1)
         0.1036
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"`module` must be the module itself, not its parameters. Got {type(module).__name__}. "
-            "Use fromage(self), or Fromage(self.parameters())."
-        )
+    params = parameters_of(module)
     check_choice("vectors", vectors, ["same", "sgd"])
     check_choice("decay", decay, [None, "plateau", "cosine"])
-    params = list(module.parameters())
-    rate = _depth_rate(params) if lr == "depth" else lr
+    if decay is None and (monitor, total_steps) != ("val_loss", None):
+        raise ValueError(
+            "`monitor` and `total_steps` are of a `decay`, 'plateau' or 'cosine'. Got "
+            f"{monitor!r} and {total_steps!r} with decay=None: name a decay, or leave them out."
+        )
+    rate = depth_rate(params) if lr == "depth" else checked_rate(lr)
     plain = [p for p in params if p.ndim < 2 and vectors == "sgd"]
     relative = [p for p in params if p.ndim >= 2 or vectors == "same"]
     groups = [{"params": relative}, {"params": plain, "trust": False}]
@@ -104,33 +114,9 @@ def fromage(
     if decay == "plateau":
         schedule = {"scheduler": ReduceLROnPlateau(optimizer), "monitor": monitor}
     else:
-        cosine = CosineAnnealingLR(optimizer, _training_steps(module, total_steps))
+        cosine = CosineAnnealingLR(optimizer, training_steps(module, total_steps))
         schedule = {"scheduler": cosine, "interval": "step"}
     return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-
-def _depth_rate(params: list[nn.Parameter]) -> float:
-    n_layers = sum(p.requires_grad and p.ndim >= 2 for p in params)
-    if not n_layers:
-        raise ValueError(
-            "`lr='depth'` needs a trainable tensor with two dimensions or more; the module has"
-            " none. Give `lr` a number."
-        )
-    return 0.25 * trust_lr(n_layers)
-
-
-def _training_steps(module: Any, given: int | None) -> int:
-    try:
-        trainer = module.trainer
-    except (AttributeError, RuntimeError):  # no LightningModule, or one without a trainer
-        trainer = None
-    steps = getattr(trainer, "estimated_stepping_batches", None) if given is None else given
-    if steps is None or not 1 <= steps < math.inf:
-        raise ValueError(
-            "`decay='cosine'` needs the length of the training, a finite number of steps from 1."
-            f" Got {steps}. Give `total_steps`, or set `max_epochs` or `max_steps` of the Trainer."
-        )
-    return int(steps)
 
 
 class Fromage(Optimizer):
@@ -189,6 +175,7 @@ class Fromage(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
+        check_parameters(params)
         given = {"lr": lr, "p_bound": p_bound, "prefactor": prefactor, "foreach": foreach}
         super().__init__(params, {**_DEFAULTS, **given, "maximize": maximize})
 
@@ -200,7 +187,7 @@ class Fromage(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; keys it lacks come from the arguments of the optimizer."""
-        _validate({**self.defaults, **param_group})
+        check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -230,23 +217,6 @@ class Fromage(Optimizer):
             for state, norm in zip(states, norms, strict=True):
                 state.setdefault("first_norm", norm)
         return [state["first_norm"] for state in states]
-
-
-def _validate(group: dict[str, Any]) -> None:
-    lr, bound = group["lr"], group["p_bound"]
-    numbers = [("lr", lr, "For `lr='depth'` use fromage(module, lr='depth').")]
-    if bound is not None:
-        numbers += [("p_bound", bound, "Try 2.0, or None for no bound.")]
-    for name, value, way_out in numbers:
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"`{name}` must be a number. Got {value!r}. {way_out}")
-    if not 0 <= lr < math.inf:
-        raise ValueError(f"`lr` must be finite and at least 0. Got {lr!r}. Try 0.01.")
-    if bound is not None and not 0 < bound < math.inf:
-        raise ValueError(f"`p_bound` must be finite and above 0. Got {bound!r}. Try 2.0, or None.")
-    for name in ("prefactor", "trust", "maximize", "foreach"):
-        if type(group[name]) is not bool and (name, group[name]) != ("foreach", None):
-            raise TypeError(f"`{name}` must be True or False. Got {group[name]!r}.")
 
 
 class _Batch(NamedTuple):

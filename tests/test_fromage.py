@@ -583,6 +583,33 @@ def test_an_unknown_choice_is_named(options, message):
         fromage(mlp(), **options)
 
 
+def test_a_module_in_the_place_of_its_parameters_is_named():
+    with pytest.raises(TypeError, match=r"Got Sequential: use Fromage\(module.parameters\(\)\)"):
+        Fromage(mlp())
+
+
+def test_a_module_without_parameters_is_named():
+    with pytest.raises(ValueError, match=r"`module` must have parameters. ReLU has none"):
+        fromage(nn.ReLU())
+
+
+@pytest.mark.parametrize("steps", ["10", True, math.inf])
+def test_a_number_of_steps_is_a_number(steps):
+    with pytest.raises(ValueError, match=rf"finite number of steps from 1. Got {steps!r}"):
+        fromage(mlp(), decay="cosine", total_steps=steps)
+
+
+@pytest.mark.parametrize("options", [{"monitor": "loss"}, {"total_steps": 10}])
+def test_what_is_of_a_decay_is_refused_without_one(options):
+    with pytest.raises(ValueError, match=r"`monitor` and `total_steps` are of a `decay`.*None"):
+        fromage(mlp(), **options)
+
+
+def test_a_rate_that_is_no_fraction_gets_a_warning():
+    with pytest.warns(UserWarning, match=r"`lr` is a relative step.*Got 5.0.*try 0.01"):
+        fromage(mlp(), 5.0)
+
+
 # -- in Lightning ----------------------------------------------------------------------------------
 
 
