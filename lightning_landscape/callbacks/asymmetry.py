@@ -31,7 +31,7 @@ from lightning_landscape.callbacks.budget import Schedule, short
 from lightning_landscape.callbacks.costs import ProbePlan, TimedObjective, seconds_besides
 from lightning_landscape.callbacks.kept import KeptBatches
 from lightning_landscape.callbacks.swa import SWA
-from lightning_landscape.checks import check_choice, check_whole
+from lightning_landscape.checks import check_bool, check_choice, check_whole
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.objective import ModuleObjective
@@ -153,8 +153,8 @@ class AsymmetryMonitor(Monitor):
         )
         self.n_directions: int | Literal["auto"] = n_directions
         self.precision = precision
-        self.validation = validation
         with as_configuration():
+            self.validation = check_bool("validation", validation)
             self.families = checked_families(families)
             numbers_of_directions(n_directions, precision=precision)
             self.n_batches = check_whole("n_batches", n_batches)

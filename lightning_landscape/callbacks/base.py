@@ -21,7 +21,7 @@ from lightning_landscape.callbacks.budget import (
     short,
 )
 from lightning_landscape.callbacks.named import Named
-from lightning_landscape.checks import check_choice, check_share, check_whole
+from lightning_landscape.checks import check_bool, check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.isolation import Mode
@@ -73,8 +73,8 @@ class Monitor(Named):
             self.seed = check_whole("seed", seed, least=0)
             if max_overhead != "auto":
                 check_share("max_overhead", max_overhead)
+            self.details = check_bool("details", details)
         self.max_overhead: MaxOverhead = max_overhead
-        self.details = details
         self.budget = Budget()
         self._is_probed = False  # no batch was trained on since the last probe
 

@@ -19,6 +19,7 @@ from lightning_landscape.callbacks.breakdown_report import (
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.costs import LAST_PROBE, TimedObjective
 from lightning_landscape.callbacks.kept import Window, ends_epoch, ends_fit
+from lightning_landscape.checks import check_bool
 from lightning_landscape.engine.batches import keep_batch
 from lightning_landscape.engine.isolation import Mode
 from lightning_landscape.engine.steps import LossFn
@@ -143,15 +144,14 @@ class GradientBreakdownMonitor(Monitor):
         verbose: bool = True,
         name: str = default_name,
     ) -> None:
-        by_default = Schedule(every_n_steps=100)
-        schedule = Schedule.of(every_n_epochs, every_n_steps, default=by_default)
+        schedule = Schedule.of(every_n_epochs, every_n_steps, default=Schedule(every_n_steps=100))
         super().__init__(
             schedule, mode, loss_fn, max_overhead, seed, on_error, details, figures, verbose, name
         )
         self.directions = (directions,) if isinstance(directions, str) else tuple(directions)
         with as_configuration():
             self.etas = etas_of(self.directions, etas)
-        self.layers = layers
+            self.layers = check_bool("layers", layers)
         self._is_last_chance = False  # the fit ends with this step, and none was measured
         self.forget()
         self.forget_batches()

@@ -6,10 +6,16 @@ import weakref
 from abc import abstractmethod
 from typing import Any
 
-from lightning_landscape._lightning import ConfigurationError, rank_zero_info, rank_zero_warn
+from lightning_landscape._lightning import (
+    ConfigurationError,
+    as_configuration,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lightning_landscape.callbacks.before_steps import BeforeSteps
 from lightning_landscape.callbacks.budget import Schedule
 from lightning_landscape.callbacks.strategies import check_strategy, check_trainer
+from lightning_landscape.checks import check_bool
 from lightning_landscape.engine.steps import LossFn, check_loss_fn
 from lightning_landscape.reporting.output import Output, WarnOnce
 from lightning_landscape.reporting.run_records import RunRecords
@@ -40,7 +46,8 @@ class Named(BeforeSteps):
         self.name = name
         self.schedule = schedule
         self.loss_fn = check_loss_fn(loss_fn)
-        self.verbose = verbose
+        with as_configuration():
+            self.verbose = check_bool("verbose", verbose)
         self.n_steps = 0
         self._last_global_step = 0
         self._module: weakref.ref[Any] | None = None

@@ -25,7 +25,7 @@ from lightning_landscape.callbacks.swa_settings import (
     checked_device,
     checked_start,
 )
-from lightning_landscape.checks import check_whole
+from lightning_landscape.checks import check_bool, check_whole
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.line import LineScore
 from lightning_landscape.measures.words import counted
@@ -128,13 +128,13 @@ class SWA(SWAHooks):
         self.start = checked_start(start)
         self.average: Average = checked_average(average, decay)
         self.decay = decay
-        self.validate = validate
         with as_configuration():
+            self.validate = check_bool("validate", validate)
+            self.apply_at_end = check_bool("apply_at_end", apply_at_end)
+            self.save_at_end = check_bool("save_at_end", save_at_end)
             self.window = check_whole("window", window)
             self.bn_batches = check_whole("bn_batches", bn_batches)
         self.device = checked_device(device)
-        self.apply_at_end = apply_at_end
-        self.save_at_end = save_at_end
         self._forget()
 
     def _forget(self) -> None:

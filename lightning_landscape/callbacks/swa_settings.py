@@ -9,6 +9,7 @@ import torch
 
 from lightning_landscape._lightning import ConfigurationError
 from lightning_landscape.callbacks.average import Average
+from lightning_landscape.checks import is_number
 
 
 def refuse_impatience(trainer: Any, name: str, first_epoch: int) -> None:
@@ -38,7 +39,7 @@ def checked_average(average: Average, decay: float) -> Average:
         raise ConfigurationError(
             f"`average` must be 'equal', 'ema', 'latest' or a function. Got {average!r}."
         )
-    if not 0 <= decay < 1:
+    if not (is_number(decay) and 0 <= decay < 1):
         raise ConfigurationError(f"`decay` must be at least 0 and below 1. Got {decay!r}.")
     return average
 

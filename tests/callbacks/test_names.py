@@ -151,6 +151,22 @@ def test_a_name_is_a_word(kind, options, name):
         kind(**options, name=name)
 
 
+SWITCHES = [
+    (AsymmetryMonitor, ["validation", "details", "verbose"]),
+    (GradientBreakdownMonitor, ["layers", "details", "verbose"]),
+    (SWA, ["validate", "apply_at_end", "save_at_end", "verbose"]),
+]
+
+
+@pytest.mark.parametrize("value", ["no", 3, 1, None])
+@pytest.mark.parametrize(("kind", "names"), SWITCHES)
+def test_a_switch_is_true_or_false_and_nothing_else(kind, names, value):
+    for name in names:
+        with pytest.raises(MisconfigurationException, match=f"`{name}` must be True or False. Got"):
+            kind(**{name: value})
+        assert getattr(kind(**{name: True}), name) is True
+
+
 def test_lightning_refuses_two_of_one_kind_with_one_name_in_its_own_words():
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `Asymm"):
         train(AsymmetryMonitor(**ASYMMETRY), AsymmetryMonitor(mode="eval", **ASYMMETRY))

@@ -440,6 +440,7 @@ def test_recalibrating_on_nothing_is_refused():
         ({"average": "median"}, "`average` must be"),
         ({"window": 0}, "`window` must be a whole number"),
         ({"decay": 1.0}, "`decay` must be"),
+        ({"decay": "slow"}, "`decay` must be .* Got 'slow'"),
         ({"bn_batches": 0}, "`bn_batches` must be"),
         ({"device": "cud"}, "`device` must be one this machine has"),
         ({"name": ""}, "`name` must be a word"),
