@@ -54,9 +54,9 @@ class AsymmetryMonitor(Monitor):
 
     Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical.
 
-    A probe evaluates the loss along `n_directions` random directions a family, the same ones every
+    A probe evaluates the loss along `n_directions` random directions per family, the same each
     time, on the first `n_batches` of the fit, at `n_points` alphas from `-radius` to `radius`. It
-    gives
+    returns
 
     - `landscape/<family>/rate`, `rate_low`, `rate_high`: the share of asymmetric directions and its
       95 % interval; off-minimum and unresolved directions count as not asymmetric;
@@ -66,45 +66,45 @@ class AsymmetryMonitor(Monitor):
     - figures of slices and history, a summary in words, the slices as `.npz`;
     - `landscape/seconds` and `landscape/overhead`: what it cost, and as a share of the fit so far.
 
-    One probe costs `len(families) * n_directions * n_points` evaluations (312 by default), 31 more
-    for the line once anything was averaged, and two more to find out what the step writes to. An
-    evaluation is a forward pass over each kept batch; twice that over the training batches with
-    `mode="recalibrated"`. What it takes in seconds is said in the log during the first probe.
+    One probe costs `len(families) * n_directions * n_points` evaluations (312 by default). The line
+    costs 31 more once there is an average. Two more find out what the step writes to. An evaluation
+    is a forward pass over each kept batch. `mode="recalibrated"` adds another pass over the
+    training batches. The log gives the time in seconds during the first probe.
 
     Args:
         every_n_epochs: Probe after every so many epochs.
-        every_n_steps: Or after every so many optimizer steps. By default as often as `max_overhead`
-            affords. The last weights of a fit are always probed; where that takes more than both
-            the budget and ten seconds, along fewer directions, 3 at least.
+        every_n_steps: Probe after every so many optimizer steps instead. Without either, as often
+            as `max_overhead` allows. The last weights of a fit are always probed. If this takes
+            longer than the budget and ten seconds, fewer directions are sampled, at least 3.
         families: How directions are sampled: `"<distribution>[@<group>]"`, see `sample_direction`.
-        n_directions: Directions a family; `"auto"` for as many as `precision` needs, 17 to 104 at
-            the default. The first 8 are evaluated whole; all but the rate is of them.
-        n_points: Alphas a direction; 4 k + 1.
-        radius: How far to walk, in units of `normalize`.
-        normalize: How long directions are, see `sample_direction`.
-        swa: An `SWA` callback of the same Trainer to measure the line to; or its name, such as
-            `"swa"`, where it cannot be handed over, as in a YAML file.
-        n_batches: Training batches to keep and evaluate: the first of the fit, also of a resumed
-            one, or as many as its first epoch has.
+        n_directions: Directions per family; `"auto"` for as many as `precision` needs, 17 to 104 at
+            the default. The first 8 are evaluated at all alphas. Only the rate counts the others.
+        n_points: Alphas per direction; 4 k + 1.
+        radius: The largest alpha, in the unit of `normalize`.
+        normalize: The length of the directions, see `sample_direction`.
+        swa: An `SWA` callback of the same Trainer to measure the line to; or the name of one, such
+            as `"swa"`, for a YAML file.
+        n_batches: Training batches to keep and evaluate: the first batches of the fit (also of a
+            resumed one), at most one epoch.
         validation: Whether to evaluate as many validation batches too, if the training step can.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
             optimisation and `dataloader_iter`.
-        max_overhead: The share of the fit's wall time that probes may take. `"auto"` is 0.05,
-            together with other monitors, where no frequency is given, and no limit where one is.
+        max_overhead: The share of the fit's wall time that probes may take. `"auto"` is 0.05 for
+            all such monitors together if no frequency is given, and no limit if one is given.
             None for no limit.
         seed: Seed of the directions and of the random numbers inside evaluations.
         on_error: `"warn"`: a probe that fails restores everything, warns once, and training goes
             on. `"raise"`: it raises.
-        precision: With `n_directions="auto"`, half of the width that the interval of the rate shall
-            have, from 0.03 up; otherwise of no effect.
+        precision: With `n_directions="auto"`, half the width of the rate's interval at which
+            sampling stops, at least 0.03; no effect otherwise.
         details: Whether loggers get every number as a scalar, and not only `rate`, `area` and their
             intervals, the line's `gap`, and `overhead`. Other callbacks always see all of them.
-        figures: `"last"`: TensorBoard gets those of the last probe, other loggers those of every
-            probe; `"all"`: every logger those of every probe; False: none.
-        verbose: Whether to say at the end of fit what the last probe showed.
-        name: The first part of its tags. Tells several monitors of one Trainer apart, there and in
-            checkpoints and files.
+        figures: `"last"`: figures of the last probe for TensorBoard, of every probe for other
+            loggers. `"all"`: of every probe for every logger. False: none.
+        verbose: Whether to print the summary at the end of fit.
+        name: The first part of its tags; must be unique in a Trainer. Also used in checkpoints and
+            file names.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
@@ -206,7 +206,7 @@ class AsymmetryMonitor(Monitor):
         self.history: dict[str, list[tuple[int, Tensor]]] = {}
 
     def check(self, trainer: Any, module: Any) -> None:
-        """Find out which families move anything, and whether the average is being kept."""
+        """Raise if a family or `swa` does not fit; leave out families that move nothing."""
         super().check(trainer, module)
         self._swa = find_swa(self.swa, trainer.callbacks)
         with as_configuration():
@@ -232,7 +232,7 @@ class AsymmetryMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let go of a batch that the step skipped, and probe when one is due."""
+        """Discard a batch that the step skipped, and run a probe that is due."""
         if self.skipped(outputs):
             self.kept.let_go(batch_idx)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -250,7 +250,7 @@ class AsymmetryMonitor(Monitor):
         self.tell()
 
     def summary(self) -> str:
-        """Say in words what the last probe showed, at which step, and what one can do."""
+        """Return in words what the last probe measured, its step, and what to do."""
         swa = [] if self._swa is None else [self._swa.summary()]
         if self.last is None:
             return "\n".join([f"{self.title} has measured nothing.", *swa])
@@ -312,7 +312,7 @@ class AsymmetryMonitor(Monitor):
         return {**super().state_dict(), "alphas": self.alphas, "history": state_of(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; a history on another grid is left behind."""
+        """Restore the state; a history on another grid is discarded."""
         super().load_state_dict(state_dict)
         alphas = state_dict.get("alphas")
         if alphas is not None and torch.equal(alphas, self.alphas):
@@ -321,7 +321,7 @@ class AsymmetryMonitor(Monitor):
     def _affordable(
         self, trainer: Any, module: Any, objective: ModuleObjective, *, is_last: bool
     ) -> int:
-        """Return how many directions a family may take; 0 if the budget affords no probe.
+        """Return how many directions per family to sample; 0 if the budget affords no probe.
 
         Decided before anything is measured, so that what the directions show has no part in it.
         """

@@ -52,7 +52,7 @@ class LandscapeProbe:
         return [compare_ends(part) for part in self.line]
 
     def describe(self) -> str:
-        """Say in words what was found of the families."""
+        """Return in words what was measured along the families."""
         if not self.surveys:
             return ""
         found = describe_surveys(self.surveys)

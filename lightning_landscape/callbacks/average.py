@@ -46,7 +46,7 @@ class WeightAverage:
         decay: Weight of the past in an exponential moving average.
         window: How many sets `"latest"` keeps. With their mean it holds one copy more.
         device: Where the average lives; beside the weights if None.
-        who: Whose average it is, for warnings.
+        who: The owner of the average, for warnings.
         loss_fn: Runs a batch to estimate statistics on, where `training_step` cannot.
 
     Attributes:
@@ -113,7 +113,7 @@ class WeightAverage:
 
         Args:
             module: The module.
-            batches: What to estimate them on; by default all that was kept.
+            batches: Batches to estimate them on; by default all that were kept.
             over_ranks: Returns the mean of what the processes have estimated.
         """
         if self._estimated_at != self.n_averaged and batch_norms(module):
@@ -123,7 +123,7 @@ class WeightAverage:
 
     @contextmanager
     def held(self, module: nn.Module, batches: Iterable[Any] | None = None) -> Iterator[None]:
-        """Hold the average in a module; put its weights and all of its buffers back.
+        """Put the average into a module; restore its weights and buffers at the end.
 
         Args:
             module: A module with the parameters that were averaged.
@@ -144,7 +144,7 @@ class WeightAverage:
             put_back(list(before), list(before.values()))
 
     def apply_to(self, module: nn.Module) -> None:
-        """Leave the average in a module, with its statistics."""
+        """Set a module to the average and its statistics."""
         pairs = self._pairs(module)
         put_back(list(pairs), list(pairs.values()))
 
@@ -165,7 +165,7 @@ class WeightAverage:
         return {"statistics": dict(self.statistics), "statistics_of": self._estimated_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; tensors find their device at the next update.
+        """Restore the state; tensors move to their device at the next update.
 
         What an older one lacks starts anew: without weights or their number, everything.
         """

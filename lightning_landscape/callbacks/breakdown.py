@@ -48,53 +48,53 @@ _RANDOM = 1  # the stream of the random direction, apart from that of the evalua
 
 
 class GradientBreakdownMonitor(Monitor):
-    """Measure, every so many steps, whether the step just taken was too large, and for which layer.
+    """Measure, every so many steps, if the last optimizer step was too large, and for which layer.
 
     Add it to the Trainer's callbacks; change nothing else. Training stays bit-identical.
 
-    Each probe stands at the weights **before** the last optimizer step, on the very batch of that
-    step (the last of an accumulation window), and follows `directions` from there:
+    Each probe starts at the weights **before** the last optimizer step, and measures along
+    `directions`, on the batch of that step (the last batch of an accumulation window):
 
-    - `"update"`: the change the optimizer really made, momentum, decay and clipping included. `eta`
-      is a share of that step: at 1 the weights are those after it, to the last bit;
+    - `"update"`: the optimizer's step, with momentum, decay and clipping. `eta` is a fraction of
+      it: at `eta = 1` the weights are exactly those after the step;
     - `"gradient"`: the paper's figure 1, every tensor by the same relative step `eta`;
     - `"random"`: the same relative step in a random direction, the same one each time.
 
-    It logs, of each,
+    For each direction it logs
 
     - `breakdown/<direction>/max`: how much the gradient of a layer changed, relative to its size,
       the largest over the layers; `layer/<name>` for each; `model`, what deep relative trust
       (model) says; `excess`, the largest breakdown / model. All at `eta = 1`, or at the last eta
-      where 1 is not measured;
-    - `breakdown/<direction>/descent_limit`, `break_even`, `trust_lr`, as relative steps: how far
-      the loss still fell, how far until it was back at its start, and Lemma 2 under the model. The
-      first two are measured on one batch; in the middle of a training they mostly echo the learning
-      rate in use;
-    - a figure, its history over training (layers x steps), a text panel that says it in words with
-      a table of the layers, and all numbers as `.npz`.
+      if 1 is not measured;
+    - `breakdown/<direction>/descent_limit`, `break_even`, `trust_lr`: the relative step at which
+      the loss stops falling, at which it is back at its start, and which Lemma 2 promises under the
+      model. The first two are of one batch, and mostly follow the learning rate in mid-training;
+    - a figure, its history over training (layers x steps), a text panel with the summary and a
+      table of the layers, and all numbers as `.npz`.
 
-    And of the step itself, at no extra pass, `breakdown/step/relative_update`: the largest
-    `||dW|| / ||W||` of a layer; `relative_gradient`: the largest `||g|| / ||W||`;
-    `weight_gradient_cosine`: the one farthest from 0; `successive_cosine`: between this step and
-    the one before. With several optimizers each has its own report, of its own parameters, under
-    `breakdown/<optimizer>/`: the part of the module all its parameters are in, else its number. A
-    step that changed nothing, as when a loss scaler skips it, has no `"update"`.
+    And of the step itself, at no extra pass, under `breakdown/step/`:
 
-    One probe costs exactly `1 + sum(len(etas))` gradient evaluations (13 by default): one where it
-    stands, which all directions share, and one per eta and direction, for each optimizer; three
-    more record what the step writes to. Around probed steps the weights are copied before the step
-    and before the one that precedes it; with `every_n_epochs` at every step where the end of an
-    epoch cannot be foreseen (iterable datasets, manual optimisation). Inside a probe there are six
-    copies of the weights at most, besides the weights and gradients of the training.
+    - `relative_update`, `relative_gradient`: the largest `||dW|| / ||W||` and `||g|| / ||W||`;
+    - `weight_gradient_cosine`: the one farthest from 0;
+    - `successive_cosine`: between this step and the one before.
+
+    Each of several optimizers has its own report under `breakdown/<optimizer>/`: the submodule that
+    contains all its parameters, or its number. A step that changed no weight has no `"update"`.
+
+    One probe costs exactly `1 + sum(len(etas))` gradient evaluations (13 by default): one at the
+    start, shared by all directions, and one per eta and direction, for each optimizer; three more
+    record what the step writes to. The weights are copied before a probed step and before the step
+    ahead of it; with `every_n_epochs` at every step if the end of the epoch is not known (iterable
+    datasets, manual optimisation). A probe holds at most six copies of the weights.
 
     Args:
         every_n_epochs: Measure the last step of every so many epochs.
-        every_n_steps: Or every so many-th optimizer step; by default every 100th, and the
-            last one of a fit that would otherwise end without a probe.
-        directions: Where to step: any of `"update"`, `"gradient"`, `"random"`.
-        etas: How far, ascending, above 0; for all directions, or a mapping from direction to etas.
-            By default `DEFAULT_ETAS`: (.25, .5, 1, 2, 4) of the update, relative steps from 1e-4 to
-            1e-1 else.
+        every_n_steps: Measure every n-th optimizer step instead; by default every 100th, and the
+            last one of a fit that would end without a probe.
+        directions: Directions to measure along: any of `"update"`, `"gradient"`, `"random"`.
+        etas: Step sizes, ascending, above 0; for all directions, or a mapping from direction to
+            etas. By default `DEFAULT_ETAS`: (.25, .5, 1, 2, 4) of the update, relative steps from
+            1e-4 to 1e-1 for the others.
         mode: How the network is run, see `probing`.
         loss_fn: `loss_fn(module, batch)` instead of `training_step`; needed with manual
             optimisation and `dataloader_iter`. One loss judges the steps of all optimizers.
@@ -106,8 +106,8 @@ class GradientBreakdownMonitor(Monitor):
         layers: Whether loggers get a scalar for each layer.
         details: Whether loggers get every number as a scalar, as in `AsymmetryMonitor`.
         figures: Which loggers get which figures, as there.
-        verbose: Whether to say at the end of fit what the last probe showed.
-        name: The first part of its tags. Tells several monitors of one Trainer apart.
+        verbose: Whether to print the summary at the end of fit.
+        name: The first part of its tags; must be unique in a Trainer.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, at construction or at
@@ -173,7 +173,7 @@ class GradientBreakdownMonitor(Monitor):
 
     @property
     def history(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
-        """Of each direction the step of every probe, and the breakdown of each layer."""
+        """For each direction: the step of every probe and the breakdown of each layer."""
         return self._history.breakdown
 
     def forget(self) -> None:
@@ -186,7 +186,7 @@ class GradientBreakdownMonitor(Monitor):
         self.last: list[StepReport] = []
 
     def before_training_step(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
-        """Keep the weights and the batch, if the step they lead to will be probed."""
+        """Copy the weights and the batch if this step will be probed."""
         self._is_last_chance = self._ends_unmeasured(trainer, pl_module, index, 0)
         due = self._is_last_chance or self._due(trainer, pl_module, index, ahead=0)
         unmeasured = self._is_last_chance or self._ends_unmeasured(trainer, pl_module, index, 1)
@@ -204,7 +204,7 @@ class GradientBreakdownMonitor(Monitor):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let go of a batch that the step skipped, and probe when one is due."""
+        """Discard a batch that the step skipped, and run a probe that is due."""
         n_before, window = self.n_steps, self._windows.get(self.n_steps)
         if window is not None and self.skipped(outputs):
             window.batch = None
@@ -235,7 +235,7 @@ class GradientBreakdownMonitor(Monitor):
         self.tell()
 
     def summary(self) -> str:
-        """Say in words what the last probe showed, at which step, and what one can do."""
+        """Return in words what the last probe measured, its step, and what to do."""
         if not self.last:
             return f"{self.title} has measured nothing."
         cost = self._say_cost()
@@ -254,7 +254,7 @@ class GradientBreakdownMonitor(Monitor):
         return {**super().state_dict(), **self._history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state."""
         super().load_state_dict(state_dict)
         self._history.load_state_dict(state_dict)
 

@@ -113,7 +113,7 @@ class StepHistory:
 
 
 def describe_steps(reports: Sequence[StepReport], history: StepHistory) -> str:
-    """Say in words what the last probe showed, and whether steps have undone each other of late."""
+    """Return in words what the last probe measured, and if recent steps undid each other."""
     lines = [
         f"{_whose(report.who)}{answer_step(report.found)}"
         for report in reports

@@ -29,7 +29,7 @@ class TimedObjective:
     is the objective's own.
 
     Args:
-        objective: What to evaluate.
+        objective: The objective.
         tell: Is called with the seconds that the second direction or gradient took.
     """
 
@@ -89,9 +89,9 @@ class ProbePlan:
 
     Attributes:
         n_families: Families of directions.
-        n_points: Alphas a direction.
-        n_whole: Directions a family whose slices are always whole.
-        n_most: Directions a family at most.
+        n_points: Alphas per direction.
+        n_whole: Directions per family whose slices are always whole.
+        n_most: Directions per family at most.
         n_line: Points of the line to the average; 0 without one.
 
     Example:
@@ -118,7 +118,7 @@ class ProbePlan:
         return self.n_least + self.n_families * further * (self.n_points - 1)
 
     def directions_within(self, seconds: float, each: float) -> int:
-        """Return how many directions a family fit into some seconds.
+        """Return how many directions per family fit into some seconds.
 
         Args:
             seconds: The time there is.
@@ -134,7 +134,7 @@ class ProbePlan:
         return min(self.n_whole + further, self.n_most)
 
     def affordable(self, seconds: float, each: float, *, is_last: bool) -> int:
-        """Return how many directions a family a probe takes that is made in any case.
+        """Return how many directions per family a probe samples that is made in any case.
 
         Args:
             seconds: The time that the budget leaves.

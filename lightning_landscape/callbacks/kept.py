@@ -93,7 +93,7 @@ class KeptBatches:
         Validation batches may be of another structure than `training_step` expects.
 
         Args:
-            measure: What to do with batches; fails on all ranks if it does on one.
+            measure: Measures on batches; fails on all ranks if it does on one.
             kept: The batches of every rank.
             tell: Is told the failure, once validation batches are left out.
         """

@@ -103,7 +103,7 @@ class Named(BeforeSteps):
         return {"n_steps": self.n_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; what an older one lacks starts anew, with a warning."""
+        """Restore the state; what an older checkpoint lacks starts anew, with a warning."""
         if missing := sorted(self.state_dict().keys() - state_dict.keys()):
             rank_zero_warn(
                 f"{self.state_key}: the checkpoint lacks {missing}, as one of an older version "
@@ -132,7 +132,7 @@ class Named(BeforeSteps):
 
     @abstractmethod
     def summary(self) -> str:
-        """Say in words what was found so far, and what one can do."""
+        """Return in words what was measured so far, and what to do."""
 
     def tell(self) -> None:
         """Print the summary, on the first process, if a person wants it."""

@@ -54,41 +54,43 @@ class SWA(SWAHooks):
     An update costs one pass over the weights. With `validate` each validation batch also goes
     through the average, and batch-norm statistics are estimated for it on `bn_batches` training
     batches first, since the running statistics of the live weights are wrong for the average.
-    What the average does beyond that is told by a control, under `<name>/control/<metric>`: the
-    current weights with statistics estimated in the same way. It is run in modules with batch
-    norms, at the first, second, fourth, ... validation of an average and at each that may be the
-    last, and costs as much again. The module's validation hooks run once more for the average and
-    for the control: what they print or write to files is there two or three times.
+    A control, under `<name>/control/<metric>`, is the current weights with statistics estimated in
+    the same way: the metric of the average minus that of the control is the effect of averaging.
+    The control runs in modules with batch norm, at the first, second, fourth, ... validation of an
+    average and at each that may be the last. It costs another validation. The module's validation
+    hooks run once more for the average and for the control. So what they print or write to files
+    appears two or three times.
 
     Args:
-        start: When to begin: a whole number is an epoch (0 is the first), a fraction below 1 a
-            share of the trainer's `max_epochs`, rounded down, or else of `max_steps`.
+        start: When averaging begins. A whole number is an epoch, from 0. A fraction below 1 is a
+            share of `max_epochs`, rounded down, or of `max_steps` if that is not set.
         every_n_epochs: Average after epochs n, 2n, ... that are not before the start; by default
-            after each. What is validated after an epoch includes that epoch's weights.
-        every_n_steps: Or after optimizer steps n, 2n, ...
+            after each. A validation after an epoch uses the average with that epoch's weights.
+        every_n_steps: Average after optimizer steps n, 2n, ... instead.
         average: `"equal"`, the mean; `"ema"`, an exponential moving average; `"latest"`, the mean
             of the last `window` sets; or a function of the average so far, the new weights and
             their count so far, a tensor each, that returns the new average.
-        decay: Of the exponential moving average: the weight of the past.
+        decay: With `"ema"`: the weight of the average so far.
         window: How many sets of weights `"latest"` keeps; it holds one copy more, their mean.
         validate: Whether to validate the average too, under `<name>/<metric>`.
         bn_batches: Training batches to estimate batch-norm statistics on: the first of the epoch.
             Several SWA callbacks in a Trainer share the largest number.
-        device: Where the average lives, such as `"cpu"`; beside the weights by default.
+        device: The device of the average, such as `"cpu"`; that of the weights by default.
         apply_at_end: Whether to leave the averaged weights in the module at the end of fit. The one
             option that changes what you trained.
         save_at_end: Whether to write the average to `<name>-step=<step>.ckpt` in the run's folder
             at the end of fit, for `load_swa_weights`.
-        name: Tells several SWA callbacks apart in checkpoints, and is the prefix of their metrics.
+        name: The first part of its metrics' names; must be unique in a Trainer. It is also used in
+            checkpoints and file names.
         loss_fn: `loss_fn(module, batch)` runs a batch to estimate batch-norm statistics on, where
             `training_step` cannot be called (manual optimisation, `dataloader_iter`).
-        verbose: Whether to say at the end of fit what the average does, where no monitor that
-            follows it says so.
+        verbose: Whether to print the summary at the end of fit, if no monitor with `swa=` prints
+            it.
 
     Raises:
         ConfigurationError: A `MisconfigurationException` and `ValueError`, if a setting is out of
-            range; at the start of fit if a fraction has nothing to be a share of, or `loss_fn` is
-            needed.
+            range; at the start of fit if `start` is a fraction and neither `max_epochs` nor
+            `max_steps` is set, or if `loss_fn` is needed.
 
     References:
         Izmailov et al. (2018), arXiv:1803.05407.
@@ -165,9 +167,9 @@ class SWA(SWAHooks):
     def averaged(
         self, module: nn.Module, batches: Iterable[Any] | None = None
     ) -> Iterator[nn.Module]:
-        """Hold the average in a module with batch-norm statistics of its own, then put all back.
+        """Put the average and its batch-norm statistics into a module for a while.
 
-        Weights and every buffer are put back, whatever is done inside.
+        The module's weights and buffers are restored at the end, whatever is done inside.
 
         Args:
             module: The module that was trained, or another with the same parameters.
@@ -186,7 +188,7 @@ class SWA(SWAHooks):
             yield module
 
     def apply_to(self, module: nn.Module) -> None:
-        """Leave the average in a module, with batch-norm statistics of its own.
+        """Set a module to the average and its batch-norm statistics.
 
         Raises:
             RuntimeError: Before anything was averaged.
@@ -207,10 +209,10 @@ class SWA(SWAHooks):
         return {"n_averaged": torch.tensor(self.n_averaged), **state}
 
     def summary(self) -> str:
-        """Say in words what the average does to the validation metrics, and no more than is known.
+        """Return in words what the average changes in the validation metrics.
 
-        It goes by the last validation, on all of its batches; the line to the average, which
-        `AsymmetryMonitor(swa=swa, validation=True)` measures on a few, stands beside it.
+        They are those of the last validation, on all its batches. The line to the average, which
+        `AsymmetryMonitor(swa=swa, validation=True)` measures on a few batches, is added.
         """
         if not self.n_averaged:
             return f"{self.state_key} has averaged nothing."
@@ -279,7 +281,7 @@ class SWA(SWAHooks):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; tensors find their device at the next update."""
+        """Restore the state; tensors move to their device at the next update."""
         state = {"average": self._kind, **state_dict}
         super().load_state_dict(state)
         if state["average"] == self._kind:

@@ -26,16 +26,14 @@ def load_swa_weights(
 ) -> None:
     """Load the average that an `SWA` callback saved into a module.
 
-    Batch-norm statistics come with it where they were estimated by then; there is a warning where
-    they were not.
+    Batch-norm statistics are loaded too. If the module needs them and the file has none, it warns.
 
     Args:
         checkpoint_path: A checkpoint that Lightning wrote, or a file of `SWA(save_at_end=True)`.
         module: A module with the parameters that were averaged.
         name: The name of the SWA callback.
-        weights_only: Whether to refuse files that hold other Python objects than tensors and plain
-            data: such a file can run any code when it is read. With False it is read; use it for
-            files that you trust.
+        weights_only: Whether to refuse a file with objects other than tensors and plain data:
+            reading it can run any code. Use False only for files that you trust.
 
     Raises:
         ValueError: If the file cannot be read, has no average of that name, or the module has other

@@ -74,7 +74,7 @@ class SecondPass:
     Args:
         module: The module, in eval mode and with the live weights.
         trainer: Its trainer, in a validation.
-        worlds: What to validate, by name: weights by parameter name (those not named are the
+        worlds: Sets to validate, by name: weights by parameter name (those not named are the
             current ones) and buffers that belong to them, such as batch-norm statistics.
         alone: Whether this is the only process. Several run their waiting batches after equal
             numbers of them, whatever their sizes: steps may exchange something.
