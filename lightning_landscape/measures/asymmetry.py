@@ -51,9 +51,9 @@ class AsymmetryScore:
         slope: Central difference at 0, loss per alpha.
         minimum: The grid alpha of the least finite loss; the nearest to 0 of equals.
         fall: `L(0)` minus the least finite loss, at least 0; nan if `L(0)` is not finite.
-        width: `(W+ - W-) / (W+ + W-)`, `W` being where a side first rises by half of the smaller
-            end rise: which side is narrower, not how wide the valley is. nan if an end does not
-            rise, or both sides blow up within their first step.
+        width: `(W+ - W-) / (W+ + W-)`. `W` is the distance at which a side first rises by half of
+            the smaller end rise: which side is narrower, not how wide the valley is. nan if an end
+            does not rise, or both sides are not finite at their first or at their last point.
         rise_radius: Where the mean of both rises first reaches `rise`, linear between grid points:
             how wide the valley is, in the unit of alpha. inf if it does not on this grid.
         ratio: `asymmetry_ratio` between half the radius and the radius.
@@ -91,8 +91,8 @@ def score_asymmetry(slice: Slice, *, rise: float = 0.5) -> AsymmetryScore:
     """Score how much steeper one side of 0 is than the other. Costs no evaluation.
 
     A side with a loss that is not finite counts as if it rose without bound: `area` is then +1 or
-    -1; 0 and `"unresolved"` when both sides have one; nan and `"unresolved"` when `L(0)` is not
-    finite.
+    -1. If both sides have one, `area` is 0 and the verdict `"unresolved"`. If `L(0)` is not finite,
+    `area` is nan and the verdict `"unresolved"`.
 
     Args:
         slice: Losses on a grid symmetric about 0 that contains half its radius, such as
@@ -166,15 +166,16 @@ def scoring_grid(radius: float, n_points: int) -> Tensor:
 def asymmetry_ratio(slice: Slice, *, zeta: float, r: float) -> float:
     """Return how many times steeper the steep side is, between `zeta` and `r` from 0.
 
-    The largest `c` of the paper's Definition 1, its `p` left free. With slopes as difference
-    quotients of neighbouring losses, walking away from 0: (least slope on the steep side) /
-    (greatest slope on the flat side); inf when the flat side never rises and the steep side always
-    does, 0 when the steep side somewhere does not rise. The larger of the two orientations.
+    It is the supremum of the `c` for which the slice is asymmetric by the paper's Definition 1 with
+    some `p`. With slopes as difference quotients of neighbouring losses, walking away from 0:
+    (least slope on the steep side) / (greatest slope on the flat side); inf when the flat side
+    never rises and the steep side always does, 0 when the steep side somewhere does not rise. It is
+    computed for both orientations; the larger is returned.
 
     Args:
         slice: Losses on a grid symmetric about 0.
-        zeta: Where to begin, an alpha of the grid: near 0 both slopes vanish.
-        r: Where to end, an alpha of the grid.
+        zeta: The first alpha, on the grid: near 0 both slopes vanish.
+        r: The last alpha, on the grid.
 
     Returns:
         The ratio, at least 0; nan when `L(0)` is not finite.
@@ -201,10 +202,10 @@ def is_asymmetric(slice: Slice, *, r: float, p: float, c: float, zeta: float) ->
 
     Args:
         slice: Losses on a grid symmetric about 0.
-        r: Where to end, an alpha of the grid.
+        r: The last alpha, on the grid.
         p: The greatest slope that counts as flat, loss per alpha, positive.
         c: How many times steeper the other side must be, above 1.
-        zeta: Where to begin, an alpha of the grid.
+        zeta: The first alpha, on the grid.
 
     Returns:
         Whether it is; a slope that is not a number satisfies neither inequality.

@@ -46,14 +46,14 @@ _DEAD = 1e-8  # relative to the largest gradient of a layer; below it there is o
 
 @dataclass(frozen=True, eq=False)
 class GradientBreakdown:
-    """How much each layer's gradient changes along a direction, and how far is still descent.
+    """How much each layer's gradient changes along a direction, and the largest descent step.
 
     Layers are the moved tensors with two dimensions or more that have a gradient; biases and gains
     move with the rest but are no layers. Tensors are float64 on the CPU.
 
     Attributes:
         names: The layers, in the objective's order.
-        etas: Where it was measured, `[n_etas]`, ascending, above 0. In units of the direction: 1 is
+        etas: The measured steps, `[n_etas]`, ascending, above 0. In units of the direction: 1 is
             `params + direction`.
         breakdown: `||g_l(W + eta D) - g_l(W)|| / ||g_l(W)||`, `[n_layers, n_etas]`.
         excess: `breakdown / model`, `[n_layers, n_etas]`.
@@ -64,20 +64,21 @@ class GradientBreakdown:
         slope: `Σ <g(W + eta D), D>` over everything that moves, loss per eta, `[n_etas]`.
         loss_start: The loss at `eta = 0`.
         slope_start: The slope at `eta = 0`.
-        dead: Moved matrices whose gradient is at most 1e-8 of the largest: not divided.
+        dead: Moved matrices with a gradient of at most 1e-8 of the largest: their relative change
+            is not computed.
         descent_limit: The first zero of the slope, the largest step that is still descent; in eta,
             linear between the points and from 0. 0 uphill, inf when every slope is negative, nan
-            when the loss or slope is not finite at the start.
-        break_even: The first zero of `(loss - loss_start) / eta`, where the loss is back at its
-            start; likewise, `slope_start` being its value at 0; where the loss changes by less than
-            its rounding in float32 the change is taken from the slopes. For both, where the loss or
-            slope stops being finite counts as a zero at the last finite eta.
+            when the loss or slope is not finite at the start. A loss or slope that is not finite
+            later counts as a zero at the last finite eta.
+        break_even: The first zero of `(loss - loss_start) / eta`: the loss is back at its start.
+            Found like `descent_limit`, with `slope_start` as the value at 0. If the loss changes by
+            less than its float32 rounding, the change is computed from the slopes.
         trust_lr: Lemma 2 under the model, as a relative step: `trust_lr(depth, cosine)` with the
             number of layers and the least `cos(-g_l, D_l)`. Not positive: no step is promised; nan:
             no layer, or a gradient that is not finite.
-        relative_step: `max_k ||D_k|| / ||W_k||`, what `eta = 1` is as a relative step: it turns
+        relative_step: `max_k ||D_k|| / ||W_k||`, the relative step of `eta = 1`: it turns
             `descent_limit` and `break_even` into the unit of `trust_lr`. nan if no layer has
-            weights. In the middle of a training both mostly echo the learning rate in use.
+            weights. In the middle of a training both mostly follow the learning rate.
     """
 
     names: tuple[str, ...]
@@ -133,17 +134,18 @@ def measure_breakdown(
 
     Costs exactly `1 + len(etas)` gradient evaluations, one less with `start`, and holds two
     gradients at a time, that of the start and the current one. Losses and gradients that are not
-    finite are data and are kept.
+    finite are kept.
 
     Args:
-        objective: What to differentiate, and where to start.
-        direction: Where to step; names that it lacks, and tensors of zeros, do not move.
-        etas: How far, `[n_etas]`, ascending, above 0, in units of the direction; `DEFAULT_ETAS`
+        objective: The loss and the point to start from.
+        direction: The direction; names that it lacks, and tensors of zeros, do not move.
+        etas: The steps, `[n_etas]`, ascending, above 0, in units of the direction; `DEFAULT_ETAS`
             has those of the named directions. 0 is always measured and not listed.
-        start: The gradient where the objective stands, if it is known: `Start.of(objective)`.
+        start: The gradient at the objective's point, if it is known: `Start.of(objective)`.
 
     Returns:
-        The breakdown of each layer, the slope and loss along the way, and what follows from them.
+        The breakdown of each layer, the slope and loss along the direction, and the limits computed
+        from these.
 
     Raises:
         ValueError: If `etas` is no such grid, or the direction does not fit the parameters.
@@ -175,7 +177,7 @@ def measure_breakdown(
 
 
 def critical_rate(rate: float, found: GradientBreakdown) -> float:
-    """Return the learning rate with which a step would have left the loss of its batch as it was.
+    """Return the learning rate at which this step would have left its batch's loss unchanged.
 
     The rate in use times `break_even`: with a larger one this step would have raised the loss. For
     optimizers whose step is proportional to the rate; exact on a quadratic. Costs no evaluation.
@@ -185,14 +187,15 @@ def critical_rate(rate: float, found: GradientBreakdown) -> float:
         found: The breakdown along that step, the direction `"update"`: `eta = 1` is the whole step.
 
     Returns:
-        The critical rate; inf if the loss stayed lower at every step measured, nan if it is not
-        known.
+        The critical rate; inf if the loss stayed lower at every step measured, nan if `break_even`
+        is.
 
     Raises:
         ValueError: If the rate is not positive and finite.
 
     Example:
-        Descent on `2 w**2` with a rate of .1 goes from 1 to .6; with .5, to the other side.
+        Descent on `2 w**2` with a rate of .1 goes from 1 to .6; with .5 to -1, where the loss is
+        the same.
 
         >>> from lightning_landscape import FunctionObjective
         >>> bowl = FunctionObjective(lambda p: 2 * p["w"].square().sum(), {"w": torch.ones(1)})
@@ -341,7 +344,7 @@ def _first_zero(etas: Tensor, values: Tensor, start: float) -> float:
 def etas_of(
     directions: Sequence[str], etas: Sequence[float] | Mapping[str, Sequence[float]] | None
 ) -> dict[str, Tensor]:
-    """Return how far to go along each of some named directions, by default `DEFAULT_ETAS`.
+    """Return the steps along each of some named directions, by default `DEFAULT_ETAS`.
 
     Args:
         directions: Some of `"update"`, `"gradient"`, `"random"`, each once.

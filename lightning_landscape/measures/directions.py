@@ -55,8 +55,8 @@ def sample_direction(
     """Sample a random direction from `params`.
 
     Distributions: `gaussian` N(0, 1); `uniform` U(0, 1), the paper's, **not** orthogonal: two of
-    them have cosine 3/4; `rademacher` +1 or -1; `sign` `|N(0, 1)| * sign(w)`, which lets every
-    weight grow on the + side.
+    them have cosine 3/4; `rademacher` +1 or -1; `sign` `|N(0, 1)| * sign(w)`: every weight grows
+    on the + side.
 
     Lengths: `"filter"`, each output row (`dim 0`) has the norm of that row of the weights, and a
     1-D tensor is one row; `"layer"`, each tensor has the norm of its weights; `"model"`, the whole
@@ -66,10 +66,10 @@ def sample_direction(
     Args:
         params: The point to start from. A frozen `nn.Parameter` never moves.
         family: `"<distribution>[@<group>]"`, groups as in `group_names`.
-        module: Who owns the parameters; needed for the groups `norm` and `other`. Parameters that
-            are frozen in it never move.
+        module: The module with these parameters; needed for the groups `norm` and `other`.
+            Parameters that are frozen in it never move.
         generator: A CPU generator; it advances.
-        normalize: How long the direction is, see above.
+        normalize: The length of the direction, see above.
 
     Returns:
         A tensor per name of `params`, same shape, dtype and device; zero outside the group.

@@ -38,7 +38,7 @@ class Start(NamedTuple):
         """Evaluate the gradient where an objective stands.
 
         Args:
-            objective: What to differentiate.
+            objective: The objective.
             params: The weights it stands at, if they are at hand: an objective may copy its own.
         """
         losses, gradient = objective.gradient()
@@ -56,15 +56,15 @@ def gradient_direction(
 ) -> Params:
     """Return a step down the gradient, tensor by tensor.
 
-    `"layer"`: `D_l = -||W_l|| g_l / ||g_l||`, the paper's figure 1, with which `eta` is a relative
-    step, the same for every tensor, vectors included. `"none"`: `D = -g`, with which `eta` is the
+    `"layer"`: `D_l = -||W_l|| g_l / ||g_l||`, the paper's figure 1, so that `eta` is a relative
+    step, the same for every tensor, vectors included. `"none"`: `D = -g`, so that `eta` is the
     learning rate of gradient descent, and so are `descent_limit` and `break_even`. Costs 1 gradient
     evaluation, none with `start`.
 
     Args:
-        objective: What to differentiate, and where.
-        normalize: How long the step is, see above.
-        start: The gradient where the objective stands, if it is known: `Start.of(objective)`.
+        objective: The loss and the point.
+        normalize: The length of the step, see above.
+        start: The gradient at the objective's point, if it is known: `Start.of(objective)`.
 
     Returns:
         A tensor per parameter, in its dtype and on its device; with `"layer"` zero where either
@@ -116,7 +116,7 @@ def mean_slopes(
     rule, if they agree that it is as small. The difference of the losses would be noise there.
 
     Args:
-        etas: Where it was measured, `[n_etas]`.
+        etas: The measured steps, `[n_etas]`.
         loss_start: The loss at 0.
         loss: At the etas.
         slope_start: The slope at 0.

@@ -36,7 +36,7 @@ def top_eigen(objective: Objective, *, seed: int = 0, tolerance: float = 1e-2) -
     to 60 gradient evaluations and holds about 20 vectors of the size of the weights in host memory.
 
     Args:
-        objective: What to differentiate, and where.
+        objective: The loss and the point.
         seed: Seed of the vector that Lanczos begins with.
         tolerance: Relative accuracy of the eigenvalue.
 

@@ -33,16 +33,17 @@ class LineScore:
         distance: L2 norm between the two.
         gap: `L(1) - L(0)`.
         gap_stderr: Standard error of `gap` over the batches, paired; nan for one batch.
-        n_batches: How many batches both are of.
+        n_batches: Number of batches.
         minimum: The grid `t` of the least finite loss; nan where that is an end of the grid, for
             the loss may be lower beyond.
         barrier: Max over grid points in [0, 1] of `L(t) - ((1 - t) L(0) + t L(1))`, at least 0.
         rise_behind: `L(-k) - L(0)` at the start of the grid, `k` its overhang.
         rise_beyond: `L(1 + k) - L(1)` at its end.
         outward_ratio: `rise_behind / rise_beyond`; above 1 the second set of weights is on the flat
-            side, seen from this far. nan unless both are positive.
+            side. nan unless both are positive.
         outward_ratio_near: The same at `t = -1` and `t = 2`, linear between grid points; nan if
-            they are beyond the grid. The two often disagree: a side is only called where both do.
+            they are beyond the grid. The two often disagree: a side is named flat only if both
+            agree.
         outward_stderr: Standard error of `rise_behind - rise_beyond` over the batches, paired; nan
             for one batch.
         sign_agreement: Share of the weights that have the same sign at both ends; nan if unknown.
@@ -79,10 +80,10 @@ def evaluate_line(
     """Return the line to other weights: `[train]`, or `[train, validation]`.
 
     Args:
-        objective: What to evaluate; costs an evaluation a point of `LINE`.
+        objective: The objective; costs one evaluation per point of `LINE`.
         to: The weights at the end of the line.
-        validation: One flag a batch, see `split_batches`.
-        label: What the line is, for people.
+        validation: A flag for each batch, see `split_batches`.
+        label: The name of the line in texts.
 
     Raises:
         ValueError: If `to` shares no name with the objective, or has other shapes.

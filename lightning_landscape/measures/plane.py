@@ -24,7 +24,7 @@ class PlaneBasis:
         origin: The weights at `(0, 0)`.
         d1: The direction of the first axis, of unit L2 norm.
         d2: That of the second, of unit L2 norm and orthogonal to `d1`.
-        points: Where the three sets of weights lie, float64 `[3, 2]`, in L2 distance.
+        points: Coordinates of the three sets of weights, float64 `[3, 2]`, in L2 distance.
     """
 
     origin: Params
@@ -33,7 +33,7 @@ class PlaneBasis:
     points: Tensor
 
     def project(self, params: Params) -> tuple[tuple[float, float], float]:
-        """Return the nearest point of the plane to some weights, and how far off they are (L2).
+        """Return the nearest point of the plane to some weights, and their L2 distance from it.
 
         Raises:
             ValueError: If the weights have other names or shapes.
@@ -46,12 +46,12 @@ class PlaneBasis:
 def plane_through(a: Params, b: Params, c: Params) -> PlaneBasis:
     """Return the plane through three sets of weights; `a` is the origin, `b` on the first axis.
 
-    Costs no evaluation; holds two directions.
+    Costs no evaluation, and the memory of two directions.
 
     Args:
-        a: Such as the last weights.
-        b: Such as their average.
-        c: Such as the weights of another seed.
+        a: Weights at the origin, such as the last.
+        b: Weights on the first axis, such as their average.
+        c: Weights elsewhere on the plane, such as those of another seed.
 
     Returns:
         The plane, with axes in L2 distance: both directions have unit norm and are orthogonal.

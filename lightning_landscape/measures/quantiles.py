@@ -106,7 +106,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     with fewer than 6 others no such interval exists and the ends are nan.
 
     Args:
-        values: One value a direction.
+        values: One value per direction.
 
     Returns:
         The median, the lower end and the upper end.

@@ -19,22 +19,21 @@ class AsymmetryRate(Metric):
     """The share of directions that are asymmetric, with an interval.
 
     A direction counts when its `ratio` exceeds `c` and the slice could be judged, that is, its
-    verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. A low rate
-    is therefore no sign of symmetry where many could not be judged: see `Survey.rate`.
+    verdict is neither `"off-minimum"` nor `"unresolved"`; every direction counts in `n`. So a low
+    rate can also mean that many directions could not be judged: `Survey.rate` has their shares.
 
-    The interval is Clopper's and Pearson's, exact for a number of directions that was chosen
-    beforehand. With `precision` it is that of `SequentialDesign`, exact for sampling until
+    The interval is Clopper's and Pearson's, exact for a fixed number of directions. With
+    `precision` it is the interval of `SequentialDesign`, exact for sampling that stops at
     `is_precise`.
 
     Args:
         c: How many times steeper the steep side must be.
         confidence: Coverage of the interval.
-        precision: Half of the width of the interval to stop at; None if the number of directions
-            does not depend on what they showed.
+        precision: Half the width of the interval to stop at; None for a fixed number of directions.
 
     Raises:
         ValueError: If `c` is below 1, `confidence` not between 0 and 1 or `precision` not between
-            0.03 and 0.5; on `compute` if directions went on after `is_precise`.
+            0.03 and 0.5; on `compute` if directions were added after `is_precise`.
 
     References:
         Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of
@@ -77,11 +76,11 @@ class AsymmetryRate(Metric):
 
     @property
     def is_precise(self) -> bool:
-        """Whether the interval is as narrow as `precision`; never without one."""
+        """Whether the interval is as narrow as `precision`; False without `precision`."""
         return bool(self.design and self.design.stops(int(self.asymmetric), int(self.total)))
 
     def update(self, score: AsymmetryScore | None) -> None:
-        """Count one direction; None is one that `cannot_count`."""
+        """Count one direction; None counts as not asymmetric, see `cannot_count`."""
         if score is not None:
             judged = score.verdict not in ("off-minimum", "unresolved")
             self.asymmetric += int(judged and score.ratio > self.c)

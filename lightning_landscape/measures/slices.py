@@ -22,15 +22,15 @@ class Slice:
     """Losses along a line through weight space.
 
     Attributes:
-        alphas: Where along the direction, float64 `[n_points]`, ascending, contains 0. In units of
-            the direction: 1 is `params + direction`.
+        alphas: The points along the direction, float64 `[n_points]`, ascending, containing 0. In
+            units of the direction: 1 is `params + direction`.
         losses: The loss on each batch at each of them, float64 `[n_points, n_batches]`. Non-finite
             ones are kept.
         distance: L2 norm of the direction: what one unit of alpha is in weight space.
         mode: How the network was run: `"train"`, `"eval"`, `"recalibrated"`, or `"function"`.
-        label: What the direction was, for people.
+        label: The name of the direction in texts.
         sign_agreement: On a line that contains `alpha = 1`, the share of the moved weights that
-            have the same sign at 0 and at 1; else nan. `compare_ends` passes it on.
+            have the same sign at 0 and at 1; else nan. `compare_ends` copies it to the score.
 
     Example:
         >>> line = Slice(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 0.0, float("inf")]))
@@ -106,14 +106,14 @@ def evaluate_slice(
 ) -> Slice:
     """Evaluate the loss at every alpha along a direction.
 
-    Costs exactly `n_points` evaluations of the objective. A loss that is not finite is data and is
-    kept; a loss that raises is an error and is passed on.
+    Costs exactly `n_points` evaluations of the objective. A loss that is not finite is kept. An
+    exception of the objective is not caught.
 
     Args:
-        objective: What to evaluate.
-        direction: Where to walk; names that it lacks stay where they are.
-        alphas: How far, `[n_points]`, ascending, containing 0.
-        label: What the direction is, for people.
+        objective: The objective.
+        direction: The direction; parameters that it does not name stay as they are.
+        alphas: The points, `[n_points]`, ascending, containing 0.
+        label: The name of the direction in texts.
 
     Returns:
         The slice, with the batches of all processes.
@@ -141,14 +141,14 @@ def evaluate_pairs(
 ) -> Slice | None:
     """Evaluate `-alpha` and `+alpha` together, from the ends of a slice inwards, until enough.
 
-    Costs two evaluations a pair: `n_points - 1` for a whole slice, the same as `evaluate_slice`
-    gives, bit for bit. A slice that was stopped is not there: points that were not evaluated have
+    Costs two evaluations per pair: `n_points - 1` for a whole slice, the same as `evaluate_slice`
+    returns, bit for bit. A slice that was stopped is not there: points that were not evaluated have
     no loss, so that nothing can be computed from them as if they had.
 
     Args:
-        objective: What to evaluate.
-        direction: Where to walk; names that it lacks stay where they are.
-        alphas: How far, a grid symmetric about 0.
+        objective: The objective.
+        direction: The direction; parameters that it does not name stay as they are.
+        alphas: The points, a grid symmetric about 0.
         centre: The losses at 0, the same in every direction: those of a slice, `[n_batches]`.
         enough: Is shown 0 and the pairs so far after each of them, and says whether to stop. Alike
             on all processes, for it sees the batches of all.
@@ -191,7 +191,7 @@ def split_batches(joint: Slice, validation: Sequence[bool]) -> list[Slice]:
 
     Args:
         joint: Losses on the batches of all processes, those of each in the same order.
-        validation: One flag a batch of one process: True for a validation batch.
+        validation: A flag for each batch of one process: True for a validation batch.
 
     Returns:
         `[others, validation]`, or the slice alone if no flag is True.
@@ -250,8 +250,8 @@ def symmetric_grid(radius: float, n_points: int) -> Tensor:
 def line_grid(overhang: float = 2.0, n_points: int = 31) -> Tensor:
     """Return alphas from `-overhang` to `1 + overhang`, 0 and 1 exactly among them.
 
-    Between two sets of weights and beyond both; symmetric about 1/2. The spacing is equal where 0
-    and 1 allow it and near equal elsewhere.
+    The grid is symmetric about 1/2. Spacing is equal if 0 and 1 then are on the grid, else nearly
+    equal.
 
     Raises:
         ValueError: If the overhang is negative or not finite, or the points too few.

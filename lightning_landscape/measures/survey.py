@@ -43,12 +43,12 @@ class Survey:
 
     Attributes:
         family: How the directions were sampled, such as `"uniform@norm"`.
-        slices: One whole slice a direction, on the batches that are scored.
+        slices: One whole slice per direction, on the batches that are scored.
         validation: The same directions on the validation batches; empty without any.
         scores: The score of each of `slices`.
-        rate: What `AsymmetryRate` gives, as floats: `rate`, `low`, `high`, and `n`, the number of
-            directions it is of; `off_minimum` and `unresolved`, shares of `scores`.
-        normalize: What `alpha` is measured in, see `sample_direction`.
+        rate: The result of `AsymmetryRate`, as floats: `rate`, `low`, `high`, and `n`, the number
+            of directions; `off_minimum` and `unresolved`, shares of `scores`.
+        normalize: The unit of `alpha`, see `sample_direction`.
     """
 
     family: str
@@ -115,25 +115,26 @@ def survey(
 
     With `n_directions="auto"` a family is sampled until the interval of its rate is ± `precision`.
     The first 8 slices are whole. Later ones only count for the rate: they are evaluated in pairs,
-    from the ends inwards, and left as soon as `cannot_count`.
+    from the ends inwards, and stopped as soon as `cannot_count` is true.
 
     Args:
-        objective: What to evaluate, see `probing` and `FunctionObjective`.
-        families: How directions are sampled, see `sample_direction`. A family whose group `norm` or
-            `other` is empty here is not in the result.
-        module: Who owns the parameters; needed for the groups `norm` and `other`.
-        n_directions: Directions a family; `"auto"` for as many as `precision` needs.
-        n_points: Alphas a direction; 4 k + 1.
-        radius: How far to walk, in the unit of `normalize`.
-        normalize: How long directions are, see `sample_direction`.
+        objective: The objective, see `probing` and `FunctionObjective`.
+        families: How directions are sampled, see `sample_direction`. A family with a group `norm`
+            or `other` that is empty here is not in the result.
+        module: The module with these parameters; needed for the groups `norm` and `other`.
+        n_directions: Directions per family; `"auto"` for as many as `precision` needs.
+        n_points: Alphas per direction; 4 k + 1.
+        radius: The largest alpha, in the unit of `normalize`.
+        normalize: The length of the directions, see `sample_direction`.
         seed: Seed of the directions.
-        precision: With `"auto"`, half of the width that the interval of the rate shall have.
-        n_most: At most so many directions a family, fixed before anything is measured.
-        validation: One flag a batch of one process: True for a validation batch. They are evaluated
-            with the others and not scored.
+        precision: With `"auto"`, half the width of the rate's interval at which sampling stops, at
+            least 0.03.
+        n_most: The most directions per family, chosen before anything is measured.
+        validation: A flag for each batch of this process: True for a validation batch. They are
+            evaluated with the others and not scored.
 
     Returns:
-        A `Survey` a family, in their order.
+        One `Survey` per family, in their order.
 
     Raises:
         ValueError: If a setting is out of range, a family is unknown or repeated, or none of them
@@ -192,15 +193,15 @@ def survey_along(
 ) -> Survey:
     """Measure slices along given directions, and score them as those of one family.
 
-    Costs `n_points` evaluations a direction.
+    Costs `n_points` evaluations per direction.
 
     Args:
-        objective: What to evaluate.
-        family: What the directions are called.
+        objective: The objective.
+        family: The name of the directions.
         directions: The directions, one or more.
-        n_points: Alphas a direction; 4 k + 1.
-        radius: How far to walk, in units of the directions.
-        validation: One flag a batch of one process, see `survey`.
+        n_points: Alphas per direction; 4 k + 1.
+        radius: The largest alpha, in units of the directions.
+        validation: A flag for each batch of this process, see `survey`.
     """
     rate = AsymmetryRate(sync_on_compute=False)
     alphas = scoring_grid(radius, n_points)
@@ -221,8 +222,8 @@ def survey_of(
         family: How their directions were sampled.
         slices: The slices to score.
         validation: The same directions on validation batches.
-        normalize: What `alpha` is measured in.
-        rate: The rate, where it is of more directions than these; of these by default.
+        normalize: The unit of `alpha`.
+        rate: The rate, if it is of more directions than these; of these by default.
     """
     scores = [score_asymmetry(line) for line in slices]
     if rate is None:

@@ -27,12 +27,13 @@ _RATE = ("rate", "low", "high", "n", "off_minimum", "unresolved")
 def load_slices(path: str | Path) -> list[Slice]:
     """Read the slices of a probe from the `.npz` file that AsymmetryMonitor wrote.
 
-    Family by family; after the training batches come the same directions on validation batches,
-    whose label ends in `", validation"`, and last the line to the average, labelled `"swa"`. Files
-    of version 0.1, one for each family, are read too. Needs no Lightning, and no pickle.
+    They are ordered by family. In a family the slices on training batches come first, then those on
+    validation batches, with labels that end in `", validation"`. The line to the average, labelled
+    `"swa"`, comes last. Files of version 0.1, one for each family, are read too. Needs no
+    Lightning, and no pickle.
 
     Args:
-        path: Such as `<log_dir>/landscape/landscape-step=99.npz`.
+        path: The file, such as `<log_dir>/landscape/landscape-step=99.npz`.
 
     Returns:
         The slices, bit for bit.

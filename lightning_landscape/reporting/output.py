@@ -63,7 +63,7 @@ class Output:
     costs one warning, never the training.
 
     Attributes:
-        trainer: Whose loggers and folder these are.
+        trainer: The trainer with these loggers and this folder.
         name: The callback's name: the first part of every tag.
         step: The training step that the results are of.
         warn_once: Remembers which failures were warned about.
