@@ -19,6 +19,7 @@ from lightning_landscape.engine.probing import probing
 from lightning_landscape.engine.steps import LossFn
 from lightning_landscape.measures.plane import PlaneBasis, plane_through
 from lightning_landscape.measures.slices import as_plain
+from lightning_landscape.measures.words import counted
 from lightning_landscape.objective import Objective, losses_at, mode_of
 from lightning_landscape.params import Params, l2_norm
 from lightning_landscape.ranks import agree, alone, gather_objects, n_ranks, rank
@@ -118,9 +119,10 @@ class Plane:
         """
         mean = torch.where(self.mean.isfinite(), self.mean, math.inf)
         n1, n2 = mean.shape
+        batches = counted(self.losses.shape[2], "batch")
         i, j = divmod(int(mean.argmin()), n2)
         lines = [
-            f"The plane has {n1} x {n2} points, {self.mode} mode, {self.losses.shape[2]} batches.",
+            f"The plane has {n1} x {n2} points, {self.mode} mode, {batches}.",
             f"Its least loss is {float(mean[i, j]):.4g}, at ({float(self.alphas1[i]):.3g}, "
             f"{float(self.alphas2[j]):.3g}).",
         ]
@@ -131,7 +133,7 @@ class Plane:
         for (name, (x, y)), end in zip(points.items(), ends, strict=True):
             lines.append(f"{name} lies at ({x:.3g}, {y:.3g}){end}")
         if self.n_nonfinite:
-            lines.append(f"{self.n_nonfinite} losses are not finite.")
+            lines.append(f"{self.n_nonfinite} of the losses are not finite.")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_landscape.engine.objective import ModuleObjective
+from lightning_landscape.measures.words import counted
 from lightning_landscape.objective import Objective
 
 
@@ -29,7 +30,8 @@ def progress_bar(
     if shown:
         objective.prepare()
         print(
-            f"{n_evaluations} evaluations of {n_batches} batches = {n_evaluations * n_batches} "
+            f"{n_evaluations} evaluations of {counted(n_batches, 'batch')} = "
+            f"{n_evaluations * n_batches} "
             f"forward passes, about {n_evaluations * objective.seconds:.2g} s",
             file=sys.stderr,
         )

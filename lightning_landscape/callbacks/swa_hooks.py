@@ -27,6 +27,7 @@ from lightning_landscape.engine.batch_norm import batch_norms
 from lightning_landscape.engine.guards import describe_error
 from lightning_landscape.engine.steps import user_step
 from lightning_landscape.measures.averaging import MetricSplit
+from lightning_landscape.measures.words import counted
 from lightning_landscape.ranks import n_ranks
 
 
@@ -128,7 +129,8 @@ class SWAHooks(Named):
         super().on_train_start(trainer, pl_module)
         if self.n_averaged and not self._reached(trainer):
             rank_zero_warn(
-                f"{self.state_key}: {self.n_averaged} sets of weights were averaged before "
+                f"{self.state_key}: {counted(self.n_averaged, 'set')} of weights "
+                f"{'was' if self.n_averaged == 1 else 'were'} averaged before "
                 f"start={self.start} of this fit is reached, by a shorter one. They are left out: "
                 "averaging begins anew at the start."
             )

@@ -126,13 +126,15 @@ def describe_survey(found: Survey) -> str:
         >>> from lightning_landscape import FunctionObjective, survey
         >>> still = FunctionObjective(lambda p: torch.ones(3), {"x": torch.ones(9)})
         >>> print(describe_survey(survey(still, ["gaussian"])["gaussian"]))
-        Nothing moves: along all 8 directions the loss is the same at every point.
+        Nothing moves: along 8 directions the loss is the same at every point.
     """
     if not is_finite(found):
         return f"No verdict. {_NOT_FINITE}"
     if _is_constant(found):
         n = len(found.slices)
-        return f"Nothing moves: along all {n} directions the loss is the same at every point."
+        return (
+            f"Nothing moves: along {counted(n, 'direction')} the loss is the same at every point."
+        )
     n, n_batches = int(found.rate["n"]), found.slices[0].losses.shape[1]
     of = f"{counted(n, 'direction')}, {counted(n_batches, 'batch')}"
     numbers = f"The median area is {_interval(*found.area)} (+1: the + side is steep; {of})."

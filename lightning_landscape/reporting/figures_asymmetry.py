@@ -16,7 +16,7 @@ import lightning_landscape.reporting.style as style
 from lightning_landscape.measures.line import LineScore, compare_ends, rise_stderr
 from lightning_landscape.measures.slices import Slice, grid_index
 from lightning_landscape.measures.survey import Survey
-from lightning_landscape.measures.words import family_verdict
+from lightning_landscape.measures.words import counted, family_verdict, is_finite
 from lightning_landscape.measures.words_line import flat_side
 from lightning_landscape.reporting.svg_map import cell_borders
 
@@ -44,9 +44,12 @@ def plot_survey(found: Survey, *, step: int | None = None) -> Figure:
         A figure. The y axis is the rise of the loss above the one at 0.
     """
     slices = found.slices
-    lines = [(text, style.INK) for text in (_area_line(found), *_rate_lines(found))]
+    said = [_area_line(found), *_rate_lines(found)]
+    if not is_finite(found):
+        said = ["the loss at the current weights is not finite"]
+    lines = [(text, style.INK) for text in said]
     if n_nonfinite := sum(line.n_nonfinite for line in slices):
-        lines.append((f"{n_nonfinite} losses were not finite: gaps", style.INK))
+        lines.append((f"gaps: {n_nonfinite} of the losses not finite", style.INK))
     sets = [(slices, style.TRAIN)]
     if found.validation:
         lines += [("training batches", style.TRAIN), ("validation batches", style.VALIDATION)]
@@ -57,7 +60,7 @@ def plot_survey(found: Survey, *, step: int | None = None) -> Figure:
     style.set_rises(axes, ends[:, 0].min(), ends[:, 1].max())
     axes.axvline(0.0, color=style.QUIET, linewidth=0.8, linestyle=":")
     unit = _UNITS.get(found.normalize, found.normalize)
-    batches = f"{len(slices)} directions (thick: median), {_batches(slices[0])}"
+    batches = f"{counted(len(slices), 'direction')} (thick: median), {_batches(slices[0])}"
     axes.set(
         xlabel=f"alpha: distance, {unit}\n{batches}", ylabel="rise of the loss above alpha = 0"
     )
@@ -78,7 +81,7 @@ def plot_history(
     Returns:
         A figure. The colour scale ends at a power of ten, so that runs can be compared.
     """
-    note = f"{len(steps)} probes; symmetric where mirrored"
+    note = f"{counted(len(steps), 'probe')}; symmetric where mirrored"
     figure, axes = style.new_figure(
         f"{family}: median slice",
         [(note, style.INK), ("blue: below the current loss", style.TRAIN)],
@@ -187,7 +190,7 @@ def _rate_lines(found: Survey) -> list[str]:
     if not n:
         return ["nothing was measured"]
     interval = f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-    first = f"asymmetric: {round(share * n)} of {n:.0f} directions, {interval}"
+    first = f"asymmetric: {round(share * n)} of {counted(round(n), 'direction')}, {interval}"
     verdicts = [score.verdict for score in found.scores]
     counts = {text: verdicts.count(verdict) for verdict, text in _NOT_ASYMMETRIC.items()}
     others = ", ".join(f"{count} {text}" for text, count in counts.items() if count)

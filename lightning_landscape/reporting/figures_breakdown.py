@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lightning_landscape.reporting.style as style
 from lightning_landscape.measures.breakdown import GradientBreakdown
+from lightning_landscape.measures.words import counted
 from lightning_landscape.reporting.svg_map import cell_borders
 
 _MEASURED = style.VALIDATION
@@ -85,7 +86,8 @@ def plot_breakdown_history(
     low, high = style.decades(float(grid.min()), float(grid.max())) if grid.count() else (0.1, 10.0)
     every = max(1, math.ceil(len(layers) / _MOST_NAMES))
     named = f", every {every}th is named" if every > 1 else ""
-    lines = [(f"{len(steps)} probes, {len(layers)} layers{named}; blank: no gradient", style.INK)]
+    counts = f"{counted(len(steps), 'probe')}, {counted(len(layers), 'layer')}"
+    lines = [(f"{counts}{named}; blank: no gradient", style.INK)]
     figure, axes = style.new_figure(f"breakdown along {direction}", lines, left=1.45, right=0.98)
     x, y = cell_borders(steps), np.arange(len(layers) + 1) - 0.5
     mesh = axes.pcolormesh(x, y, grid, norm=LogNorm(low, high), cmap="magma")
@@ -144,7 +146,7 @@ def _layer_lines(found: GradientBreakdown, most: int) -> list[str]:
         lines.append(f"thick, changed most: {_short(found.names[most], 34)}")
     missing = [f"{len(found.dead)} without a gradient"] if found.dead else []
     n_nonfinite = int((~found.breakdown.isfinite()).sum())
-    missing += [f"{n_nonfinite} values were not finite: gaps"] if n_nonfinite else []
+    missing += [f"gaps: {n_nonfinite} of the values not finite"] if n_nonfinite else []
     return [*lines, "; ".join(missing)] if missing else lines
 
 

@@ -41,15 +41,17 @@ def _words(record: Record) -> str:
 
 
 def _family(data: dict[str, Any]) -> str:
-    rate = data["rate"]
+    rate, centre = data["rate"], data["median"][data["alphas"].index(0)]
     rows = [
         ("area, from -1 (- side steep) to +1 (+ side steep)", _interval(data["area"])),
         ("asymmetric directions", f"{_percent(rate['rate'])} of {_show(rate['n'])}, 95 % interval "
          f"{_percent(rate['low'])} to {_percent(rate['high'])}"),
         ("directions off their minimum", _percent(rate.get("off_minimum"))),
         ("unresolved directions", _percent(rate.get("unresolved"))),
-        ("loss at the current weights", _show(data["median"][data["alphas"].index(0)])),
+        ("loss at the current weights", _show(centre)),
     ]  # fmt: skip
+    if not math.isfinite(float(centre)):
+        rows = [("loss at the current weights", "not finite")]
     alphas = data["alphas"]
     lines = [Line(alphas, floats(y), width=0.8, opacity=0.4) for y in data["slices"]]
     lines.append(_median(data, alphas, "median direction, with its 95 % interval", BLUE))

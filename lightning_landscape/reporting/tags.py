@@ -39,7 +39,7 @@ TAGS = {
     "{direction}/break_even": "relative step at which the loss is back at its start",
     "{direction}/trust_lr": "largest relative step that deep relative trust promises to descend",
     "{direction}/critical_rate": "learning rate above which this step would have raised the loss "
-    "of its own batch",
+    "of its own batch; 0 where it leads uphill whatever the rate",
     "{direction}/learning_rate": "learning rate in use, beside the critical one",
     "{direction}/layer/{layer}": "relative change of this layer's gradient over the whole step",
     "step/relative_update": "largest ||dW|| / ||W|| of a layer over the step",

@@ -190,7 +190,7 @@ def test_the_cost_of_a_plane_counts_its_points(capsys):
     corners = [{"weight": torch.tensor([w])} for w in ([3.0, 4.0], [0.0, 0.0], [10.0, 0.0])]
     net = nn.Linear(2, 1, bias=False)
     measure_plane(net, [torch.eye(2)], corners, n=2, loss_fn=square, progress=True)
-    assert "7 evaluations of 1 batches" in capsys.readouterr().err
+    assert "7 evaluations of 1 batch =" in capsys.readouterr().err
 
 
 def test_a_plane_without_exact_losses_says_none_of_its_points(tmp_path):

@@ -161,13 +161,15 @@ def test_losses_that_are_not_finite_are_gaps_and_counted(bad):
     losses = valley(4.0).losses.clone()
     losses[-1, 0] = bad
     figure = slices_figure([Slice(GRID, losses, mode="eval"), valley(4.0, mode="eval")])
-    assert "1 losses were not finite: gaps" in words(figure)
+    assert "gaps: 1 of the losses not finite" in words(figure)
     thin = figure.axes[0].collections[0].get_paths()[0]
     assert math.isnan(thin.vertices[-1][1])
 
 
 def test_a_slice_without_a_finite_loss_is_still_a_figure():
-    words(slices_figure([Slice(GRID, torch.full((13, 1), math.nan))]))
+    text = words(slices_figure([Slice(GRID, torch.full((13, 1), math.nan))]))
+    assert "the loss at the current weights is not finite" in text
+    assert "%" not in text
     words(plot_history("gaussian", [0], GRID, torch.full((1, 13), math.nan)))
 
 
@@ -180,7 +182,7 @@ def test_train_and_validation_are_told_apart():
 @pytest.mark.parametrize("steps", [[7], [0, 10, 100], list(range(50))], ids=len)
 def test_history_has_a_column_for_each_probe(steps):
     figure = history(steps)
-    assert f"{len(steps)} probes" in words(figure)
+    assert f"{len(steps)} probe" in words(figure)
     assert figure.axes[0].get_xlabel() == "training step"
     assert figure.axes[0].collections[0].get_array().shape == (13, len(steps))
 
@@ -232,14 +234,14 @@ def test_only_an_update_shows_the_step_taken(who):
 def test_breakdowns_that_are_not_finite_are_gaps_and_counted():
     sick = FunctionObjective(lambda p: p["w"].sqrt().sum(), {"w": torch.ones(1, 1)})
     found = measure_breakdown(sick, {"w": -torch.ones(1, 1)}, [0.5, 1.5, 2.0])
-    assert "2 values were not finite: gaps" in words(plot_breakdown("update", found))
+    assert "gaps: 2 of the values not finite" in words(plot_breakdown("update", found))
 
 
 def test_a_module_of_vectors_alone_has_figures_without_layers():
     line = FunctionObjective(lambda p: p["w"].sum(), {"w": torch.ones(3)})
     found = measure_breakdown(line, {"w": -torch.ones(3)}, [1.0])
     assert "0 layers" in words(plot_breakdown("update", found))
-    assert "1 probes" in words(plot_breakdown_history("update", [3], [], torch.zeros(1, 0)))
+    assert "1 probe," in words(plot_breakdown_history("update", [3], [], torch.zeros(1, 0)))
 
 
 def test_the_first_layer_is_on_top_and_gaps_are_where_nothing_was_measured():

@@ -3,16 +3,17 @@
 import { Card, isWhole, medianInterval, named, span } from "./card.js";
 import { Chart } from "./chart.js";
 import { HeatMap } from "./heatmap.js";
-import { describeFamily, interval, percent, rate, show } from "./format.js";
+import { describeFamily, interval, number, percent, rate, show } from "./format.js";
 import { fill, h, table } from "./dom.js";
 
 const NUMBERS = {
   "area, −1 to +1": (data) => interval(data.area),
-  "asymmetric directions": (data) => rate(data.rate),
-  "off their minimum": (data) => percent(data.rate.off_minimum),
-  "unresolved": (data) => percent(data.rate.unresolved),
+  "asymmetric directions": (data) => (isKnown(data) ? rate(data.rate) : "–"),
+  "off their minimum": (data) => (isKnown(data) ? percent(data.rate.off_minimum) : "–"),
+  "unresolved": (data) => (isKnown(data) ? percent(data.rate.unresolved) : "–"),
   "loss at alpha = 0": (data) => show(data.median[data.alphas.indexOf(0)]),
 };
+const isKnown = (data) => Number.isFinite(number(data.median[data.alphas.indexOf(0)]));
 const MOST_WITH_DIRECTIONS = 3; // runs; more of them hide each other
 
 export class FamilyCard extends Card {
