@@ -185,8 +185,15 @@ class Monitor(Named):
             )
         if not (left_out["probe"] or self.budget.spent["probe"]):
             rank_zero_info(
-                f"{self.title}: no probe was due, the fit was shorter than {self.schedule}."
+                f"{self.title}: no probe was due, the fit was shorter than {self.schedule}"
+                f"{self._steps_counted()}."
             )
+
+    def _steps_counted(self) -> str:
+        """Say what counts as a step: with several optimizers `global_step` is larger."""
+        if self.schedule.every_n_steps is None:
+            return ""
+        return f" ({self.n_steps} so far: batches on which an optimizer stepped, each counted once)"
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the page of the run, after the last probe of every monitor; the first one does."""
@@ -207,8 +214,10 @@ class Monitor(Named):
         return answer_cost(budget.total(), budget.overhead(), budget.share)
 
     def _write_page(self, trainer: Any) -> None:
-        page = self.output(trainer, self.n_steps).page
-        self.guarded(page, "Writing the page", spends="figures")
+        output = self.output(trainer, self.n_steps)
+        self.guarded(output.page, "Writing the page", spends="figures")
+        if self.verbose and self.budget.spent["probe"]:
+            output.say_if_lost()
 
     def skipped(self, outputs: Any) -> bool:
         """Return whether the step gave no loss for the batch that just ended."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 import lightning_landscape.reporting.board as board
-from lightning_landscape._lightning import rank_zero_warn
+from lightning_landscape._lightning import rank_zero_info, rank_zero_warn
 from lightning_landscape.reporting.arrays import npz_content
 from lightning_landscape.reporting.files import folder_of_run, name_of_run, write_into
 from lightning_landscape.reporting.html import page
@@ -193,6 +193,16 @@ class Output:
         for logger in self._loggers:
             with self._forgiving(logger):
                 _attach(logger, f"{PLUGIN}/report", content)
+
+    def say_if_lost(self) -> None:
+        """Say once that nothing was written, if there is no logger."""
+        if self.trainer.loggers or not self.warn_once.first("no logger"):
+            return
+        rank_zero_info(
+            "The Trainer has no logger: no page, figures or `.npz` files of the monitors were "
+            "written, and their last numbers are in `trainer.callback_metrics` alone. To keep them "
+            "use Trainer(logger=True), the default, or a logger of your own."
+        )
 
     def _write(self, name: str, content: Callable[[], bytes]) -> None:
         folder = None

@@ -5,12 +5,13 @@ import re
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_swa_control import Validated, data
+from torch import nn
 from torch.utils.data import DataLoader
-from toys import QUIET
+from toys import QUIET, Samples
 
 from lightning_landscape import SWA, AsymmetryMonitor, GradientBreakdownMonitor
 
@@ -93,6 +94,61 @@ def test_an_average_that_no_monitor_follows_speaks_for_itself(said):
 def test_without_verbose_nothing_is_answered(said, silent):
     text = said(silent())
     assert not any(question in text for question in QUESTIONS)
+
+
+def test_that_nothing_was_written_without_a_logger_is_said_once(said):
+    text = said(
+        AsymmetryMonitor(n_batches=3, every_n_epochs=4), GradientBreakdownMonitor(every_n_steps=8)
+    )
+    assert text.count("The Trainer has no logger: no page, figures or `.npz` files") == 1
+    assert "use Trainer(logger=True)" in text
+
+
+@pytest.mark.parametrize(
+    "options", [{"verbose": False}, {"every_n_epochs": 40, "max_overhead": 1e-9}]
+)
+def test_who_is_silent_or_has_measured_nothing_says_nothing_of_files(options, said):
+    assert "no logger" not in said(GradientBreakdownMonitor(**options))
+
+
+def test_with_a_logger_nothing_is_lost(tmp_path, caplog):
+    logger = TensorBoardLogger(tmp_path)
+    trainer = Trainer(
+        max_epochs=1, callbacks=[GradientBreakdownMonitor()], **{**QUIET, "logger": logger}
+    )
+    with caplog.at_level(logging.INFO):
+        train, val = DataLoader(data(48), batch_size=8), DataLoader(data(50), batch_size=10)
+        trainer.fit(OneMetric(), train, val)
+    assert "no logger" not in caplog.text
+    assert list(tmp_path.rglob("report.html"))
+
+
+class TwoOptimizers(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.a, self.b = nn.Linear(8, 1), nn.Linear(8, 1)
+
+    def training_step(self, batch, batch_idx):
+        for net, optimizer in zip((self.a, self.b), self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(net(batch["x"]).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(net.parameters(), lr=0.01) for net in (self.a, self.b)]
+
+
+def test_a_batch_on_which_two_optimizers_step_is_one_step(caplog):
+    monitor = GradientBreakdownMonitor(
+        every_n_steps=7, loss_fn=lambda module, batch: module.a(batch["x"]).square().mean()
+    )
+    trainer = Trainer(max_steps=10, callbacks=[monitor], **QUIET)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(TwoOptimizers(), DataLoader(Samples(), batch_size=4))
+    assert trainer.global_step == 10
+    said = "shorter than every 7 steps (5 so far: batches on which an optimizer stepped, each"
+    assert said in caplog.text
 
 
 def test_the_cost_in_a_summary_is_that_of_the_fit_however_late_it_is_asked(said):
