@@ -60,23 +60,23 @@ def analyze(
         module: A LightningModule, or any module when `loss_fn` is given.
         batches: Training batches as a dataloader yields them; copied.
         validation: Validation batches, measured beside them.
-        at: Weights to stand at, such as those of a checkpoint; the module's own by default.
-        toward: Weights to draw a line to, such as an average.
-        families: How directions are sampled, see `sample_direction`; none for the line alone. A
-            family whose `norm` group is empty is left out. `"hessian"` is the sharpest direction,
-            the top eigenvector of the Hessian, with the norm of the weights; it needs scipy, and 20
-            to 60 passes forward and backward more.
-        n_directions: Directions a family.
-        n_points: Alphas a direction; 4 k + 1.
-        radius: How far to walk, in units of `normalize`.
-        normalize: How long directions are, see `sample_direction`.
+        at: The weights at `alpha = 0`, such as those of a checkpoint; the module's own by default.
+        toward: The weights at the other end of a line, such as an average.
+        families: How directions are sampled, see `sample_direction`; an empty list measures the
+            line alone. A family with a `norm` group that is empty is left out. `"hessian"` is the
+            sharpest direction, the top eigenvector of the Hessian, with the norm of the weights; it
+            needs scipy, and 20 to 60 passes forward and backward more.
+        n_directions: Directions per family.
+        n_points: Alphas per direction; 4 k + 1.
+        radius: The largest alpha, in the unit of `normalize`.
+        normalize: The length of the directions, see `sample_direction`.
         mode: How the network is run, see `probing`.
-        loss_fn: `loss_fn(module, batch)` in the place of `training_step`.
-        trainer: Whose precision the steps run in; the one the module is attached to by default.
+        loss_fn: `loss_fn(module, batch)` instead of `training_step`.
+        trainer: The steps run in its precision; the one the module is attached to by default.
         seed: Seed of the directions and of the random numbers inside evaluations.
         breakdown: Whether to measure how much the gradient changes along itself.
-        progress: Whether to say the cost, and show a progress bar with the time left where the
-            standard error stream is a terminal.
+        progress: Whether to print the cost, and a progress bar with the time left if standard error
+            is a terminal.
 
     Returns:
         The report.
@@ -147,13 +147,13 @@ def _surveys(
 
 
 def measure_line(objective: Objective, toward: Params, is_validation: Sequence[bool] = ()) -> Line:
-    """Evaluate the line from where an objective stands (`t = 0`) to other weights (`t = 1`).
+    """Evaluate the line from an objective's point (`t = 0`) to other weights (`t = 1`).
 
     Costs 31 evaluations.
 
     Args:
-        objective: What to evaluate.
-        toward: Where the line leads to.
+        objective: The objective.
+        toward: The weights at the end of the line.
         is_validation: Which batches of the objective are validation batches; none by default.
 
     Raises:

@@ -15,20 +15,20 @@ from lightning_landscape.params import Params
 
 
 def load_weights(path: str | Path, module: nn.Module, *, weights_only: bool = True) -> Params:
-    """Return the parameters that a checkpoint holds for a module, by name; the module stays as is.
+    """Return a checkpoint's parameters for a module, by name; the module does not change.
 
     Args:
         path: A checkpoint that Lightning wrote, or a file with a state dict. `"<path>:<name>"`
             is the average that `SWA(name=<name>)` saved in it.
-        module: The module whose parameters are looked for.
-        weights_only: Whether torch refuses everything but tensors and plain containers. False runs
-            code from the file: only for files that you trust.
+        module: The module with these parameters.
+        weights_only: Whether to refuse a file with objects other than tensors and plain data:
+            reading it can run any code. Use False only for files that you trust.
 
     Returns:
         A tensor per parameter of the module, on the CPU.
 
     Raises:
-        ValueError: If the file is missing, is no checkpoint, or is one of another architecture.
+        ValueError: If the file is missing, no checkpoint, or of another architecture.
 
     Example:
         >>> import tempfile

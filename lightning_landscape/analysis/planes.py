@@ -36,11 +36,11 @@ __all__ = ["Plane", "evaluate_plane"]
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Losses on a grid of a plane; the point they are around is `(0, 0)`.
+    """Losses on a grid of a plane through weight space; `(0, 0)` is the objective's point.
 
     Attributes:
-        alphas1: Where along the first direction, float64 `[n1]`, ascending.
-        alphas2: Where along the second, float64 `[n2]`, ascending.
+        alphas1: The coordinates along the first direction, float64 `[n1]`, ascending.
+        alphas2: The coordinates along the second, float64 `[n2]`, ascending.
         losses: The loss on each batch, float64 `[n1, n2, n_batches]`. Non-finite ones are kept.
         mode: How the network was run.
         distances: L2 norms of the two directions: what one unit of each alpha is in weight space.
@@ -93,8 +93,8 @@ class Plane:
         """Return what the viewer and the page show of it.
 
         Args:
-            points: Where the points that it goes through lie, by name.
-            name: What it is called.
+            points: Coordinates of the points that it goes through, by name.
+            name: The name of the plane.
         """
         data = {
             "alphas1": self.alphas1,
@@ -112,10 +112,10 @@ class Plane:
         return frame({"plane": [self.record()]})
 
     def summary(self, points: Mapping[str, Sequence[float]] | None = None) -> str:
-        """Say where the least loss of the grid lies, where the points are, and their own loss.
+        """Return in words where the least loss of the grid lies, and the points with their loss.
 
         Args:
-            points: Where the points lie, by name, in the order of `point_losses`.
+            points: Coordinates of the points, by name, in the order of `point_losses`.
         """
         mean = torch.where(self.mean.isfinite(), self.mean, math.inf)
         n1, n2 = mean.shape
@@ -173,19 +173,19 @@ def evaluate_plane(
     rows: str | Path | None = None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Plane:
-    """Evaluate the loss at every `params + alpha1 * d1 + alpha2 * d2`, a row an `alpha1`.
+    """Evaluate the loss at every `params + alpha1 * d1 + alpha2 * d2`, one row per `alpha1`.
 
     Costs `n1 * n2` evaluations.
 
     Args:
-        objective: What to evaluate, and the origin.
+        objective: The objective; its point is the origin.
         d1: The first direction.
-        d2: The second; orthogonal ones make a picture without shear.
-        alphas1: How far along the first, `[n1]`, ascending.
-        alphas2: How far along the second, `[n2]`, ascending.
+        d2: The second; if it is orthogonal to the first, the picture is not sheared.
+        alphas1: The coordinates along the first, `[n1]`, ascending.
+        alphas2: The coordinates along the second, `[n2]`, ascending.
         rows: A folder to keep finished rows in. A later call with the same plane goes on from
-            there, so that what was killed loses at most one row.
-        advance: Is told how many evaluations were made, after each row.
+            there, so that an interrupt loses at most one row.
+        advance: Called after each row with the number of its evaluations.
 
     Returns:
         The losses.
@@ -231,16 +231,16 @@ def measure_plane(
         module: A LightningModule, or any module when `loss_fn` is given.
         batches: Batches as a dataloader yields them; copied. The same on every process.
         points: Three sets of weights; the first is the origin.
-        n: Points a side.
+        n: Points per side.
         rows: A folder to keep finished rows in, see `evaluate_plane`.
         mode: How the network is run, see `probing`.
-        loss_fn: `loss_fn(module, batch)` in the place of `training_step`.
-        trainer: Whose precision the steps run in.
+        loss_fn: `loss_fn(module, batch)` instead of `training_step`.
+        trainer: The steps run in its precision.
         seed: Seed of the random numbers inside evaluations.
-        progress: Whether to say the cost, and show a progress bar where there is a terminal.
+        progress: Whether to print the cost, and a progress bar if standard error is a terminal.
 
     Returns:
-        The plane, and its basis with the places of the three points.
+        The plane, and its basis with the coordinates of the three points.
 
     Raises:
         ValueError: If the points lie on one line or are of another architecture, or `n` is below 2.

@@ -17,15 +17,14 @@ from lightning_landscape.objective import Objective
 def progress_bar(
     objective: ModuleObjective, n_evaluations: int, n_batches: int, unit: str, *, shown: bool
 ) -> tqdm[Any]:
-    """Say what a measurement will cost, and return a bar; its `update` counts evaluations.
+    """Print what a measurement will cost, and return a bar; its `update` counts evaluations.
 
     Args:
         objective: What will be evaluated.
         n_evaluations: How often.
         n_batches: Forward passes in each of them.
-        unit: What is being measured, for people.
-        shown: Whether to say the cost, and show the bar where the standard error stream is a
-            terminal.
+        unit: The name of what is measured.
+        shown: Whether to print the cost, and the bar if standard error is a terminal.
     """
     if shown:
         objective.prepare()

@@ -75,13 +75,13 @@ class Report:
     Attributes:
         families: What each family of random directions showed, by name.
         line: The line to other weights, if `toward` was given.
-        breakdown: How much the gradient changes along itself, if it was asked for.
+        breakdown: How much the gradient changes along itself, with `breakdown=True`.
         module: The class of the module.
         mode: How the network was run.
         seed: Seed of the directions and of the random numbers inside evaluations.
-        normalize: How long directions are.
+        normalize: The length of the directions, see `sample_direction`.
         n_evaluations: Passes over all the batches that were made.
-        seconds: What they took, with everything around them.
+        seconds: Seconds that the measurements took, without copying the batches.
     """
 
     families: dict[str, Survey]
@@ -95,7 +95,7 @@ class Report:
     seconds: float = 0.0
 
     def summary(self) -> str:
-        """Say in words what was measured, with intervals, and "no verdict" where there is none."""
+        """Return in words what was measured, with intervals; "no verdict" where there is none."""
         lines = [f"{self.module}, {self._head()}"]
         if self.families:
             lines.append(describe_surveys(self.families))
@@ -112,7 +112,7 @@ class Report:
         return "\n".join(lines)
 
     def figures(self) -> dict[str, Figure]:
-        """Return a figure a family, by its name, and those of the line and the breakdown."""
+        """Return one figure per family, by name, and those of the line and the breakdown."""
         figures = {name: plot_survey(found) for name, found in self.families.items()}
         if self.line:
             figures["line"] = plot_line(*_slices_of(self.line))
@@ -132,7 +132,7 @@ class Report:
         return [Record(kind, name, 0, data) for kind, name, data in kinds]
 
     def to_html(self, path: str | Path) -> None:
-        """Write one page for the browser, readable without JavaScript; it asks nobody for anything.
+        """Write one page for the browser that works without JavaScript and without a network.
 
         Raises:
             OSError: If the file cannot be written.

@@ -56,7 +56,7 @@ def check_inputs(
         module: A module with the parameters that the families name.
         batches: Training batches.
         validation: Validation batches, or None.
-        families: Such as `check_settings` returns.
+        families: The families that `check_settings` returns.
         weights: `Params` or None, by argument.
 
     Raises:

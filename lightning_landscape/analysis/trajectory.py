@@ -20,8 +20,8 @@ class Trajectory:
     """Sets of weights, projected onto a plane.
 
     Attributes:
-        points: Where they lie on the plane, float64 `[n, 2]`, in L2 distance.
-        distances: How far off the plane they are (L2), float64 `[n]`.
+        points: Their coordinates on the plane, float64 `[n, 2]`, in L2 distance.
+        distances: Their L2 distance from the plane, float64 `[n]`.
         shown: Share of the distance from the plane's origin that the plane shows, float64 `[n]`, in
             [0, 1]: where it is small the picture says little about these weights; nan at the
             origin.
@@ -65,7 +65,8 @@ def project_trajectory(basis: PlaneBasis, weights: Sequence[Params]) -> Trajecto
 def layer_sign_agreement(a: Params, b: Params) -> dict[str, float]:
     """Return the share of the weights that have the same sign in two sets, layer by layer.
 
-    Two networks whose signs agree can mostly be interpolated (Li et al. 2024). Costs no evaluation.
+    Networks with equal signs are often linearly connected: the loss stays low between them (Li et
+    al. 2024). Costs no evaluation.
 
     Raises:
         ValueError: If the two share no name, or a shared name has two shapes.

@@ -52,19 +52,19 @@ class Analyzes:
         Args:
             model: The module.
             datamodule: Its data; without one the loaders of the module are used.
-            ckpt_path: The checkpoint to stand at; without one the initial weights.
+            ckpt_path: The checkpoint with the weights; without one the initial weights.
             weights_only: Whether torch refuses everything but tensors in a checkpoint.
             toward: A second checkpoint to measure the line to, or ``CKPT:swa``, its average.
             families: How random directions are sampled.
-            n_directions: Directions a family.
-            n_points: Points a direction, 4 k + 1.
-            radius: How far to walk, relative to the weights.
-            normalize: How long directions are.
+            n_directions: Directions per family.
+            n_points: Points per direction, 4 k + 1.
+            radius: The largest alpha, in the unit of ``normalize``.
+            normalize: The length of the directions.
             mode: How the network is run.
             n_batches: Batches of the training and of the validation data to measure on.
             breakdown: Whether to measure how much the gradient changes along itself.
             seed: Seed of the directions.
-            json: Whether to print all numbers as JSON in the place of the words.
+            json: Whether to print all numbers as JSON instead of the words.
             html: A file to write a page for the browser to.
             save: A file to write all numbers to.
             figures: A folder to write PNG figures to.
@@ -104,9 +104,9 @@ def _one_sentence() -> Iterator[None]:
 class LandscapeCLI(_CLI):
     """A LightningCLI with the verb `analyze` beside `fit`, `validate`, `test` and `predict`.
 
-    In the place of `LightningCLI(MyModule, MyData)` in a script of one's own:
-    `python main.py analyze --config <the one that fit saved> --ckpt_path last.ckpt`. Takes what
-    `LightningCLI` takes.
+    Use it in your script instead of `LightningCLI(MyModule, MyData)`, then run
+    `python main.py analyze --config <the one that fit saved> --ckpt_path last.ckpt`. It takes the
+    arguments of `LightningCLI`.
 
     Raises:
         TypeError: If `trainer_class` is no class.
@@ -123,7 +123,7 @@ class LandscapeCLI(_CLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the verbs, and the arguments of each that are no options."""
+        """Return the verbs, and the arguments of each that the command line does not take."""
         return {**_CLI.subcommands(), "analyze": {"model", "datamodule"}}
 
     def parse_arguments(self, parser: Any, args: Any) -> None:

@@ -35,11 +35,11 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, objective: Objective, params: Params | None = None) -> Start:
-        """Evaluate the gradient where an objective stands.
+        """Evaluate the gradient at an objective's point.
 
         Args:
             objective: The objective.
-            params: The weights it stands at, if they are at hand: an objective may copy its own.
+            params: The weights at its point, if they are at hand: an objective may copy its own.
         """
         losses, gradient = objective.gradient()
         params = objective.params if params is None else params
