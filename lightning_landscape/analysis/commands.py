@@ -50,6 +50,11 @@ def run_line(options: argparse.Namespace, rest: Sequence[str]) -> None:
     *starts, options.toward = options.ckpt
     if not starts:
         raise ValueError("`line` needs two checkpoints or more. Got one: add CKPT:swa.")
+    if starts == [options.toward]:
+        raise ValueError(
+            f"`line` needs two different checkpoints. Got {options.toward} twice: for its average "
+            "write CKPT:swa."
+        )
     if len(starts) == 1:
         _measure_one(options, rest, families=())
     else:

@@ -221,6 +221,7 @@ def test_several_checkpoints_have_a_line_each_to_the_last(checkpoint, project, c
 
 BAD = {
     "one checkpoint": (["line", "{ckpt}"], "needs two checkpoints or more"),
+    "twice": (["line", "{ckpt}", "{ckpt}"], "needs two different checkpoints. Got"),
     "no such file": (["analyze", "none.ckpt"], "must be a checkpoint file. There is no such file"),
     "another architecture": (["line", "{ckpt}", "{wide}"], "checkpoint of another architecture"),
     "no average": (["line", "{ckpt}", "{ckpt}:late"], "must name an average"),
