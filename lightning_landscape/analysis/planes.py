@@ -62,7 +62,7 @@ class Plane:
 
     @property
     def n_nonfinite(self) -> int:
-        """How many of the losses are infinite or not a number."""
+        """Number of losses that are infinite or not a number."""
         return int((~self.losses.isfinite()).sum())
 
     def to_dict(self) -> dict[str, object]:

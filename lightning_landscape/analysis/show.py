@@ -173,7 +173,7 @@ def last_words(records: list[Record]) -> str:
 
 
 def table(columns: dict[str, dict[str, list[float]]]) -> str:
-    """Return numbers of several runs as a table, a row a number.
+    """Return numbers of several runs as a table, one row per number.
 
     Example:
         >>> print(table({"a": {"area": [0.5, 0.25, 1.0]}, "b": {"area": [0.0]}}))

@@ -38,7 +38,7 @@ class LandscapeProbe:
 
     Attributes:
         step: The training step.
-        surveys: What was found of each family.
+        surveys: The survey of each family.
         line: The line to the average: `[train]`, `[train, validation]`, or empty.
     """
 
@@ -101,7 +101,7 @@ def plot_probe(
     """Plot the slices of each family and their history, and the line.
 
     Args:
-        output: Where the figures go.
+        output: The output for the figures.
         probe: What was found.
         history: What was found so far, with this probe.
         alphas: The grid of the slices.

@@ -45,7 +45,7 @@ class WeightAverage:
             number of sets so far that returns the new average.
         decay: Weight of the past in an exponential moving average.
         window: How many sets `"latest"` keeps. With their mean it holds one copy more.
-        device: Where the average lives; beside the weights if None.
+        device: The device of the average; that of the weights if None.
         who: The owner of the average, for warnings.
         loss_fn: Runs a batch to estimate statistics on, where `training_step` cannot.
 

@@ -80,12 +80,12 @@ class Monitor(Named):
 
     @property
     def state_key(self) -> str:
-        """What the state goes by in a checkpoint; one for each name."""
+        """The key of the state in a checkpoint; one for each name."""
         return f"{type(self).__name__}(name={self.name!r})"
 
     @property
     def title(self) -> str:
-        """What it is called in messages: with its name if it was given one."""
+        """The name of the monitor in messages: with `name` if it was given one."""
         return type(self).__name__ if self.name == self.default_name else self.state_key
 
     @property

@@ -95,7 +95,7 @@ class KeptBatches:
         Args:
             measure: Measures on batches; fails on all ranks if it does on one.
             kept: The batches of every rank.
-            tell: Is told the failure, once validation batches are left out.
+            tell: Called with the failure, once validation batches are left out.
         """
         try:
             return measure(kept)

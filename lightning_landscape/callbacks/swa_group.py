@@ -47,7 +47,7 @@ class Outcome:
 
         Args:
             name: The name of the average's callback.
-            trainer: Who has the metrics of the current weights.
+            trainer: The trainer with the metrics of the current weights.
         """
         has_batch_norm = bool(batch_norms(trainer.lightning_module))
         found, control, current = self.averages[name], self.control, trainer.callback_metrics
@@ -219,7 +219,7 @@ def may_be_last(trainer: Any, seconds: float) -> bool:
 
     Args:
         trainer: In a validation.
-        seconds: How long ago the last validation was.
+        seconds: Seconds since the last validation.
     """
     if trainer.should_stop:
         return True

@@ -39,12 +39,12 @@ class Progress:
         first_epoch: The first epoch that may be averaged.
         first_step: And the first step, counted from 1.
         last_epoch: The last epoch whose end was averaged.
-        n_before: How many sets were averaged before this fit.
-        n_saved: How many were averaged in the last checkpoint.
+        n_before: Number of sets averaged before this fit.
+        n_saved: Number of sets averaged in the last checkpoint.
         is_watched: Whether a monitor measures the line to the average.
         outcome: What a validation found that has not ended yet.
         splits: How the average's metrics differed in the last validation.
-        splits_at: How many sets were averaged then, and the training step.
+        splits_at: Number of sets averaged then, and the training step.
         is_saving: Whether a checkpoint is being written.
     """
 
@@ -90,12 +90,12 @@ class SWAHooks(Named):
 
     @property
     def state_key(self) -> str:
-        """What the state goes by in a checkpoint; one for each name."""
+        """The key of the state in a checkpoint; one for each name."""
         return state_key(self.name)
 
     @property
     def n_averaged(self) -> int:
-        """How many sets of weights were averaged."""
+        """Number of sets of weights that were averaged."""
         return self.averaging.n_averaged
 
     def update(self, module: nn.Module) -> None:

@@ -39,7 +39,7 @@ DEFAULT_ETAS: dict[str, tuple[float, ...]] = {
     "random": _RELATIVE,
     "update": (0.25, 0.5, 1.0, 2.0, 4.0),
 }
-"""Where to measure along the named directions: relative steps, or shares of the step taken."""
+"""The steps along the named directions: relative steps, or fractions of the step taken."""
 
 _DEAD = 1e-8  # relative to the largest gradient of a layer; below it there is only rounding
 

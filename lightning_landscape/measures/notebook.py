@@ -83,7 +83,7 @@ def breakdown_chart(
     """Return the chart of a breakdown; the legend names the six layers that change most.
 
     Args:
-        etas: How far along the direction.
+        etas: The steps along the direction.
         rows: The breakdown of each layer at each eta, by name.
         model: What deep relative trust says of them.
     """

@@ -64,7 +64,7 @@ class Slice:
 
     @property
     def n_nonfinite(self) -> int:
-        """How many of the losses are infinite or not a number."""
+        """Number of losses that are infinite or not a number."""
         return int((~self.losses.isfinite()).sum())
 
     @property

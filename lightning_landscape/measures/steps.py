@@ -161,11 +161,12 @@ def optimizer_steps(
     before: Params,
     after: Params,
 ) -> dict[str, Update]:
-    """Return the step of each optimizer, of its own parameters, by what it is called in tags.
+    """Return the step of each optimizer, of its own parameters, by its name in tags.
 
     Args:
-        optimizers: Who made the steps; one that has none of the parameters is left out. Where all
-            have none, as with optimizers that step in the backward pass, all moved as one.
+        optimizers: The optimizers that made the steps; one that has none of the parameters is left
+            out. Where all have none, as with optimizers that step in the backward pass, all moved
+            as one.
         parameters: The parameters, by name.
         before: The weights before the step; names it lacks do not move.
         after: The weights after it.

@@ -73,7 +73,7 @@ def plot_history(
     """Plot how the median slice changes while training goes on: alpha against training step.
 
     Args:
-        family: What the directions are called.
+        family: The name of the directions.
         steps: The training step of each probe.
         alphas: The grid, `[n_points]`.
         rises: The median over directions of `L(alpha) - L(0)`, `[n_probes, n_points]`.

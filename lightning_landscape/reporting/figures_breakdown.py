@@ -28,7 +28,7 @@ def plot_breakdown(
     """Plot how much each layer's gradient changes along a direction, beside what the model says.
 
     Args:
-        direction: What the direction is called; `"update"`, and names that end in `/update`, get a
+        direction: The name of the direction; `"update"`, and names that end in `/update`, get a
             mark at the step taken.
         found: What was measured.
         mode: How the network was run.
@@ -73,11 +73,11 @@ def plot_breakdown_history(
     """Plot how each layer's breakdown changes while training goes on: layers x training steps.
 
     Args:
-        direction: What the direction is called.
+        direction: The name of the direction.
         steps: The training step of each probe.
         layers: The layers, the first on top.
         values: The breakdown, `[n_probes, n_layers]`; nan where a layer had no gradient.
-        eta: How far along the direction it was measured.
+        eta: The step along the direction at which it was measured.
 
     Returns:
         A figure. The colour scale ends at powers of ten, so that runs can be compared.

@@ -99,7 +99,7 @@ def probe_data(
     Args:
         surveys: What was found, by family.
         line: The line on train batches, then on validation batches; empty without.
-        line_name: What the line is called.
+        line_name: The name of the line.
     """
     for family, found in surveys.items():
         yield "family", family, family_data(found)
