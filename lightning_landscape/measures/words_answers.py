@@ -132,19 +132,22 @@ def answer_cost(seconds: float, overhead: float, limit: float | None) -> str:
     Args:
         seconds: The time that was spent.
         overhead: The same as a share of the time of the fit until now.
-        limit: The share that probes may take, besides the last one; None for no limit.
+        limit: The share that probes may take, the last one left out; None for no limit.
 
     Example:
         >>> answer_cost(3.42, 0.048, 0.05)
         'What did this cost? 3.42 s, 5 % of the fit.'
         >>> answer_cost(3.42, 0.17, 0.025)
-        'What did this cost? 3.42 s, 17 % of the fit: the last probe comes on top of the limit of \
-2.5 %.'
+        'What did this cost? 3.42 s, 17 % of the fit (the limit of 2.5 % is without the last \
+probe, its figures and the page).'
     """
     took = f"What did this cost? {number(seconds)} s, {share(overhead)} of the fit"
     if limit is None or overhead <= limit:
         return f"{took}."
-    return f"{took}: the last probe comes on top of the limit of {100 * limit:.3g} %."
+    return (
+        f"{took} (the limit of {100 * limit:.3g} % is without the last probe, its figures and the "
+        "page)."
+    )
 
 
 def _answers(words: Mapping[str, str], verdicts: Mapping[str, str]) -> str:

@@ -155,4 +155,6 @@ def test_the_cost_is_in_seconds_and_as_a_share_of_the_fit():
     assert answer_cost(12.0, 0.25, None) == "What did this cost? 12 s, 25 % of the fit."
     assert answer_cost(12.0, 0.25, 0.25) == "What did this cost? 12 s, 25 % of the fit."
     beyond = answer_cost(12.0, 0.25, 0.05)
-    assert beyond.endswith("25 % of the fit: the last probe comes on top of the limit of 5 %.")
+    assert beyond.endswith(
+        "25 % of the fit (the limit of 5 % is without the last probe, its figures and the page)."
+    )
