@@ -45,10 +45,10 @@ def check_parameters(params: Any) -> None:
 
 def checked_rate(lr: float) -> float:
     """Return a rate; warn of one that is no fraction: what is out of range is refused later."""
-    if is_number(lr) and lr >= 1:
+    if is_number(lr) and lr > 1:
         warnings.warn(
             f"`lr` is a relative step, a fraction of the norm of each tensor. Got {lr!r}, with "
-            "which a step is as long as the weights, or longer: try 0.01.",
+            "which a step is longer than the weights: try 0.01.",
             stacklevel=3,
         )
     return lr
