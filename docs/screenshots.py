@@ -124,7 +124,7 @@ def take(folder: Path, place: Path, report: Path) -> None:
     with tensorboard(folder) as address, Browser(1280, 2800) as browser:
         browser.open_tab(address)
         _annotate(browser)
-        browser.save(place / "readme.png", {"x": 0, "y": 0, "width": 1280, "height": 822})
+        browser.save(place / "readme.png", {"x": 0, "y": 0, "width": 1280, "height": 920})
         browser.open_tab(address)
         for name, title in _CARDS.items():
             card = _card(browser, title)
@@ -165,22 +165,22 @@ def _annotate(browser: Browser) -> None:
     chips = browser.wait(".chip", 5)
     line, step = _card(browser, "Line to the average"), _card(browser, "Gradient breakdown: update")
     plots = [card.find_element("css selector", ".u-over") for card in (line, step)]
-    cost = browser.wait(".glance > p, .glance .note")[0]
+    cost = browser.wait(".glance .note")[0]
     notes = (
         (browser.wait(".time input")[0], "One slider over the whole training, for all charts",
-         (860, 92, 380), (0.9, 0.6)),
-        (chips[0], "Averaging would help now: validation loss lower by this much, "
-         "± one standard error", (860, 146, 380), (0.99, 0.5)),
+         (880, 76, 360), (0.9, 0.6)),
+        (chips[0], "Averaging would help now: validation loss lower by this much, with an interval",
+         (1005, 120, 235), (0.99, 0.5)),
         (chips[3], "Where the numbers do not carry an answer it says so, and why",
-         (860, 218, 380), (0.99, 0.5)),
-        (chips[4], "Normalisation layers: one side of the valley is far steeper, with a 95 % "
-         "interval", (860, 290, 380), (0.99, 0.5)),
+         (930, 203, 310), (0.99, 0.5)),
+        (chips[4], "Normalisation layers: one side of the valley is far steeper",
+         (930, 263, 310), (0.99, 0.5)),
         (cost, "Asked for every third epoch here; by default probes take at most 5 %",
-         (545, 312, 275), (0.4, 0.5)),
+         (600, 386, 520), (0.39, 0.5)),
         (plots[0], "The weights you train, and their average: the least validation loss (dashed) "
-         "lies beyond", (384, 540, 238), (0.63, 0.96)),
+         "lies beyond", (384, 610, 238), (0.63, 0.96)),
         (plots[1], "How much the gradient of each layer changed over the step just taken",
-         (730, 480, 270), (0.47, 0.36)),
+         (740, 578, 270), (0.47, 0.36)),
     )  # fmt: skip
     for target, text, place, at in notes:
         browser.note(target, text, place, at)
