@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ def check_inputs(
 def _check_batches(name: str, batches: Any) -> None:
     """Raise unless it can be a sequence of batches, which all have one form."""
     way_out = f"for a single one use {name}=[batch]."
-    if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
+    iterates = any(hasattr(type(batches), name) for name in ("__iter__", "__getitem__"))
+    if isinstance(batches, (str, bytes, Mapping)) or not iterates:
         raise ValueError(
             f"`{name}` must be batches, as a dataloader yields them. Got {_kind(batches)}: "
             f"{way_out}"

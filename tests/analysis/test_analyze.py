@@ -60,6 +60,17 @@ def test_families_are_those_of_survey_bit_for_bit(net, batches):
         assert found.rate == expected[name].rate
 
 
+def test_batches_may_be_anything_that_can_be_iterated_over(net, batches):
+    class ByIndex:
+        def __getitem__(self, i):
+            return batches[i]
+
+    listed = analyze(net, batches, **FEW).families["gaussian"].slices[0].losses
+    for others in (ByIndex(), iter(batches), torch.stack(batches)):
+        found = analyze(net, others, **FEW).families["gaussian"].slices[0].losses
+        assert torch.equal(found, listed)
+
+
 def test_validation_batches_are_told_apart(net, batches):
     report = analyze(net, batches[:2], validation=batches[2:], **FEW)
     alone = analyze(net, batches[:2], **FEW)
