@@ -173,7 +173,7 @@ class GradientBreakdownMonitor(Monitor):
 
     @property
     def history(self) -> dict[str, list[tuple[int, dict[str, float]]]]:
-        """For each direction: the step of every probe and the breakdown of each layer."""
+        """The step of every probe and the breakdown of each layer, by direction."""
         return self._history.breakdown
 
     def forget(self) -> None:
