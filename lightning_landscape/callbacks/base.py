@@ -20,7 +20,7 @@ from lightning_landscape.callbacks.budget import (
     describe_cost,
     short,
 )
-from lightning_landscape.callbacks.named import Named
+from lightning_landscape.callbacks.named import Named, ended_by_hand
 from lightning_landscape.checks import check_bool, check_choice, check_share, check_whole
 from lightning_landscape.engine.batches import KeptBatch
 from lightning_landscape.engine.guards import describe_error
@@ -203,8 +203,7 @@ class Monitor(Named):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Tell what was measured, and write the page, if a person has ended the fit."""
         super().on_exception(trainer, pl_module, exception)
-        ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
-        if ended and self.last:
+        if ended_by_hand(trainer, exception) and self.last:
             self.tell()
             self._write_page(trainer)
 

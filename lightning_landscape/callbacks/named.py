@@ -142,3 +142,8 @@ class Named(BeforeSteps):
     def output(self, trainer: Any, step: int, **options: Any) -> Output:
         """Return where the results of one probe go."""
         return Output(trainer, self.name, step, self._warn_once, self._run_records, **options)
+
+
+def ended_by_hand(trainer: Any, exception: BaseException) -> bool:
+    """Return whether a person has ended a fit."""
+    return isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"

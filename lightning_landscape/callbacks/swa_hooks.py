@@ -18,7 +18,7 @@ from lightning_landscape._lightning import (
     validation_loader,
 )
 from lightning_landscape.callbacks.average import WeightAverage
-from lightning_landscape.callbacks.named import Named
+from lightning_landscape.callbacks.named import Named, ended_by_hand
 from lightning_landscape.callbacks.swa_files import save_average, state_key
 from lightning_landscape.callbacks.swa_group import Outcome, SWAGroup
 from lightning_landscape.callbacks.swa_settings import refuse_impatience, resolved_start
@@ -97,6 +97,11 @@ class SWAHooks(Named):
     def n_averaged(self) -> int:
         """Number of sets of weights that were averaged."""
         return self.averaging.n_averaged
+
+    @property
+    def _has_averaged(self) -> bool:
+        """Whether anything was averaged in this fit."""
+        return self.n_averaged > self._progress.n_before
 
     def update(self, module: nn.Module) -> None:
         """Take the module's present weights into the average."""
@@ -209,16 +214,17 @@ class SWAHooks(Named):
                 "trained weights are as they are. Start earlier, or train longer."
             )
         self._finish(trainer, pl_module)
-        if self.apply_at_end and self.n_averaged > self._progress.n_before:
+        if self.apply_at_end and self._has_averaged:
             self._guarded(lambda: self.averaging.apply_to(pl_module))
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Say what the average does, and that it is on no disk: all checkpoints are written now."""
         progress = self._progress
-        averaged = self.n_averaged > progress.n_before
-        if averaged and not progress.is_watched:
+        if not self._has_averaged:
+            return
+        if not progress.is_watched:
             self.tell()
-        if averaged and self.n_averaged > progress.n_saved and not trainer.fast_dev_run:
+        if self.n_averaged > progress.n_saved and not trainer.fast_dev_run:
             rank_zero_info(
                 f"{self.state_key}: no checkpoint holds the final average. Save one now with "
                 "trainer.save_checkpoint(path), or train with SWA(save_at_end=True)."
@@ -226,12 +232,10 @@ class SWAHooks(Named):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Save the average if asked to, and say what it does, if a person has ended the fit."""
-        ended = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit"
-        if ended and n_ranks() == 1:
+        if ended_by_hand(trainer, exception) and n_ranks() == 1:
             self._finish(trainer, pl_module)
-            averaged = self.n_averaged > self._progress.n_before
-            found = [monitor.last for monitor in self._watchers(trainer)]
-            if averaged and found and not any(found):  # the monitors have nothing to tell
+            found = [getattr(one, "last", None) for one in self._watchers(trainer)]
+            if self._has_averaged and found and not any(found):  # they have nothing to tell
                 self.tell()
             self.on_fit_end(trainer, pl_module)
         super().on_exception(trainer, pl_module, exception)
@@ -283,14 +287,14 @@ class SWAHooks(Named):
         self._progress.splits_at = (self.n_averaged, logger_step(trainer))
 
     def _watchers(self, trainer: Any) -> list[Any]:
-        """Return the monitors that measure the line to this average."""
-        monitors = [callback for callback in trainer.callbacks if hasattr(callback, "swa")]
-        return [one for one in monitors if one.swa is self or one.swa == self.name]
+        """Return the callbacks that hold this average, as monitors of the line to it do."""
+        holders = [callback for callback in trainer.callbacks if hasattr(callback, "swa")]
+        return [one for one in holders if one.swa is self or one.swa == self.name]
 
     def _finish(self, trainer: Any, module: Any) -> None:
         """Bring the statistics of averages that are kept up to date, and save this average."""
         self._lead(lambda group: group.refresh(module))
-        if self.save_at_end and self.n_averaged > self._progress.n_before:
+        if self.save_at_end and self._has_averaged:
             self._guarded(lambda: self._save(trainer))
 
     def _save(self, trainer: Any) -> None:

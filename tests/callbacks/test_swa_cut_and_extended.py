@@ -67,6 +67,16 @@ def test_a_monitor_that_found_nothing_says_nothing_when_a_fit_is_ended(caplog):
     assert "measured nothing" not in caplog.text
 
 
+def test_a_callback_of_the_users_may_hold_the_average_of_an_ended_fit(caplog):
+    class Holds(Callback):
+        def __init__(self, swa):
+            self.swa = swa
+
+    with caplog.at_level(logging.INFO):
+        ended_by_hand(swa := SWA(start=0), Holds(swa))
+    assert caplog.text.count("has averaged 2 sets of weights") == 1
+
+
 def test_nothing_is_said_of_an_average_that_had_not_begun(tmp_path, caplog):
     swa = SWA(start=8, save_at_end=True)
     with caplog.at_level(logging.INFO):
