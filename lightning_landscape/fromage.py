@@ -89,7 +89,7 @@ def fromage(
             training is unknown, or if `monitor` or `total_steps` come without a `decay`.
 
     Warns:
-        UserWarning: If `lr` is 1 or more: each step is as long as the weights, or longer.
+        UserWarning: If `lr` is above 1: each step is longer than the weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import torch
 
-MEMORY = (
-    MemoryError,
-    torch.OutOfMemoryError,
-)  # never a reason to try another way
+MEMORY = (MemoryError, torch.OutOfMemoryError)  # never a reason to try another way
 
 _OURS = str(Path(__file__).parent.parent)
 _LIBRARIES = ("site-packages", "dist-packages")

@@ -79,16 +79,7 @@ class Changes:
 
 
 class Snapshot(SavedState):
-    """The state reachable from some objects, to be compared and restored.
-
-    Args:
-        roots: Modules or other objects, each with its name in messages.
-        hooks_only: Tensors of which only the hooks are saved.
-
-    Attributes:
-        given_up: What could not be read or restored, by name, and why.
-        outside: What is not searched, by name, and why.
-    """
+    """The state reachable from some objects, to be compared and restored; see `SavedState`."""
 
     def hide_iterators(self) -> None:
         """Make the iterators raise when they are used, until the changes are restored.
